@@ -1,0 +1,51 @@
+# Every target works on a fresh machine: what it needs is installed first. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTOS := $(wildcard protos/detflow/v1/*.proto)
+
+.PHONY: help setup demo up test check protos lock bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv and install everything from the lock file
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## train a small model on generated data, from nothing to its metrics
+	$(BIN)/detflow demo $(ARGS)
+
+up: $(READY)  ## run the whole stack on this machine until Ctrl-C
+	$(BIN)/detflow up $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## formatting, lint, types, import rules, proto rules, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+	bash tools/breaking.sh
+	bash tools/protos.sh --check
+
+protos: $(READY)  ## generate the stubs in detflow/v1 from protos/
+	bash tools/protos.sh
+
+lock: $(READY)  ## resolve pyproject.toml into requirements.lock again
+	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --output-file requirements.lock pyproject.toml
+
+bench: $(READY)  ## measure what docs/performance.md reports
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:  ## remove the environment and everything made by demo and up
+	rm -rf $(VENV) var
