@@ -1,0 +1,148 @@
+"""Postgres: a pool per service in a schema of its own, and plain-SQL migrations.
+
+Each `NNNN_name.sql` runs once, in order, in one transaction, under an advisory lock, so that replicas starting
+together don't collide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import asyncpg
+
+from detflow.errors import Unavailable
+
+if TYPE_CHECKING:
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+    Connection: TypeAlias = (
+        asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    )
+else:
+    Connection = asyncpg.Connection
+
+_SHARED_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 0x646574666C6F77  # "detflow"
+
+CONNECTION_ERRORS = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.AdminShutdownError,
+    asyncpg.exceptions.CrashShutdownError,
+    asyncpg.exceptions.CannotConnectNowError,
+    asyncpg.exceptions.TooManyConnectionsError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+)
+"""What asyncpg raises while Postgres is away, starting or stopping."""
+
+
+class Database:
+    """A pool of connections whose search path is one service's schema."""
+
+    def __init__(self, pool: Pool, url: str, schema: str) -> None:
+        self._pool = pool
+        self.url = url
+        self.schema = schema
+
+    @classmethod
+    async def connect(
+        cls, url: str, schema: str, *, min_size: int = 1, max_size: int = 10
+    ) -> Database:
+        """Opens the pool.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        try:
+            pool = await asyncpg.create_pool(
+                url,
+                min_size=min_size,
+                max_size=max_size,
+                timeout=10,
+                command_timeout=60,
+                server_settings={"search_path": schema, "application_name": f"detflow-{schema}"},
+            )
+        except CONNECTION_ERRORS as error:
+            raise Unavailable("cannot connect to Postgres; check DETFLOW_DATABASE_URL") from error
+        return cls(pool, url, schema)
+
+    async def close(self) -> None:
+        """Closes the pool at once; whatever still runs on it is rolled back."""
+        self._pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lends a connection without a transaction.
+
+        Raises:
+            Unavailable: Postgres is away.
+        """
+        with translate():
+            async with self._pool.acquire(timeout=10) as conn:
+                yield conn
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, isolation: Literal["read_committed", "repeatable_read", "serializable"] | None = None
+    ) -> AsyncIterator[Connection]:
+        """Lends a connection in a transaction that is committed at the end and rolled back on an error.
+
+        Raises:
+            Unavailable: Postgres is away. If it went away during the commit, the outcome is unknown: retry with the
+                same request id or event id.
+        """
+        async with self.connection() as conn, conn.transaction(isolation=isolation):
+            yield conn
+
+    async def listen(self) -> asyncpg.Connection[asyncpg.Record]:
+        """Opens a connection of its own, outside the pool, for LISTEN and session locks.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        with translate():
+            return await asyncpg.connect(
+                self.url,
+                timeout=10,
+                server_settings={
+                    "search_path": self.schema,
+                    "application_name": f"detflow-{self.schema}-listen",
+                },
+            )
+
+    async def migrate(self, folder: Path | None) -> None:
+        """Brings the schema up to date: the shared tables (outbox, inbox), then the service's own."""
+        async with self.connection() as conn:
+            await conn.execute("select pg_advisory_lock($1)", _MIGRATION_LOCK)
+            try:
+                await conn.execute(f'create schema if not exists "{self.schema}"')
+                await conn.execute(
+                    "create table if not exists migration (name text primary key,"
+                    " apply_time timestamptz not null default now())"
+                )
+                for source in [_SHARED_MIGRATIONS, *([folder] if folder else [])]:
+                    for path in sorted(source.glob("*.sql")):
+                        await self._apply(conn, f"{source.parent.name}/{path.name}", path)
+            finally:
+                await conn.execute("select pg_advisory_unlock($1)", _MIGRATION_LOCK)
+
+    @staticmethod
+    async def _apply(conn: Connection, name: str, path: Path) -> None:
+        async with conn.transaction():
+            if await conn.fetchval("select 1 from migration where name = $1", name):
+                return
+            await conn.execute(path.read_text())
+            await conn.execute("insert into migration (name) values ($1)", name)
+
+
+@contextlib.contextmanager
+def translate() -> contextlib._GeneratorContextManager[None]:  # type: ignore[misc]
+    """Turns the many ways of Postgres being away into Unavailable."""
+    try:
+        yield
+    except CONNECTION_ERRORS as error:
+        raise Unavailable("the database is away for the moment; retry") from error

@@ -1,0 +1,94 @@
+"""The settings of a process, read once from DETFLOW_* variables into one frozen object."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from detflow.errors import InvalidArgument
+
+BASE_PORT = 7100
+"""Port of the gateway; version, preprocess, trainer and metrics follow it in this order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a process is told from outside: `DETFLOW_` + the upper-case field name.
+
+    Attributes:
+        database_url: postgresql:// URL; each service uses the schema of its name in it.
+        nats_url: nats:// URL with its token, or several separated by commas.
+        store_url: Object store: file:///path, s3://bucket/prefix, gs://..., az://...
+        listen: host:port of the gRPC server; port 0 takes a free one.
+        http_listen: host:port of the gateway.
+        metrics_listen: host:port of the Prometheus endpoint of a gRPC service; empty for none.
+        version_address: gRPC address of the version service.
+        preprocess_address: gRPC address of the preprocess service.
+        trainer_address: gRPC address of the trainer service.
+        metrics_address: gRPC address of the metrics service.
+        data_dir: Scratch space: uploads under way, bundle cache, training work folders. Nothing in it is needed
+            after a restart.
+        executor: Where trainings run: local.
+        num_cpu_slots: Trainings that run at once on a machine without GPU.
+        preprocess_processes: Processes that decode and encode images; 0 means one per core.
+        max_upload_bytes: Largest archive that is accepted.
+        drain_seconds: How long running calls may go on after SIGTERM.
+        log_format: json or console.
+        log_level: debug, info, warning or error.
+    """
+
+    database_url: str = ""
+    nats_url: str = ""
+    store_url: str = ""
+    listen: str = "127.0.0.1:0"
+    http_listen: str = f"127.0.0.1:{BASE_PORT}"
+    metrics_listen: str = ""
+    version_address: str = f"127.0.0.1:{BASE_PORT + 1}"
+    preprocess_address: str = f"127.0.0.1:{BASE_PORT + 2}"
+    trainer_address: str = f"127.0.0.1:{BASE_PORT + 3}"
+    metrics_address: str = f"127.0.0.1:{BASE_PORT + 4}"
+    data_dir: Path = Path("/var/tmp/detflow")
+    executor: str = "local"
+    num_cpu_slots: int = 1
+    preprocess_processes: int = 0
+    max_upload_bytes: int = 1 << 40
+    drain_seconds: float = 10.0
+    log_format: str = "json"
+    log_level: str = "info"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Reads the settings.
+
+        Raises:
+            InvalidArgument: A variable has a value of the wrong type; the message names it.
+        """
+        values: dict[str, object] = {}
+        for field in dataclasses.fields(cls):
+            variable = f"DETFLOW_{field.name.upper()}"
+            if variable in environ:
+                values[field.name] = _parse(variable, environ[variable], type(field.default))
+        return cls(**values)  # type: ignore[arg-type]
+
+    def require(self, *names: str) -> None:
+        """Checks that settings without a default are there.
+
+        Raises:
+            InvalidArgument: One is missing; the message names the variables.
+        """
+        missing = [f"DETFLOW_{name.upper()}" for name in names if not getattr(self, name)]
+        if missing:
+            raise InvalidArgument(f"set {', '.join(missing)}", reason="MISSING_SETTING")
+
+
+def _parse(variable: str, text: str, kind: type) -> object:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"{variable} must be a {kind.__name__}, not {text!r}", reason="BAD_SETTING"
+        ) from error

@@ -1,0 +1,144 @@
+"""The object store: immutable objects, each known by key, size and SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.store import from_url
+
+from detflow.errors import DataLoss
+from detflow.v1.common_pb2 import StoredObject
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ObjectStore:
+    """Objects in a folder or a bucket. Calls block: use `asyncio.to_thread` in async code.
+
+    It is picklable: a process pool opens its own.
+
+    Args:
+        url: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials come from
+            the provider's own environment variables.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        if urlsplit(url).scheme == "file":
+            Path(urlsplit(url).path).mkdir(parents=True, exist_ok=True)
+        self._store = from_url(url)
+
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
+        return ObjectStore, (self.url,)
+
+    def put(self, key: str, data: bytes | Path) -> StoredObject:
+        """Stores bytes or a file under `key`, replacing what is there; readers never see a part of it."""
+        size_bytes, sha256 = _measure(data)
+        obstore.put(self._store, key, data)
+        return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
+
+    def put_if_absent(self, key: str, data: bytes | Path) -> StoredObject:
+        """Stores a content-addressed object: when the key is taken its content is the same by construction."""
+        size_bytes, sha256 = _measure(data)
+        try:
+            obstore.put(self._store, key, data, mode="create")
+        except AlreadyExistsError:
+            pass
+        return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
+
+    def get(self, obj: StoredObject) -> bytes:
+        """Reads a whole object.
+
+        Raises:
+            DataLoss: It is gone, or its size or hash differs from what was recorded.
+        """
+        try:
+            data = bytes(obstore.get(self._store, obj.key).bytes())
+        except (FileNotFoundError, NotFoundError) as error:
+            raise _lost(obj.key, "is gone") from error
+        _check(obj, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def download(self, obj: StoredObject, path: Path) -> None:
+        """Writes an object to `path`, which appears only when it is complete and verified.
+
+        Raises:
+            DataLoss: It is gone, or its size or hash differs from what was recorded.
+        """
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        digest, size_bytes = hashlib.sha256(), 0
+        try:
+            with part.open("wb") as file:
+                for chunk in obstore.get(self._store, obj.key).stream(min_chunk_size=_CHUNK_BYTES):
+                    digest.update(chunk)
+                    size_bytes += len(chunk)
+                    file.write(chunk)
+            _check(obj, size_bytes, digest.hexdigest())
+            part.rename(path)
+        except (FileNotFoundError, NotFoundError) as error:
+            raise _lost(obj.key, "is gone") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Reads `length` bytes from `start`; the caller verifies them.
+
+        Raises:
+            DataLoss: The object is gone or shorter.
+        """
+        try:
+            data = bytes(obstore.get_range(self._store, key, start=start, length=length))
+        except (FileNotFoundError, NotFoundError) as error:
+            raise _lost(key, "is gone") from error
+        if len(data) != length:
+            raise _lost(key, f"has no {length} bytes at {start}")
+        return data
+
+    def exists(self, key: str) -> bool:
+        """Says whether there is an object under `key`."""
+        try:
+            obstore.head(self._store, key)
+        except (FileNotFoundError, NotFoundError):
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Deletes an object; none there is fine."""
+        try:
+            obstore.delete(self._store, key)
+        except (FileNotFoundError, NotFoundError):
+            pass
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yields the keys under `prefix`/."""
+        for batch in obstore.list(self._store, prefix):
+            for meta in batch:
+                yield str(meta["path"])
+
+
+def _measure(data: bytes | Path) -> tuple[int, str]:
+    if isinstance(data, bytes):
+        return len(data), hashlib.sha256(data).hexdigest()
+    with data.open("rb") as file:
+        return data.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(obj: StoredObject, size_bytes: int, sha256: str) -> None:
+    if (size_bytes, sha256) != (obj.size_bytes, obj.sha256):
+        raise _lost(
+            obj.key, f"has {size_bytes} bytes with SHA-256 {sha256}, recorded {obj.size_bytes}, {obj.sha256}"
+        )
+
+
+def _lost(key: str, what: str) -> DataLoss:
+    return DataLoss(
+        f"stored object {key} {what}; restore it from a backup of the object store",
+        reason="OBJECT_LOST",
+        metadata={"key": key},
+    )
