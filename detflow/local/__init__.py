@@ -1,0 +1,1 @@
+"""The embedded stack: Postgres, nats-server, services and gateway as supervised processes."""

@@ -1,0 +1,73 @@
+"""What the local stack's child processes need: a free port, secrets, to die with their parent."""
+
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+    """Returns a `preexec_fn`: the kernel sends `death_signal` when the parent thread is gone.
+
+    Bound before the fork: between fork and exec nothing may be imported or looked up.
+    """
+    parent, number, libc = os.getpid(), int(death_signal), _libc
+
+    def arm() -> None:
+        if libc is None:
+            return
+        libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:
+            # The parent died before the line above: nobody is left to send the signal.
+            os._exit(1)
+
+    return arm
+
+
+def is_free(port: int) -> bool:
+    """Tells whether a server could listen on 127.0.0.1:port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    """Returns a loopback port that nothing listens on at the moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def remembered_port(path: Path) -> int:
+    """Returns the port written in `path` if still free, else a new one, and writes that down."""
+    if path.exists():
+        port = int(path.read_text())
+        if is_free(port):
+            return port
+    port = free_port()
+    path.write_text(f"{port}\n")
+    return port
+
+
+def secret(path: Path) -> str:
+    """Returns the random secret kept in `path`, a file only its owner can read."""
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(24))
+        partial.replace(path)
+    return path.read_text().strip()
