@@ -19,7 +19,6 @@ from detflow.local import postgres as local_postgres
 
 if TYPE_CHECKING:
     from detflow.events import Bus
-
     from detflow.postgres import Database
     from detflow.store import ObjectStore
 
@@ -146,7 +145,7 @@ async def bus(nats_url: str) -> "AsyncIterator[Bus]":
 
     bus = await Bus.connect(nats_url, "test")
     for stream in await bus.js.streams_info():
-        await bus.js.delete_stream(stream.config.name)
+        await bus.js.delete_stream(str(stream.config.name))
     await bus.ensure_streams()
     yield bus
     await bus.close()

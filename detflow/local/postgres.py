@@ -179,7 +179,10 @@ def prepare(directory: Path, services: Sequence[str] = SERVICES, *, fsync: bool 
                 f"create database {DATABASE}",
                 f"revoke all on database {DATABASE} from public",
                 *(f"create role {s} login password '{p}'" for s, p in passwords.items()),
-                *(f"grant connect, temporary on database {DATABASE} to {s}" for s in services),
+                *(
+                    f"grant connect, create, temporary on database {DATABASE} to {s}"
+                    for s in services
+                ),
             ],
         )
         _single_user(partial, DATABASE, [f"create schema {s} authorization {s}" for s in services])
