@@ -1,7 +1,8 @@
 """The errors of detflow, and their one translation to and from google.rpc.Status.
 
-Handlers raise these; the interceptor in `detflow.server` turns them into gRPC statuses, the client turns statuses
-back into them, and failures found while working are stored on the resource in the same form.
+Handlers raise these; the interceptor in `detflow.server` turns them into gRPC statuses, the client
+turns statuses back into them, and failures found while working are stored on the resource in the
+same form.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ _BY_CODE: dict[int, type[DetflowError]] = {
 
 
 def to_status(error: DetflowError) -> status_pb2.Status:
-    """Renders an error with its details: ErrorInfo always, BadRequest and RetryInfo where they apply."""
+    """Renders an error: ErrorInfo always, BadRequest and RetryInfo where they apply."""
     status = status_pb2.Status(code=error.code.value[0], message=error.message)
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata)
@@ -180,7 +181,7 @@ def to_status(error: DetflowError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> DetflowError:
-    """Rebuilds the error that `to_status` rendered; codes without a class of their own become DetflowError."""
+    """Rebuilds the error that `to_status` rendered."""
     reason, metadata, total = "", dict[str, str](), None
     violations: list[Violation] = []
     for detail in status.details:
@@ -191,9 +192,7 @@ def from_status(status: status_pb2.Status) -> DetflowError:
         elif detail.Unpack(bad):
             violations = [Violation(v.field, v.reason, v.description) for v in bad.field_violations]
     cls = _BY_CODE.get(status.code, DetflowError)
-    return cls(
-        status.message, reason=reason, violations=violations, total=total, metadata=metadata
-    )
+    return cls(status.message, reason=reason, violations=violations, total=total, metadata=metadata)
 
 
 def failure(error: DetflowError) -> common_pb2.Failure:

@@ -7,7 +7,7 @@ _BASE32_HEX = "0123456789abcdefghijklmnopqrstuv"  # sorts as its values do
 
 
 def new_id() -> str:
-    """Makes a 16-character id: a letter, then 43 bits of milliseconds and 32 random bits in base 32.
+    """Makes a 16-character id: a letter, 43 bits of milliseconds, 32 random bits, in base 32.
 
     Ids sort by the time they were made, so keyset pagination on the id is pagination by age.
     """

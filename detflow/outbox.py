@@ -1,4 +1,4 @@
-"""The transactional outbox: events committed with the state change they tell of, published by one relay."""
+"""The transactional outbox: events committed with their state change, published by one relay."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from detflow.v1 import events_pb2
 log = telemetry.get_logger(__name__)
 
 _CHANNEL = "outbox"
-_RELAY_LOCK = 0x6F7574626F78  # "outbox"; advisory locks are per database, so the schema is hashed in
+_RELAY_LOCK = (
+    0x72656C61  # "rela"; advisory locks are per database, so the schema is hashed in beside it
+)
 _POLL_SECONDS = 1.0
 _BATCH = 500
-_RETENTION = "7 days"
+_HOUSEKEEPING_SECONDS = 3600.0
 
 
 async def append(
@@ -83,15 +85,16 @@ async def last_seqs(conn: Connection, resources: Sequence[str]) -> dict[str, int
 class Relay:
     """Publishes a service's outbox, in order per resource, exactly once as its readers see it.
 
-    One relay per service runs at a time (session advisory lock). A publish whose outcome is unknown is repeated with
-    the same event id; after a restart the last sequence number in the stream says what is there already, so this
-    does not depend on the stream's de-duplication window.
+    One relay per service runs at a time (session advisory lock). A publish whose outcome is unknown
+    is repeated with the same event id; after a restart the last sequence number in the stream says
+    what is there already, so this does not depend on the stream's de-duplication window.
     """
 
     def __init__(self, db: Database, bus: Bus, source: str) -> None:
         self._db = db
         self._bus = bus
         self._source = source
+        self._next_housekeeping = 0.0
         self._published: dict[str, int] = {}  # resource -> last seq known to be in the stream
 
     async def run(self) -> None:
@@ -112,7 +115,7 @@ class Relay:
         conn.add_termination_listener(lambda *_: wake.set())
         await conn.add_listener(_CHANNEL, lambda *_: wake.set())
         while not await conn.fetchval(
-            "select pg_try_advisory_lock(hashtext($1), $2)", self._db.schema, _RELAY_LOCK % 2**31
+            "select pg_try_advisory_lock(hashtext($1), $2)", self._db.schema, _RELAY_LOCK
         ):
             await _wait(wake)
         while True:
@@ -148,10 +151,17 @@ class Relay:
             self._published.clear()
             return False
         if not rows:
-            await conn.execute(
-                f"delete from outbox where publish_time < now() - interval '{_RETENTION}'"
-            )
+            await self._forget_old(conn)
         return len(rows) == _BATCH
+
+    async def _forget_old(self, conn: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Drops what no replay needs any more; the inbox is kept longer than any outbox."""
+        now = asyncio.get_running_loop().time()
+        if now < self._next_housekeeping:
+            return
+        self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
+        await conn.execute("delete from outbox where publish_time < now() - interval '7 days'")
+        await conn.execute("delete from inbox where receive_time < now() - interval '30 days'")
 
     async def _follow_stream(self, conn: asyncpg.Connection[asyncpg.Record]) -> None:
         """Publishes everything retained again if the stream was wiped and made anew."""
@@ -164,11 +174,13 @@ class Relay:
                 " on conflict (only_row) do update set stream = excluded.stream",
                 stream,
             )
-            await conn.execute("update outbox set publish_time = null where publish_time is not null")
+            await conn.execute(
+                "update outbox set publish_time = null where publish_time is not null"
+            )
         self._published.clear()
 
     async def _publish_resource(self, resource: str, rows: list[asyncpg.Record]) -> list[int]:
-        """Publishes one resource's events one after the other; returns the positions that are in the stream."""
+        """Publishes one resource's events in order; returns the positions now in the stream."""
         if resource not in self._published:
             self._published[resource] = await self._bus.last_seq(f"detflow.v1.{resource}.>")
         done: list[int] = []

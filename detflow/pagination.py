@@ -20,8 +20,8 @@ def page_size(requested: int) -> int:
 def encode_token(query: str, *key: str | int) -> str:
     """Makes the token of the page that begins after `key`, valid for this query only.
 
-    The token is no secret: it holds a position within what the caller may list anyway. The digest keeps it from
-    being used with another query or edited by accident.
+    The token is no secret: it holds a position within what the caller may list anyway. The digest
+    keeps it from being used with another query or edited by accident.
     """
     payload = orjson.dumps(key)
     return base64.urlsafe_b64encode(_digest(query, payload) + payload).decode().rstrip("=")

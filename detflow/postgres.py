@@ -1,13 +1,13 @@
 """Postgres: a pool per service in a schema of its own, and plain-SQL migrations.
 
-Each `NNNN_name.sql` runs once, in order, in one transaction, under an advisory lock, so that replicas starting
-together don't collide.
+Each `NNNN_name.sql` runs once, in order, in one transaction, under an advisory lock, so that
+replicas starting together don't collide.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -89,11 +89,11 @@ class Database:
     async def transaction(
         self, isolation: Literal["read_committed", "repeatable_read", "serializable"] | None = None
     ) -> AsyncIterator[Connection]:
-        """Lends a connection in a transaction that is committed at the end and rolled back on an error.
+        """Lends a connection in a transaction that is committed, or rolled back on an error.
 
         Raises:
-            Unavailable: Postgres is away. If it went away during the commit, the outcome is unknown: retry with the
-                same request id or event id.
+            Unavailable: Postgres is away. If it went away during the commit, the outcome is
+                unknown: retry with the same request id or event id.
         """
         async with self.connection() as conn, conn.transaction(isolation=isolation):
             yield conn
@@ -115,11 +115,13 @@ class Database:
             )
 
     async def migrate(self, folder: Path | None) -> None:
-        """Brings the schema up to date: the shared tables (outbox, inbox), then the service's own."""
+        """Brings the schema up to date: shared tables (outbox, inbox), then the service's own."""
         async with self.connection() as conn:
             await conn.execute("select pg_advisory_lock($1)", _MIGRATION_LOCK)
             try:
-                await conn.execute(f'create schema if not exists "{self.schema}"')
+                # `create schema if not exists` would ask for the right to create it even if it is there.
+                if not await conn.fetchval("select to_regnamespace($1)", self.schema):
+                    await conn.execute(f'create schema "{self.schema}"')
                 await conn.execute(
                     "create table if not exists migration (name text primary key,"
                     " apply_time timestamptz not null default now())"
@@ -135,12 +137,12 @@ class Database:
         async with conn.transaction():
             if await conn.fetchval("select 1 from migration where name = $1", name):
                 return
-            await conn.execute(path.read_text())
+            await conn.execute(path.read_text())  # noqa: ASYNC240  # once, at start
             await conn.execute("insert into migration (name) values ($1)", name)
 
 
 @contextlib.contextmanager
-def translate() -> contextlib._GeneratorContextManager[None]:  # type: ignore[misc]
+def translate() -> Iterator[None]:
     """Turns the many ways of Postgres being away into Unavailable."""
     try:
         yield

@@ -30,8 +30,8 @@ class Settings:
         preprocess_address: gRPC address of the preprocess service.
         trainer_address: gRPC address of the trainer service.
         metrics_address: gRPC address of the metrics service.
-        data_dir: Scratch space: uploads under way, bundle cache, training work folders. Nothing in it is needed
-            after a restart.
+        data_dir: Scratch space: uploads under way, bundle cache, training work folders. Nothing in
+            it is needed after a restart.
         executor: Where trainings run: local.
         num_cpu_slots: Trainings that run at once on a machine without GPU.
         preprocess_processes: Processes that decode and encode images; 0 means one per core.

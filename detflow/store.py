@@ -24,8 +24,8 @@ class ObjectStore:
     It is picklable: a process pool opens its own.
 
     Args:
-        url: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials come from
-            the provider's own environment variables.
+        url: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
+            Credentials come from the provider's own environment variables.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,13 +38,13 @@ class ObjectStore:
         return ObjectStore, (self.url,)
 
     def put(self, key: str, data: bytes | Path) -> StoredObject:
-        """Stores bytes or a file under `key`, replacing what is there; readers never see a part of it."""
+        """Stores bytes or a file under `key`, replacing what is there; it appears as a whole."""
         size_bytes, sha256 = _measure(data)
         obstore.put(self._store, key, data)
         return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
 
     def put_if_absent(self, key: str, data: bytes | Path) -> StoredObject:
-        """Stores a content-addressed object: when the key is taken its content is the same by construction."""
+        """Stores a content-addressed object: if the key is taken, its content is the same."""
         size_bytes, sha256 = _measure(data)
         try:
             obstore.put(self._store, key, data, mode="create")
@@ -132,7 +132,8 @@ def _measure(data: bytes | Path) -> tuple[int, str]:
 def _check(obj: StoredObject, size_bytes: int, sha256: str) -> None:
     if (size_bytes, sha256) != (obj.size_bytes, obj.sha256):
         raise _lost(
-            obj.key, f"has {size_bytes} bytes with SHA-256 {sha256}, recorded {obj.size_bytes}, {obj.sha256}"
+            obj.key,
+            f"has {size_bytes} bytes, SHA-256 {sha256}; recorded: {obj.size_bytes}, {obj.sha256}",
         )
 
 

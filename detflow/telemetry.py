@@ -1,7 +1,8 @@
 """Structured logs and trace context.
 
-A message is fixed text, values are fields: `log.info("training queued", training=name)`. The trace id of the current
-request is added to every line; it travels in gRPC metadata, NATS headers and the outbox as a W3C traceparent.
+A message is fixed text, values are fields: `log.info("training queued", training=name)`. The trace
+id of the current request is added to every line; it travels in gRPC metadata, NATS headers and the
+outbox as a W3C traceparent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _tracer = trace.get_tracer("detflow")
 
 
 def configure(service: str, settings: Settings) -> None:
-    """Sets up logging and tracing for this process; the library loggers of the process go the same way."""
+    """Sets up logging and tracing for this process; library loggers go the same way."""
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         trace.set_tracer_provider(TracerProvider())
     shared: list[structlog.types.Processor] = [
@@ -66,7 +67,7 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 @contextmanager
 def span(name: str, carrier: Mapping[str, str]) -> Iterator[str]:
-    """Runs a piece of work as part of the trace named by `carrier`'s traceparent; yields the trace id."""
+    """Runs a piece of work in the trace of `carrier`'s traceparent; yields the trace id."""
     with _tracer.start_as_current_span(name, context=propagate.extract(carrier)) as current:
         yield f"{current.get_span_context().trace_id:032x}"
 

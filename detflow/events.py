@@ -1,0 +1,433 @@
+"""NATS: the connection, the streams, and durable consumers whose effects happen once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
+
+from detflow import telemetry
+from detflow.errors import DetflowError, Unavailable
+from detflow.postgres import Connection, Database
+
+log = telemetry.get_logger(__name__)
+
+EVENTS_STREAM = "DETFLOW_EVENTS"
+RECORDS_STREAM = "DETFLOW_RECORDS"
+DEAD_STREAM = "DETFLOW_DEAD"
+
+_DAY_SECONDS = 86_400.0
+_STREAMS = {
+    EVENTS_STREAM: StreamConfig(
+        name=EVENTS_STREAM, subjects=["detflow.v1.>"], max_age=30 * _DAY_SECONDS
+    ),
+    RECORDS_STREAM: StreamConfig(
+        name=RECORDS_STREAM, subjects=["detflow.records.>"], max_age=7 * _DAY_SECONDS
+    ),
+    DEAD_STREAM: StreamConfig(
+        name=DEAD_STREAM, subjects=["detflow.dead.>"], max_age=30 * _DAY_SECONDS
+    ),
+}
+_REQUEST_SECONDS = 2.0
+_FETCH_SECONDS = 1.0  # a pending fetch does not wake after a server restart, so it must be short
+_ACK_WAIT_SECONDS = 30.0
+_MAX_ATTEMPTS = 5
+
+T = TypeVar("T")
+
+
+class Header:
+    """Header names that are read again; the others are CloudEvents for outside readers."""
+
+    EVENT_ID = "Nats-Msg-Id"
+    SEQ = "detflow-seq"
+    NAME = "ce-subject"
+
+
+class TooEarly(Exception):
+    """An event came before one it builds on: deliver it again later."""
+
+
+class Bus:
+    """One NATS connection; it reconnects forever, calls meanwhile raise Unavailable."""
+
+    def __init__(self) -> None:
+        self._nc = Client()
+        self._epochs: dict[str, str] = {}
+        self.generation = 0  # increases with every reconnect
+
+    @classmethod
+    async def connect(cls, url: str, name: str) -> Bus:
+        """Connects.
+
+        Args:
+            url: nats:// URL, or several separated by commas.
+            name: Name of this client, shown by the server's monitoring.
+
+        Raises:
+            Unavailable: NATS does not answer.
+        """
+        bus = cls()
+        try:
+            await bus._nc.connect(
+                url.split(","),
+                name=name,
+                connect_timeout=5,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds; fractions work
+                ping_interval=2,
+                max_outstanding_pings=2,
+                pending_size=16 << 20,
+                error_cb=bus._on_error,
+                disconnected_cb=bus._on_disconnect,
+                reconnected_cb=bus._on_reconnect,
+            )
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            await bus._nc.close()
+            raise Unavailable("cannot connect to NATS; check DETFLOW_NATS_URL") from error
+        return bus
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up now."""
+        return bool(self._nc.is_connected)
+
+    @property
+    def js(self) -> JetStreamContext:
+        """JetStream on this connection."""
+        return self._nc.jetstream(timeout=_REQUEST_SECONDS)
+
+    async def close(self) -> None:
+        """Closes the connection at once."""
+        await self._nc.close()
+
+    async def ensure_streams(self) -> None:
+        """Creates the streams that are not there."""
+        with _translate():
+            for name, config in _STREAMS.items():
+                try:
+                    await self.js.stream_info(name)
+                except nats.js.errors.NotFoundError:
+                    await self.js.add_stream(config)
+                    log.info("stream created", stream=name)
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        """Publishes on core NATS: whoever listens now gets it."""
+        with _translate():
+            await self._nc.publish(subject, payload)
+
+    async def publish_durable(
+        self, subject: str, payload: bytes, headers: Mapping[str, str]
+    ) -> None:
+        """Publishes on JetStream and waits until it is stored.
+
+        Raises:
+            Unavailable: The outcome is unknown; repeat with the same Nats-Msg-Id.
+        """
+        try:
+            with _translate():
+                await self.js.publish(subject, payload, headers=dict(headers))
+        except Unavailable:
+            if self.connected:
+                await self.ensure_streams()
+            raise
+
+    async def request(self, subject: str, payload: bytes, seconds: float) -> bytes:
+        """Asks whoever answers `subject` and waits at most `seconds`."""
+        with _translate():
+            reply = await self._nc.request(subject, payload, timeout=seconds)
+            return bytes(reply.data)
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], queue: str = ""
+    ) -> Any:
+        """Calls back for every core NATS message on `subject`, now and after reconnects."""
+        with _translate():
+            return await self._nc.subscribe(subject, queue=queue, cb=callback)
+
+    async def stream_epoch(self, stream: str, *, fresh: bool = False) -> str:
+        """Returns what tells a stream from one made anew after its store was wiped."""
+        if fresh or stream not in self._epochs:
+            await self.ensure_streams()
+            with _translate():
+                info = await self.js.stream_info(stream)
+            self._epochs[stream] = f"{info.created.timestamp():.6f}" if info.created else "0"
+        return self._epochs[stream]
+
+    async def stream_bounds(self, stream: str) -> tuple[int, int]:
+        """Returns the first and the last sequence number in a stream."""
+        with _translate():
+            state = (await self.js.stream_info(stream)).state
+        return state.first_seq, state.last_seq
+
+    async def last_seq(self, subject: str) -> int:
+        """Returns the detflow-seq of the last event on a subject (wildcards allowed), else 0."""
+        with _translate():
+            try:
+                message = await self.js.get_last_msg(EVENTS_STREAM, subject)
+            except nats.js.errors.NotFoundError:
+                return 0
+        return int((message.headers or {}).get(Header.SEQ, "0"))
+
+    async def _on_error(self, error: Exception) -> None:
+        log.warning("nats", error=repr(error))
+
+    async def _on_disconnect(self) -> None:
+        log.warning("nats disconnected")
+
+    async def _on_reconnect(self) -> None:
+        self.generation += 1
+        self._epochs.clear()
+        log.info("nats reconnected")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivered(Generic[T]):
+    """A message from a stream.
+
+    Attributes:
+        event_id: Identity for de-duplication.
+        subject: Full subject.
+        kind: Kind of resource, e.g. "training".
+        resource_id: Id of the resource.
+        what: What happened, e.g. "state_changed".
+        name: Resource name.
+        seq: Position among this resource's events; 0 for records, which carry their own.
+        stream_seq: Position in the stream.
+        message: Decoded payload.
+        carrier: Headers, with the traceparent.
+    """
+
+    event_id: str
+    subject: str
+    kind: str
+    resource_id: str
+    what: str
+    name: str
+    seq: int
+    stream_seq: int
+    message: T
+    carrier: Mapping[str, str]
+
+
+def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
+    """Reads a JetStream message."""
+    headers = msg.headers or {}
+    _, _, kind, resource_id, what = [*msg.subject.split("."), "", "", "", ""][:5]
+    return Delivered(
+        event_id=headers.get(Header.EVENT_ID, ""),
+        subject=msg.subject,
+        kind=kind,
+        resource_id=resource_id,
+        what=what,
+        name=headers.get(Header.NAME, ""),
+        seq=int(headers.get(Header.SEQ, "0")),
+        stream_seq=msg.metadata.sequence.stream,
+        message=decode(msg.data),
+        carrier=headers,
+    )
+
+
+AfterCommit: TypeAlias = Callable[[], Awaitable[None]]
+Handler: TypeAlias = Callable[[Connection, Delivered[T]], Awaitable[AfterCommit | None]]
+
+
+class Consumer(Generic[T]):
+    """A durable consumer: each event's effect is committed exactly once, then acknowledged.
+
+    The inbox row is written in the handler's transaction, so a redelivery finds it and does
+    nothing. An event whose handler keeps failing goes to detflow.dead.{consumer} after five
+    attempts, counted in Postgres.
+
+    Args:
+        bus: Connection.
+        db: Database of the service.
+        name: Durable name, unique in the deployment.
+        stream: Stream to read.
+        subjects: Filters.
+        decode: Parses a payload.
+        handle: Applies an event inside the transaction; it may return a function to await after the
+            commit. It raises TooEarly to have the event again later.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        db: Database,
+        *,
+        name: str,
+        stream: str,
+        subjects: Sequence[str],
+        decode: Callable[[bytes], T],
+        handle: Handler[T],
+    ) -> None:
+        self._bus = bus
+        self._db = db
+        self._name = name
+        self._stream = stream
+        self._subjects = list(subjects)
+        self._decode = decode
+        self._handle = handle
+
+    async def run(self) -> None:
+        """Consumes forever; reconnects by itself."""
+        while True:
+            generation = self._bus.generation
+            try:
+                subscription = await self._subscribe()
+                while generation == self._bus.generation:
+                    for msg in await fetch(subscription):
+                        await self._process(msg)
+            except Unavailable as error:
+                log.warning("consumer waits", consumer=self._name, error=str(error))
+                await asyncio.sleep(_FETCH_SECONDS)
+
+    async def _subscribe(self) -> JetStreamContext.PullSubscription:
+        await self._bus.ensure_streams()
+        config = ConsumerConfig(
+            durable_name=self._name,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=_ACK_WAIT_SECONDS,
+            filter_subjects=self._subjects,
+            max_ack_pending=256,
+        )
+        with _translate():
+            # Creating it again with the same configuration changes nothing.
+            await self._bus.js.add_consumer(self._stream, config)
+            return await self._bus.js.pull_subscribe_bind(self._name, self._stream)
+
+    async def _process(self, msg: Msg) -> None:
+        event_id = (msg.headers or {}).get(Header.EVENT_ID, "")
+        try:
+            event = delivered(msg, self._decode)
+            with telemetry.span(f"consume {self._name}", event.carrier):
+                await self._apply(event)
+        except TooEarly:
+            await self._settle(msg.nak(delay=0.1))
+        except Unavailable as error:
+            log.warning("event waits", consumer=self._name, event_id=event_id, error=str(error))
+            await self._settle(msg.nak(delay=1.0))
+        except Exception as error:
+            await self._on_failure(msg, event_id, error)
+        else:
+            await self._settle(msg.ack_sync(timeout=_REQUEST_SECONDS))
+
+    async def _apply(self, event: Delivered[T]) -> None:
+        after: AfterCommit | None = None
+        async with self._db.transaction() as conn:
+            inserted = await conn.fetchval(
+                "insert into inbox (consumer, event_id) values ($1, $2)"
+                " on conflict do nothing returning true",
+                self._name,
+                event.event_id,
+            )
+            if inserted:
+                after = await self._handle(conn, event)
+        if after is not None:
+            await after()
+
+    async def _on_failure(self, msg: Msg, event_id: str, error: Exception) -> None:
+        """Counts a failed delivery; the last one is put aside so that later events flow."""
+        async with self._db.transaction() as conn:
+            attempts: int = await conn.fetchval(
+                """
+                insert into inbox_failure (consumer, event_id, attempts, error)
+                values ($1, $2, 1, $3)
+                on conflict (consumer, event_id)
+                do update set attempts = inbox_failure.attempts + 1, error = excluded.error
+                returning attempts
+                """,
+                self._name,
+                event_id,
+                repr(error)[:1000],
+            )
+        log.error(
+            "event failed",
+            consumer=self._name,
+            event_id=event_id,
+            subject=msg.subject,
+            attempts=attempts,
+            exc_info=not isinstance(error, DetflowError),
+        )
+        if attempts < _MAX_ATTEMPTS:
+            await self._settle(msg.nak(delay=min(2.0**attempts * 0.1, 5.0)))
+            return
+        headers = {k: v for k, v in (msg.headers or {}).items() if not k.startswith("Nats-")}
+        await self._bus.publish_durable(
+            f"detflow.dead.{self._name}",
+            msg.data,
+            headers
+            | {
+                Header.EVENT_ID: f"dead/{self._name}/{event_id}",
+                "detflow-subject": msg.subject,
+                "detflow-error": type(error).__name__,
+            },
+        )
+        await self._settle(msg.ack_sync(timeout=_REQUEST_SECONDS))
+
+    async def _settle(self, acknowledgement: Awaitable[Any]) -> None:
+        """Acknowledges; if that is lost the event comes again and the inbox knows it."""
+        with _translate():
+            await acknowledgement
+
+
+async def fetch(subscription: JetStreamContext.PullSubscription) -> list[Msg]:
+    """Fetches the next message, or none after a second.
+
+    One at a time: a larger batch would hold its first message back until the batch is full or the
+    time is over.
+
+    Raises:
+        Unavailable: The consumer or the server is gone.
+    """
+    try:
+        with _translate(timeout_is_error=False):
+            return list(await subscription.fetch(1, timeout=_FETCH_SECONDS))
+    except TimeoutError:
+        return []
+
+
+async def subscribe_from(
+    bus: Bus, stream: str, subjects: Sequence[str], start_seq: int
+) -> JetStreamContext.PullSubscription:
+    """Reads a stream from a position on, for this process only; nothing is acknowledged.
+
+    Raises:
+        Unavailable: NATS is away.
+    """
+    config = ConsumerConfig(
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=max(start_seq, 1),
+        ack_policy=AckPolicy.NONE,
+        filter_subjects=list(subjects),
+        mem_storage=True,
+        inactive_threshold=30.0,
+    )
+    with _translate():
+        return await bus.js.pull_subscribe("", stream=stream, config=config)
+
+
+@contextlib.contextmanager
+def _translate(*, timeout_is_error: bool = True) -> Iterator[None]:
+    """Turns the many ways of NATS being away into Unavailable."""
+    try:
+        yield
+    except TimeoutError as error:
+        if not timeout_is_error:
+            raise
+        raise Unavailable("NATS did not answer in time; retry") from error
+    except nats.js.errors.NotFoundError:
+        raise
+    except (nats.errors.Error, OSError) as error:
+        raise Unavailable("NATS is away for the moment; retry") from error

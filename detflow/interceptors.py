@@ -1,0 +1,178 @@
+"""What happens around every call: trace, validation, errors to statuses, one log line, metrics.
+
+Servicers just raise; `Boundary` is the only place that turns exceptions into gRPC statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+import protovalidate
+import structlog
+from grpc_status import rpc_status
+from prometheus_client import Histogram
+
+from detflow import telemetry
+from detflow.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DetflowError,
+    Internal,
+    InvalidArgument,
+    Violation,
+    to_status,
+)
+
+log = telemetry.get_logger(__name__)
+
+REQUEST_ID = "x-request-id"
+_UNARY_SECONDS = 60.0
+_SECONDS = Histogram(
+    "grpc_server_handling_seconds",
+    "Time a call took on the server.",
+    ["grpc_service", "grpc_method", "grpc_code"],
+)
+_validator = protovalidate.Validator()
+
+Context: TypeAlias = Any  # grpc.aio.ServicerContext; its stubs lack abort_with_status
+
+
+def check(request: Any) -> None:
+    """Validates a message by the rules in its proto.
+
+    Raises:
+        InvalidArgument: One violation per broken rule, with the field's path.
+    """
+    found = _validator.collect_violations(request)
+    if not found:
+        return
+    violations = [
+        Violation(
+            ".".join(_element(e) for e in v.proto.field.elements) if v.proto.field else "",
+            v.proto.rule_id.replace(".", "_").upper(),
+            v.proto.message,
+        )
+        for v in found
+    ]
+    first = violations[0]
+    raise InvalidArgument(
+        f"{first.field or 'request'}: {first.description}",
+        reason="INVALID_FIELD",
+        violations=violations,
+    )
+
+
+def _element(element: Any) -> str:
+    subscript = element.subscript
+    return f"{element.field_name}[{subscript.value}]" if subscript else str(element.field_name)
+
+
+class Boundary(grpc.aio.ServerInterceptor[Any, Any]):
+    """Wraps every method."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Returns the method's handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/detflow."):
+            return handler
+        inner = handler.unary_unary or handler.stream_unary or handler.unary_stream
+        if handler.response_streaming:
+            wrapped: Any = _streaming(method, inner)
+            make: Any = grpc.unary_stream_rpc_method_handler
+        else:
+            wrapped = _answering(method, inner, streams_in=handler.request_streaming)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
+    async def call(request: Any, context: Context) -> Any:
+        async with _Call(method, context):
+            if streams_in:
+                return await inner(_checked(request), context)
+            check(request)
+            async with asyncio.timeout(_UNARY_SECONDS):
+                return await inner(request, context)
+
+    return call
+
+
+def _streaming(method: str, inner: Any) -> Any:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with _Call(method, context):
+            check(request)
+            async for response in inner(request, context):
+                yield response
+
+    return call
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        check(request)
+        yield request
+
+
+class _Call:
+    """One call: its span, its log line, its status."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+        self._start = time.perf_counter()
+
+    async def __aenter__(self) -> None:
+        carrier = {str(k): str(v) for k, v in self._context.invocation_metadata() or ()}
+        self._span = telemetry.span(self._method, carrier)
+        self._request_id = carrier.get(REQUEST_ID) or self._span.__enter__()
+        if REQUEST_ID in carrier:
+            self._span.__enter__()
+        structlog.contextvars.bind_contextvars(request_id=self._request_id)
+        self._context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        code = "OK"
+        try:
+            if error is not None and not isinstance(error, GeneratorExit):
+                translated = self._translate(error)
+                code = translated.code.name
+                await self._abort(translated)
+        finally:
+            service, method = self._method.removeprefix("/").split("/")
+            _SECONDS.labels(service, method, code).observe(time.perf_counter() - self._start)
+            self._span.__exit__(None, None, None)
+
+    def _translate(self, error: BaseException) -> DetflowError:
+        if isinstance(error, DetflowError):
+            log.info("call refused", method=self._method, code=error.code.name, reason=error.reason)
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            return Cancelled("the caller went away")
+        if isinstance(error, TimeoutError):
+            log.warning("call took too long", method=self._method)
+            return DeadlineExceeded("the server needed too long; retry", reason="SERVER_TIMEOUT")
+        log.error("call failed", method=self._method, exc_info=error)
+        return Internal(
+            f"internal error; report request id {self._request_id}",
+            metadata={"request_id": self._request_id},
+        )
+
+    async def _abort(self, error: DetflowError) -> NoReturn:
+        if isinstance(error, Cancelled):
+            raise asyncio.CancelledError
+        await self._context.abort_with_status(rpc_status.to_status(to_status(error)))
+        raise AssertionError("abort_with_status raises")

@@ -1,0 +1,221 @@
+"""A service process: settings, connections, gRPC server, background tasks, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+import prometheus_client
+import uvloop
+from google.protobuf.internal import api_implementation
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from detflow import telemetry
+from detflow.errors import DetflowError, Unavailable
+from detflow.events import Bus
+from detflow.interceptors import Boundary
+from detflow.outbox import Relay
+from detflow.postgres import Database
+from detflow.settings import Settings
+from detflow.store import ObjectStore
+from detflow.watch import Watcher
+
+log = telemetry.get_logger(__name__)
+
+T = TypeVar("T")
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # a second process on the same port must fail, not share it
+)
+_HEALTH_SECONDS = 1.0
+_START_SECONDS = 30.0
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a process's main coroutine; a DetflowError at start is one line, not a traceback."""
+    if api_implementation.Type() != "upb":
+        raise SystemExit("protobuf runs without its C implementation; reinstall protobuf")
+    try:
+        uvloop.run(main())
+    except DetflowError as error:
+        raise SystemExit(error.message) from error
+
+
+class Service:
+    """A service between start and stop. Use it as an async context manager in `__main__`.
+
+    Args:
+        name: Name of the service; also its Postgres schema.
+        migrations: Folder with its migrations.
+        settings: Read from the environment if not given.
+
+    Attributes:
+        settings: Settings of the process.
+        db: Pool in the service's schema, migrated.
+        bus: NATS connection, streams made.
+        store: Object store.
+        watcher: Fan-out of the event stream.
+        address: host:port the server listens on, once it serves.
+    """
+
+    settings: Settings
+    db: Database
+    bus: Bus
+    store: ObjectStore
+    watcher: Watcher
+
+    def __init__(
+        self, name: str, *, migrations: Path | None, settings: Settings | None = None
+    ) -> None:
+        self.name = name
+        self.settings = settings or Settings.load()
+        self.address = ""
+        self._migrations = migrations
+        self._server: grpc.aio.Server = grpc.aio.server(interceptors=[Boundary()], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._service_names: list[str] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drains: list[Callable[[], Awaitable[None]]] = []
+        self._stop = asyncio.Event()
+        self._crash: BaseException | None = None
+        self.serving = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        telemetry.configure(self.name, self.settings)
+        self.settings.require("database_url", "nats_url", "store_url")
+        async with asyncio.timeout(_START_SECONDS):
+            self.db = await _patiently(
+                lambda: Database.connect(self.settings.database_url, self.name)
+            )
+            await self.db.migrate(self._migrations)
+            self.bus = await _patiently(lambda: Bus.connect(self.settings.nats_url, self.name))
+            await _patiently(self.bus.ensure_streams)
+        self.store = ObjectStore(self.settings.store_url)
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.watcher = Watcher(self.bus)
+        self.spawn(self.watcher.run(), "watcher")
+        self.spawn(Relay(self.db, self.bus, f"detflow/{self.name}").run(), "relay")
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.bus.close()
+        await self.db.close()
+        if self._crash is not None and error is None:
+            raise self._crash
+
+    def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
+        """Adds a servicer: `add(add_VersionServiceServicer_to_server, VersionService(...))`."""
+        register(servicer, self._server)
+        name = register.__name__.removeprefix("add_").removesuffix("Servicer_to_server")
+        self._service_names.append(f"detflow.v1.{name}")
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Runs a background task; if it fails, the process ends and is restarted."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def on_drain(self, finish: Callable[[], Awaitable[None]]) -> None:
+        """Registers what is awaited between the last call and the closing of connections."""
+        self._drains.append(finish)
+
+    def stop(self) -> None:
+        """Begins the drain, as SIGTERM does."""
+        self._stop.set()
+
+    async def serve(self) -> None:
+        """Serves until SIGTERM or SIGINT; then watches end and the other calls may finish."""
+        reflection.enable_server_reflection(
+            [
+                *self._service_names,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            ],
+            self._server,
+        )
+        host = self.settings.listen.rsplit(":", 1)[0]
+        try:
+            port = self._server.add_insecure_port(self.settings.listen)
+        except RuntimeError as error:
+            raise Unavailable(
+                f"cannot listen on {self.settings.listen}: is it in use? set DETFLOW_LISTEN",
+                reason="PORT_IN_USE",
+            ) from error
+        self.address = f"{host}:{port}"
+        if self.settings.metrics_listen:
+            metrics_host, metrics_port = self.settings.metrics_listen.rsplit(":", 1)
+            prometheus_client.start_http_server(int(metrics_port), metrics_host)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        await self._server.start()
+        self.spawn(self._report_health(), "health")
+        log.info("serving", address=self.address)
+        self.serving.set()
+        await self._stop.wait()
+        log.info("draining")
+        await self._health.enter_graceful_shutdown()
+        self.watcher.close()
+        await self._server.stop(self.settings.drain_seconds)
+        for finish in self._drains:
+            await finish()
+        log.info("stopped")
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("background task failed", task=task.get_name(), exc_info=error)
+            self._crash = self._crash or error
+            self._stop.set()
+
+    async def _report_health(self) -> None:
+        """Keeps the health status true: SERVING only while Postgres and NATS answer."""
+        while not self._stop.is_set():
+            healthy = self.bus.connected
+            try:
+                async with asyncio.timeout(3), self.db.connection() as conn:
+                    await conn.execute("select 1")
+            except (Unavailable, TimeoutError):
+                healthy = False
+            status = (
+                health_pb2.HealthCheckResponse.SERVING
+                if healthy
+                else health_pb2.HealthCheckResponse.NOT_SERVING
+            )
+            for name in ("", *self._service_names):
+                await self._health.set(name, status)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _HEALTH_SECONDS)
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a connection attempt until the caller's timeout."""
+    while True:
+        try:
+            return await attempt()
+        except Unavailable as error:
+            log.warning("waiting", error=str(error))
+            await asyncio.sleep(0.2)
