@@ -41,7 +41,7 @@ OPTIONS = (
 )
 
 
-class _DeadlineAndTrace(grpc.aio.UnaryUnaryClientInterceptor[Any, Any]):
+class _DeadlineAndTrace(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
     """Gives a unary call the default deadline, unless it has one, and the current trace."""
 
     async def intercept_unary_unary(

@@ -72,7 +72,7 @@ def _element(element: Any) -> str:
     return f"{element.field_name}[{subscript.value}]" if subscript else str(element.field_name)
 
 
-class Boundary(grpc.aio.ServerInterceptor[Any, Any]):
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every method."""
 
     async def intercept_service(

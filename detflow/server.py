@@ -10,11 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import grpc
-import grpc.aio
 import prometheus_client
 import uvloop
 from google.protobuf.internal import api_implementation
+from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -84,8 +83,8 @@ class Service:
         self.settings = settings or Settings.load()
         self.address = ""
         self._migrations = migrations
-        self._server: grpc.aio.Server = grpc.aio.server(interceptors=[Boundary()], options=_OPTIONS)
-        self._health = health.aio.HealthServicer()
+        self._server: aio.Server = aio.server(interceptors=[Boundary()], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._service_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._drains: list[Callable[[], Awaitable[None]]] = []
@@ -125,7 +124,7 @@ class Service:
         if self._crash is not None and error is None:
             raise self._crash
 
-    def add(self, register: Callable[[Any, grpc.aio.Server], None], servicer: Any) -> None:
+    def add(self, register: Callable[[Any, aio.Server], None], servicer: Any) -> None:
         """Adds a servicer: `add(add_VersionServiceServicer_to_server, VersionService(...))`."""
         register(servicer, self._server)
         name = register.__name__.removeprefix("add_").removesuffix("Servicer_to_server")
