@@ -1,0 +1,257 @@
+"""Datasets and bundles as plain data, and the rules that hold for them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+MAX_PROBLEMS = 100
+"""Problems kept and shown of any number found."""
+
+EDGE_TOLERANCE_PX = 1.0
+"""A box may reach this far over the edge of its image and is clipped; farther is BAD_BOX."""
+
+ROUNDING_PX = 0.01
+"""Clipping less than this is rounding of the label file and not worth a warning."""
+
+
+class DatasetState(StrEnum):
+    """IMPORTING -> READY | FAILED."""
+
+    IMPORTING = "IMPORTING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+class PreprocessingState(StrEnum):
+    """PENDING -> RUNNING -> SUCCEEDED | FAILED; PENDING, RUNNING -> CANCELLED."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+FINAL_PREPROCESSING_STATES = frozenset(
+    {PreprocessingState.SUCCEEDED, PreprocessingState.FAILED, PreprocessingState.CANCELLED}
+)
+
+
+class Reason(StrEnum):
+    """Machine-readable reasons of what can be wrong with an archive, an image or a label."""
+
+    UNSAFE_PATH = "UNSAFE_PATH"
+    UNSUPPORTED_ENTRY = "UNSUPPORTED_ENTRY"
+    ARCHIVE_LIMIT = "ARCHIVE_LIMIT"
+    CORRUPT_ARCHIVE = "CORRUPT_ARCHIVE"
+    EMPTY_DATASET = "EMPTY_DATASET"
+    BAD_NAME = "BAD_NAME"
+    DUPLICATE_NAME = "DUPLICATE_NAME"
+    UNKNOWN_LAYOUT = "UNKNOWN_LAYOUT"
+    AMBIGUOUS_LAYOUT = "AMBIGUOUS_LAYOUT"
+    BAD_DATA_YAML = "BAD_DATA_YAML"
+    CORRUPT_IMAGE = "CORRUPT_IMAGE"
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    TYPE_MISMATCH = "TYPE_MISMATCH"
+    UNSUPPORTED_IMAGE = "UNSUPPORTED_IMAGE"
+    CORRUPT_LABEL = "CORRUPT_LABEL"
+    BAD_BOX = "BAD_BOX"
+    BOX_CLIPPED = "BOX_CLIPPED"
+    UNKNOWN_CLASS = "UNKNOWN_CLASS"
+    MISSING_IMAGE = "MISSING_IMAGE"
+    DTD_FORBIDDEN = "DTD_FORBIDDEN"
+    TOO_FEW_IMAGES = "TOO_FEW_IMAGES"
+    DATASET_NOT_READY = "DATASET_NOT_READY"
+    DATASET_IN_USE = "DATASET_IN_USE"
+    WORKER_DIED = "WORKER_DIED"
+
+
+LIMIT_REASONS = frozenset({Reason.ARCHIVE_LIMIT, Reason.IMAGE_TOO_LARGE})
+"""Reasons answered with RESOURCE_EXHAUSTED; the others are INVALID_ARGUMENT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in what a user brought.
+
+    Attributes:
+        where: Path in the archive, with the line ("labels/a.txt:3") or element ("a.xml object[2]").
+        reason: What kind of problem.
+        description: Sentence for a person: the value and the remedy.
+        num_left_out: Images and boxes that skip_invalid leaves out because of it; 0 for a warning.
+    """
+
+    where: str
+    reason: Reason
+    description: str
+    num_left_out: int = 1
+
+
+class InvalidData(Exception):
+    """Something in an archive is wrong; carries the problem."""
+
+    def __init__(self, where: str, reason: Reason, description: str) -> None:
+        super().__init__(f"{where}: {description}")
+        self.problem = Problem(where, reason, description)
+
+    def __reduce__(self) -> tuple[type[InvalidData], tuple[str, Reason, str]]:
+        return InvalidData, (self.problem.where, self.problem.reason, self.problem.description)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A verified image of a dataset and its boxes.
+
+    Attributes:
+        path: Path in the archive it came from.
+        sha256: Hash of the original bytes.
+        width: Pixels, after the EXIF orientation is applied.
+        height: Pixels, after the EXIF orientation is applied.
+        shard_key: Tar shard in the object store that holds the original bytes.
+        offset: Where they begin in the shard.
+        size_bytes: How many they are.
+        class_ids: One index into the dataset's class names per box.
+        boxes: Flat x1, y1, x2, y2 per box, pixels of the upright image.
+    """
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+    shard_key: str
+    offset: int
+    size_bytes: int
+    class_ids: tuple[int, ...]
+    boxes: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a READY dataset says about itself."""
+
+    num_images: int
+    num_boxes: int
+    num_background_images: int
+    num_boxes_by_class: tuple[int, ...]
+    content_sha256: str
+
+
+@dataclass(slots=True)
+class ProblemList:
+    """Problems of one import: all counted, the first hundred by place kept."""
+
+    kept: list[Problem] = field(default_factory=list)
+    total: int = 0
+    num_left_out: int = 0
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Counts problems and keeps the first ones."""
+        for problem in problems:
+            self.total += 1
+            self.num_left_out += problem.num_left_out
+            self.kept.append(problem)
+        if len(self.kept) > 2 * MAX_PROBLEMS:
+            self._trim()
+
+    def first(self) -> list[Problem]:
+        """Returns at most a hundred, in the order of their place."""
+        self._trim()
+        return list(self.kept)
+
+    def _trim(self) -> None:
+        self.kept.sort(key=lambda p: place_key(p.where))
+        del self.kept[MAX_PROBLEMS:]
+
+
+def place_key(where: str) -> tuple[str, int]:
+    """Sorts places by path, then by line or element number."""
+    digits = "".join(c if c.isdigit() else " " for c in where).split()
+    head = where.rstrip("0123456789]")
+    return head, int(digits[-1]) if digits and head != where else 0
+
+
+def check_box(
+    where: str, x1: float, y1: float, x2: float, y2: float, width: int, height: int
+) -> tuple[tuple[float, float, float, float], Problem | None]:
+    """Checks one box against its upright image; clips what reaches at most 1 px over the edge.
+
+    Args:
+        where: Place of the box, for the message.
+        x1: Left edge in pixels.
+        y1: Top edge.
+        x2: Right edge.
+        y2: Bottom edge.
+        width: Width of the upright image.
+        height: Height of the upright image.
+
+    Returns:
+        The box inside the image, and a BOX_CLIPPED warning if it was changed by more than rounding.
+
+    Raises:
+        InvalidData: BAD_BOX: a coordinate is not a finite number, the area is zero or negative, or
+            the box lies more than one pixel outside.
+    """
+    box = (x1, y1, x2, y2)
+    text = f"({', '.join(f'{v:g}' for v in box)})"
+    if not all(math.isfinite(v) for v in box):
+        raise InvalidData(
+            where,
+            Reason.BAD_BOX,
+            f"box {text} has a coordinate that is no finite number; correct it",
+        )
+    if x2 <= x1 or y2 <= y1:
+        raise InvalidData(
+            where,
+            Reason.BAD_BOX,
+            f"box {text} in pixels (x1, y1, x2, y2) has no area; draw it again or delete it",
+        )
+    over = max(-x1, -y1, x2 - width, y2 - height)
+    if over > EDGE_TOLERANCE_PX:
+        raise InvalidData(
+            where,
+            Reason.BAD_BOX,
+            f"box {text} in pixels (x1, y1, x2, y2) reaches {over:g} px outside the"
+            f" {width}x{height} image;"
+            " correct it (the image counts after its EXIF orientation is applied)",
+        )
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        raise InvalidData(
+            where, Reason.BAD_BOX, f"box {text} lies outside the {width}x{height} image; delete it"
+        )
+    warning = None
+    if over > ROUNDING_PX:
+        warning = Problem(
+            where,
+            Reason.BOX_CLIPPED,
+            f"box {text} reached {over:g} px outside the {width}x{height} image and was clipped",
+            num_left_out=0,
+        )
+    return inside, warning
+
+
+def describe(images: Sequence[Image], num_classes: int) -> Statistics:
+    """Counts a dataset and hashes its sorted (path, image hash, classes, boxes)."""
+    counts: Counter[int] = Counter()
+    digest = hashlib.sha256()
+    for image in sorted(images, key=lambda i: i.path.encode()):
+        counts.update(image.class_ids)
+        path = image.path.encode()
+        digest.update(struct.pack("<I", len(path)) + path + bytes.fromhex(image.sha256))
+        digest.update(
+            struct.pack(f"<I{len(image.class_ids)}i", len(image.class_ids), *image.class_ids)
+        )
+        digest.update(struct.pack(f"<{len(image.boxes)}d", *image.boxes))
+    return Statistics(
+        num_images=len(images),
+        num_boxes=counts.total(),
+        num_background_images=sum(not image.class_ids for image in images),
+        num_boxes_by_class=tuple(counts[i] for i in range(num_classes)),
+        content_sha256=digest.hexdigest(),
+    )

@@ -1,0 +1,260 @@
+"""Decoding, converting, resizing and encoding images.
+
+Every image becomes 8-bit BGR, shape (height, width, 3), upright. There is one conversion for each
+odd kind:
+
+- 16-bit samples keep their upper 8 bits;
+- palettes are looked up; gray becomes three equal channels;
+- CMYK and YCCK become RGB by libjpeg's rule without a colour profile (R = C * K / 255 on Adobe's
+  inverted samples);
+- transparent pixels are blended over white;
+- the EXIF orientation is applied, and with it width and height may swap;
+- of several pages or frames the first is taken; animated WebP is refused.
+
+Images are resized with an area filter, after the JPEG decoder has already dropped what it can (DCT
+scaling by n/8), and are never enlarged. Output is baseline JPEG, quality 95, 4:2:0, without
+metadata. The same bytes in give the same bytes out with the same library versions.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from services.preprocess.domain import InvalidData, Reason
+from services.preprocess.headers import (
+    EXTENSIONS,
+    BadHeader,
+    Header,
+    ImageKind,
+    name_content,
+    read_header,
+)
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""Shape (height, width, 3), BGR, 0..255."""
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE_PX = 32_768
+JPEG_QUALITY = 95
+JPEG_SUBSAMPLING = "420"
+
+_COPYABLE_COLORS = frozenset({"YCbCr", "Gray"})
+
+
+def extension_of(path: str) -> str:
+    """Returns the lower-case extension of a path with its dot, or an empty string."""
+    name = path.rsplit("/", 1)[-1]
+    stem, dot, extension = name.rpartition(".")
+    return f".{extension.lower()}" if dot and stem else ""
+
+
+def check_header(path: str, data: bytes) -> Header:
+    """Reads the header of an image and decides whether it is worth decoding.
+
+    Args:
+        path: Path in the archive, for messages; its extension must match the content.
+        data: The whole file.
+
+    Raises:
+        InvalidData: CORRUPT_IMAGE, UNSUPPORTED_IMAGE, TYPE_MISMATCH or IMAGE_TOO_LARGE.
+    """
+    if not data:
+        raise InvalidData(path, Reason.CORRUPT_IMAGE, "the image file is empty; export it again")
+    try:
+        header = read_header(data)
+    except BadHeader as error:
+        raise InvalidData(path, Reason.CORRUPT_IMAGE, f"{error}; export the image again") from error
+    if header is None:
+        raise InvalidData(
+            path,
+            Reason.UNSUPPORTED_IMAGE,
+            f"the content is {name_content(data)}; convert it to JPEG, PNG, BMP, WebP or TIFF",
+        )
+    promised = EXTENSIONS.get(extension_of(path))
+    if promised is not header.kind:
+        raise InvalidData(
+            path,
+            Reason.TYPE_MISMATCH,
+            f"the content is {header.kind} but the name ends in"
+            f" {extension_of(path) or 'no extension'};"
+            " give it the right extension",
+        )
+    if header.width * header.height > MAX_PIXELS or max(header.width, header.height) > MAX_SIDE_PX:
+        raise InvalidData(
+            path,
+            Reason.IMAGE_TOO_LARGE,
+            f"{header.width}x{header.height} pixels are more than {MAX_PIXELS} in all or"
+            f" {MAX_SIDE_PX} on a side;"
+            " make it smaller",
+        )
+    return header
+
+
+def verify(path: str, data: bytes) -> Header:
+    """Decodes an image completely to prove that it can be, and returns its header.
+
+    Raises:
+        InvalidData: CORRUPT_IMAGE, UNSUPPORTED_IMAGE, TYPE_MISMATCH or IMAGE_TOO_LARGE.
+    """
+    header = check_header(path, data)
+    if header.kind is not ImageKind.JPEG:
+        decode(path, data, header)
+        return header
+    try:  # every coefficient is read, but only one pixel in 64 is reconstructed
+        simplejpeg.decode_jpeg(data, "GRAY", min_width=1, min_height=1, fastdct=True)
+    except ValueError:
+        decode(
+            path, data, header
+        )  # kinds that cannot be decoded to gray, such as CMYK; raises if corrupt
+    return header
+
+
+def decode(path: str, data: bytes, header: Header, target: tuple[int, int] | None = None) -> Pixels:
+    """Decodes an image to upright 8-bit BGR.
+
+    Args:
+        path: Path in the archive, for messages.
+        data: The whole file.
+        header: Its header.
+        target: Upright width and height that will be needed; a JPEG may come out smaller than it
+            is stored, but not smaller than this.
+
+    Returns:
+        Shape (height, width, 3).
+
+    Raises:
+        InvalidData: CORRUPT_IMAGE or UNSUPPORTED_IMAGE.
+    """
+    if header.kind is ImageKind.JPEG:
+        pixels = _decode_jpeg(path, data, header, target)
+    else:
+        pixels = _decode_other(path, data)
+        if pixels.shape[:2] != (header.height, header.width):
+            raise InvalidData(
+                path, Reason.CORRUPT_IMAGE, "its size differs from its header; export it again"
+            )
+    return _upright(pixels, header.orientation)
+
+
+def target_size(width: int, height: int, max_side_px: int) -> tuple[int, int]:
+    """Returns width and height after a resize to a longest side; never enlarged, at least 1.
+
+    Args:
+        width: Pixels before.
+        height: Pixels before.
+        max_side_px: Longest side after; 0 keeps the size.
+    """
+    longest = max(width, height)
+    if max_side_px == 0 or longest <= max_side_px:
+        return width, height
+    # Whole-number rounding (half up), so that the result does not depend on floating point.
+    return (
+        max(1, (2 * width * max_side_px + longest) // (2 * longest)),
+        max(1, (2 * height * max_side_px + longest) // (2 * longest)),
+    )
+
+
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Shrinks an image with an area filter; the same size returns it unchanged."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def to_gray(pixels: Pixels) -> Pixels:
+    """Makes an image gray (ITU-R BT.601 luma), as three equal channels."""
+    gray = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    return np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), np.uint8)
+
+
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """Encodes an image as JPEG, quality 95, 4:2:0."""
+    encoded = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), JPEG_QUALITY, "BGR", JPEG_SUBSAMPLING
+    )
+    return bytes(encoded)
+
+
+def is_plain_jpeg(data: bytes, header: Header) -> bool:
+    """Says whether an image can be copied byte for byte: an upright JPEG, colour or gray."""
+    if header.kind is not ImageKind.JPEG or header.orientation != 1:
+        return False
+    _, _, color, _ = simplejpeg.decode_jpeg_header(data)
+    return color in _COPYABLE_COLORS
+
+
+def _decode_jpeg(path: str, data: bytes, header: Header, target: tuple[int, int] | None) -> Pixels:
+    min_width, min_height = target or (0, 0)
+    if header.orientation >= 5:
+        min_width, min_height = min_height, min_width
+    try:
+        return np.asarray(
+            simplejpeg.decode_jpeg(data, "BGR", min_width=min_width, min_height=min_height),
+            np.uint8,
+        )
+    except ValueError as error:
+        raise InvalidData(
+            path, Reason.CORRUPT_IMAGE, f"the JPEG is damaged ({error}); export it again"
+        ) from error
+
+
+def _decode_other(path: str, data: bytes) -> Pixels:
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise InvalidData(
+            path, Reason.CORRUPT_IMAGE, f"the image is damaged ({error.err}); export it again"
+        ) from error
+    if pixels is None:
+        raise InvalidData(
+            path, Reason.CORRUPT_IMAGE, "the image is truncated or damaged; export it again"
+        )
+    if pixels.dtype == np.uint16:
+        pixels = np.right_shift(pixels.astype(np.uint16), 8).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise InvalidData(
+            path,
+            Reason.UNSUPPORTED_IMAGE,
+            f"samples of type {pixels.dtype} are not read; convert it to 8 or 16 bit",
+        )
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
+    if pixels.shape[2] == 4:
+        return _blend_over_white(np.asarray(pixels, np.uint8))
+    return np.asarray(pixels, np.uint8)
+
+
+def _blend_over_white(pixels: NDArray[np.uint8]) -> Pixels:
+    alpha = pixels[:, :, 3:].astype(np.uint16)
+    if alpha.min() == 255:
+        return np.ascontiguousarray(pixels[:, :, :3])
+    color = pixels[:, :, :3].astype(np.uint16)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Applies an EXIF orientation (Exif 2.32, tag 274)."""
+    match orientation:
+        case 2:
+            turned = cv2.flip(pixels, 1)
+        case 3:
+            turned = cv2.rotate(pixels, cv2.ROTATE_180)
+        case 4:
+            turned = cv2.flip(pixels, 0)
+        case 5:
+            turned = cv2.transpose(pixels)
+        case 6:
+            turned = cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE)
+        case 7:
+            turned = cv2.flip(cv2.transpose(pixels), -1)
+        case 8:
+            turned = cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE)
+        case _:
+            return pixels
+    return np.asarray(turned, np.uint8)
