@@ -1,0 +1,1 @@
+"""The HTTP gateway: REST, SSE, OpenAPI and uploads in front of the services. It has no state."""

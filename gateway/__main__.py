@@ -1,0 +1,102 @@
+"""Runs the gateway: `python -m gateway` or `detflow-gateway`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+
+from detflow import telemetry
+from detflow.errors import InvalidArgument
+from detflow.settings import Settings
+from gateway import security
+from gateway.app import Gateway
+from gateway.backends import Backends
+
+log = telemetry.get_logger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends streams when it is told to stop, and then exits with 0."""
+
+    def __init__(self, gateway: Gateway, drain_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                gateway,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(drain_seconds),
+            )
+        )
+        self._gateway = gateway
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Begins to drain on SIGTERM and SIGINT; the second one stops at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the streams, then waits for the running requests."""
+        self._gateway.draining.set()
+        await super().shutdown(sockets)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Splits host:port.
+
+    Raises:
+        InvalidArgument: It is something else.
+    """
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdigit() and int(port) < 65536):
+        raise InvalidArgument(
+            f"DETFLOW_HTTP_LISTEN must be host:port, not {text!r}", reason="BAD_SETTING"
+        )
+    return host.strip("[]"), int(port)
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    host, port = split_address(settings.http_listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listening:
+        backends = Backends.connect(settings)
+        gateway = Gateway(
+            backends,
+            loopback=security.is_loopback(host),
+            max_upload_bytes=settings.max_upload_bytes,
+        )
+        log.info("gateway listens", host=host, port=listening.getsockname()[1])
+        try:
+            await Server(gateway, settings.drain_seconds).serve(sockets=[listening])
+        finally:
+            await backends.close()
+        log.info("gateway stopped")
+
+
+def main() -> None:
+    """Entry point."""
+    settings = Settings.load()
+    telemetry.configure("gateway", settings)
+    uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""The ASGI application: pages by Starlette, everything under /v1/ by the descriptors' routes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+import orjson
+from google.protobuf.message import Message
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from detflow import telemetry
+from gateway import backends as channels
+from gateway import errors, openapi, pages, security, stream, transcode, upload
+from gateway.backends import Backends
+from gateway.errors import HttpError
+from gateway.routes import Binding, Router, UnsafePath
+from gateway.stream import Receive, Send
+
+Scope = MutableMapping[str, Any]
+Headers = dict[bytes, bytes]
+
+MAX_JSON_BYTES = 1 << 20
+BODY_SECONDS = 30.0
+"""How long a JSON body may take to arrive."""
+
+log = telemetry.get_logger(__name__)
+
+_REQUESTS = Counter(
+    "detflow_gateway_requests", "Answered HTTP requests", ["route", "method", "code"]
+)
+_SECONDS = Histogram(
+    "detflow_gateway_request_seconds",
+    "Time from the request to the last byte of a unary answer",
+    ["route"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+_STREAMS = Gauge("detflow_gateway_open_streams", "Open SSE streams")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_JSON = (b"content-type", b"application/json")
+
+
+class Gateway:
+    """The whole gateway as one ASGI application.
+
+    Args:
+        backends: Open channels.
+        loopback: Whether it listens on loopback only; then foreign Host names are refused.
+        max_upload_bytes: Largest archive.
+    """
+
+    def __init__(self, backends: Backends, *, loopback: bool, max_upload_bytes: int) -> None:
+        self.draining = asyncio.Event()
+        """Set to end streams and to be no longer ready."""
+        self._backends = backends
+        self._router = Router(backends.bindings)
+        self._loopback = loopback
+        self._max_upload_bytes = max_upload_bytes
+        self._pages = _pages(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"the gateway speaks HTTP only, not {scope['type']}")
+        begin = time.perf_counter()
+        headers: Headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        answer = _Answer(send, request_id)
+        route = "page"
+        try:
+            security.check_host(headers, loopback=self._loopback)
+            security.check_origin(scope["method"], headers)
+            if scope["path"].startswith("/v1/"):
+                route = "unknown"
+                binding, values = self._find(scope["method"], scope["raw_path"])
+                route = binding.rpc.name
+                await self._call(binding, values, scope, headers, receive, answer, request_id)
+            else:
+                await self._pages(scope, receive, answer.send)
+        except upload.ClientGone:
+            log.info("upload broken off by the client", request_id=request_id)
+        except Exception as error:
+            await self._fail(error, route, answer, request_id)
+        _REQUESTS.labels(route, scope["method"], answer.code).inc()
+        seconds = time.perf_counter() - begin
+        _SECONDS.labels(route).observe(seconds)
+        if scope["method"] != "GET" or answer.code >= 400:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                route=route,
+                code=answer.code,
+                seconds=round(seconds, 4),
+                request_id=request_id,
+            )
+
+    def _find(self, method: str, raw_path: bytes) -> tuple[Binding, tuple[str, ...]]:
+        try:
+            match = self._router.find(method, raw_path)
+        except UnsafePath:
+            match = None
+        if match is None:
+            raise HttpError(
+                404, "NOT_FOUND", "there is nothing at this path; see /docs", reason="NO_ROUTE"
+            )
+        if match.binding is None:
+            raise _wrong_method(match.allowed)
+        return match.binding, match.values
+
+    async def _call(
+        self,
+        binding: Binding,
+        values: tuple[str, ...],
+        scope: Scope,
+        headers: Headers,
+        receive: Receive,
+        answer: _Answer,
+        request_id: str,
+    ) -> None:
+        metadata = channels.metadata_of(headers, request_id)
+        if binding.rpc.client_streaming:
+            upload.check_headers(headers, self._max_upload_bytes)
+            call = self._backends.upload(binding, metadata)
+            response = await upload.pass_on(call, values[0], receive, self._max_upload_bytes)
+            await answer.json(200, transcode.encode(response))
+            return
+        body = await _read_json_body(headers, receive)
+        request = transcode.decode_request(binding, values, scope["query_string"], body)
+        if binding.rpc.server_streaming:
+            await self._stream(binding, request, headers, receive, answer, metadata, request_id)
+            return
+        timeout = channels.timeout_seconds(headers)
+        response = await self._backends.unary(binding, request, timeout, metadata)
+        await answer.json(200, transcode.encode(response))
+
+    async def _stream(
+        self,
+        binding: Binding,
+        request: Message,
+        headers: Headers,
+        receive: Receive,
+        answer: _Answer,
+        metadata: channels.Metadata,
+        request_id: str,
+    ) -> None:
+        stream.resume(request, headers)
+        call = self._backends.stream(binding, request, metadata)
+        with _STREAMS.track_inprogress():
+            await stream.send_events(call, receive, answer.send, self.draining, request_id)
+
+    async def _fail(self, error: Exception, route: str, answer: _Answer, request_id: str) -> None:
+        code, headers, body = errors.answer(error, request_id)
+        if code >= 500:
+            log.warning(
+                "request failed",
+                route=route,
+                code=code,
+                request_id=request_id,
+                error=repr(error)[:2000],
+                exc_info=code == 500,
+            )
+        if answer.started:
+            raise error
+        await answer.json(code, body, headers)
+
+    async def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every service answers its health check, and what each says."""
+        services = await self._backends.health()
+        ready = not self.draining.is_set() and all(s == "SERVING" for s in services.values())
+        state = "DRAINING" if self.draining.is_set() else "READY" if ready else "NOT_READY"
+        return ready, {"status": state, "services": services}
+
+
+class _Answer:
+    """Sends the answer of one request, with the headers that every answer has."""
+
+    __slots__ = ("_request_id", "_send", "code", "started")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id.encode()
+        self.code = 499  # until something is sent
+        self.started = False
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """ASGI send."""
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.code = message["status"]
+            given = [*message.get("headers", ())]
+            names = {name for name, _ in given}
+            if b"content-security-policy" not in names:
+                given.append((b"content-security-policy", security.CLOSED_POLICY))
+            if b"cache-control" not in names:
+                given.append((b"cache-control", b"no-store"))
+            message["headers"] = [
+                *given,
+                *security.BASE_HEADERS,
+                (b"x-request-id", self._request_id),
+            ]
+        await self._send(message)
+
+    async def json(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        """Sends a whole JSON answer."""
+        extra = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
+        length = (b"content-length", str(len(body)).encode())
+        await self.send(
+            {"type": "http.response.start", "status": code, "headers": [_JSON, length, *extra]}
+        )
+        await self.send({"type": "http.response.body", "body": body})
+
+
+async def _read_json_body(headers: Headers, receive: Receive) -> bytes:
+    """Reads a JSON body of at most 1 MiB.
+
+    Raises:
+        HttpError: 408, 413 or 415.
+    """
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" not in headers and length in (b"", b"0"):
+        return b""
+    if length and (not length.isdigit() or int(length) > MAX_JSON_BYTES):
+        raise _too_large()
+    body = bytearray()
+    more = True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise upload.ClientGone
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MAX_JSON_BYTES:
+                    raise _too_large()
+    except TimeoutError as error:
+        raise HttpError(
+            408,
+            "DEADLINE_EXCEEDED",
+            f"the body must arrive within {BODY_SECONDS:.0f} s",
+            reason="BODY_TIMEOUT",
+            headers={"connection": "close"},
+        ) from error
+    if body:
+        _check_json_type(headers)
+    return bytes(body)
+
+
+def _check_json_type(headers: Headers) -> None:
+    text = headers.get(b"content-type", b"").decode("latin-1").lower()
+    kind, _, parameters = text.partition(";")
+    charset = parameters.strip().removeprefix("charset=").strip('"')
+    encoding = headers.get(b"content-encoding", b"identity")
+    if (
+        kind.strip() != "application/json"
+        or charset not in ("", "utf-8")
+        or encoding != b"identity"
+    ):
+        raise HttpError(
+            415,
+            "INVALID_ARGUMENT",
+            f"send Content-Type: application/json, in UTF-8 and uncompressed, not {text!r}",
+            reason="UNSUPPORTED_MEDIA_TYPE",
+        )
+
+
+def _too_large() -> HttpError:
+    return HttpError(
+        413,
+        "RESOURCE_EXHAUSTED",
+        f"a JSON body may have {MAX_JSON_BYTES} bytes",
+        reason="BODY_TOO_LARGE",
+        headers={"connection": "close"},
+    )
+
+
+def _wrong_method(allowed: tuple[str, ...]) -> HttpError:
+    names = ", ".join(allowed)
+    return HttpError(
+        405,
+        "UNIMPLEMENTED",
+        f"this path takes {names}",
+        reason="METHOD_NOT_ALLOWED",
+        headers={"allow": names},
+    )
+
+
+def _pages(gateway: Gateway) -> Starlette:
+    document = openapi.document(gateway._backends.bindings)
+    document_bytes = orjson.dumps(document)
+    etag = f'"{hashlib.sha256(document_bytes).hexdigest()[:32]}"'
+    home, docs = pages.home(document), pages.docs(document)
+    html_headers = {
+        "content-security-policy": security.page_policy(pages.STYLE),
+        "cache-control": "no-cache",
+    }
+
+    def _html(text: str) -> Response:
+        return Response(text, media_type="text/html", headers=html_headers)
+
+    async def get_home(_request: Request) -> Response:
+        return _html(home)
+
+    async def get_docs(_request: Request) -> Response:
+        return _html(docs)
+
+    async def get_openapi(request: Request) -> Response:
+        headers = {"etag": etag, "cache-control": "no-cache"}
+        known = [one.strip() for one in request.headers.get("if-none-match", "").split(",")]
+        if etag in known or f"W/{etag}" in known:
+            return Response(status_code=304, headers=headers)
+        return Response(document_bytes, media_type="application/json", headers=headers)
+
+    async def get_healthz(_request: Request) -> Response:
+        return Response(b'{"status":"ALIVE"}', media_type="application/json")
+
+    async def get_readyz(_request: Request) -> Response:
+        ready, state = await gateway.readiness()
+        return Response(orjson.dumps(state), 200 if ready else 503, media_type="application/json")
+
+    async def get_metrics(_request: Request) -> Response:
+        return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def not_found(_request: Request, _error: Exception) -> Response:
+        raise HttpError(
+            404, "NOT_FOUND", "there is nothing at this path; see /docs", reason="NO_ROUTE"
+        )
+
+    async def wrong_method(_request: Request, error: Exception) -> Response:
+        headers = error.headers if isinstance(error, HTTPException) else None
+        raise _wrong_method(tuple(sorted((headers or {}).get("Allow", "GET").split(", "))))
+
+    handlers = {
+        "/": get_home,
+        "/docs": get_docs,
+        "/openapi.json": get_openapi,
+        "/healthz": get_healthz,
+        "/readyz": get_readyz,
+        "/metrics": get_metrics,
+    }
+    application = Starlette(
+        routes=[Route(path, handler) for path, handler in handlers.items()],
+        exception_handlers={404: not_found, 405: wrong_method},
+    )
+    application.router.redirect_slashes = False
+    return application

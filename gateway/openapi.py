@@ -1,0 +1,362 @@
+"""The OpenAPI 3.1 document, made from the same descriptors that route the requests.
+
+Descriptions are the comments of the protos (descriptions.json, written by tools/descriptions.py),
+limits come from the protovalidate rules and required fields from google.api.field_behavior, so
+nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+
+from buf.validate import validate_pb2
+from gateway import upload
+from gateway.routes import ANY, Binding
+
+Json = dict[str, Any]
+
+_F = FieldDescriptor
+_REF = "#/components/schemas/"
+_SCALARS: dict[int, Json] = {
+    _F.TYPE_BOOL: {"type": "boolean"},
+    _F.TYPE_STRING: {"type": "string"},
+    _F.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
+    _F.TYPE_DOUBLE: {"type": "number", "format": "double"},
+    _F.TYPE_FLOAT: {"type": "number", "format": "float"},
+    _F.TYPE_INT32: {"type": "integer", "format": "int32"},
+    _F.TYPE_UINT32: {"type": "integer", "format": "int32", "minimum": 0},
+    # 64-bit integers are strings in protojson: JavaScript's numbers cannot hold them.
+    _F.TYPE_INT64: {"type": "string", "format": "int64"},
+    _F.TYPE_UINT64: {"type": "string", "format": "int64"},
+}
+_WELL_KNOWN: dict[str, Json] = {
+    "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
+    "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$"},
+    "google.protobuf.FieldMask": {"type": "string", "examples": ["displayName"]},
+    "google.protobuf.Struct": {"type": "object", "additionalProperties": True},
+    "google.protobuf.Value": {},
+    "google.protobuf.ListValue": {"type": "array", "items": {}},
+    "google.protobuf.Any": {
+        "type": "object",
+        "properties": {"@type": {"type": "string"}},
+        "required": ["@type"],
+        "additionalProperties": True,
+    },
+}
+_ERRORS = {
+    "400": "The request is wrong, or the resource is in a state that does not allow it.",
+    "404": "There is no such resource.",
+    "409": "It exists already, or somebody else changed it first.",
+    "429": "A limit is reached.",
+    "503": "A service is away; Retry-After says when to come back.",
+    "504": "The answer took too long.",
+}
+_ID_PATTERN = "^[a-z0-9-]{1,63}$"
+
+
+def document(bindings: Iterable[Binding]) -> Json:
+    """Builds the document for these routes."""
+    all_bindings = list(bindings)
+    texts = _load_descriptions()
+    schemas = _Schemas(texts)
+    paths: dict[str, Json] = {}
+    for binding in all_bindings:
+        path, parameters = _path(binding)
+        operation = _operation(binding, parameters, schemas, texts)
+        paths.setdefault(path, {})[binding.http_method.lower()] = operation
+    services = {
+        b.rpc.containing_service.full_name: b.rpc.containing_service.name for b in all_bindings
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "detflow",
+            "version": importlib.metadata.version("detflow"),
+            "description": "Trains object-detection models and measures them honestly. JSON is "
+            "protojson: camelCase names, enums by name, 64-bit integers as strings.",
+            "license": {"name": "AGPL-3.0-or-later", "identifier": "AGPL-3.0-or-later"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [
+            {"name": name, "description": texts.get(full, "")} for full, name in services.items()
+        ],
+        "paths": paths,
+        "components": {"schemas": dict(sorted(schemas.all().items())), "responses": _responses()},
+    }
+
+
+def _load_descriptions() -> dict[str, str]:
+    file = importlib.resources.files("gateway") / "descriptions.json"
+    texts: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return texts
+
+
+def _path(binding: Binding) -> tuple[str, list[Json]]:
+    """Writes a template as OpenAPI does: `*` becomes a parameter named after its collection."""
+    template = binding.template
+    parts: list[str] = []
+    parameters: list[Json] = []
+    for segment in template.segments:
+        if segment == ANY:
+            name = parts[-1].removesuffix("s")
+            parts.append(f"{{{name}}}")
+            parameters.append(
+                {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "pattern": _ID_PATTERN},
+                }
+            )
+        else:
+            parts.append(segment)
+    verb = f":{template.verb}" if template.verb else ""
+    return f"/{'/'.join(parts)}{verb}", parameters
+
+
+def _operation(
+    binding: Binding, parameters: list[Json], schemas: _Schemas, texts: dict[str, str]
+) -> Json:
+    rpc = binding.rpc
+    text = texts.get(rpc.full_name, "")
+    operation: Json = {
+        "operationId": rpc.name,
+        "tags": [rpc.containing_service.name],
+        "summary": text.partition(". ")[0].rstrip("."),
+        "description": text,
+        "parameters": parameters + list(_query(binding, schemas, texts)),
+        "responses": {code: {"$ref": f"#/components/responses/{code}"} for code in _ERRORS},
+    }
+    if rpc.client_streaming:
+        operation["description"] += " The body is streamed; the gateway never holds it whole."
+        operation["requestBody"] = {
+            "required": True,
+            "content": {
+                kind: {"schema": {"type": "string", "format": "binary"}}
+                for kind in upload.CONTENT_TYPES
+            },
+        }
+        for code in ("408", "413", "415"):
+            operation["responses"][code] = {"$ref": f"#/components/responses/{code}"}
+    elif binding.body:
+        whole = binding.body == "*"
+        field = None if whole else rpc.input_type.fields_by_name[binding.body]
+        from_path = {v.path for v in binding.template.variables}
+        schema = (
+            schemas.message(rpc.input_type, without=from_path)
+            if field is None
+            else schemas.field(field, limits=False)
+        )
+        operation["requestBody"] = {
+            "required": not whole,
+            "content": {"application/json": {"schema": schema}},
+        }
+        for code in ("413", "415"):
+            operation["responses"][code] = {"$ref": f"#/components/responses/{code}"}
+    result = schemas.message(rpc.output_type)
+    if rpc.server_streaming:
+        operation["description"] += (
+            " Server-Sent Events: `id` is the cursor, `event` the field of the message that is set,"
+            " `data` the message as JSON. Reconnect with Last-Event-ID (or `cursor`) to go on"
+            " behind an event; an expired cursor is 400 with reason CURSOR_EXPIRED. `event: error`"
+            " carries an error and ends the stream, `event: end` says that nothing will follow."
+        )
+        operation["parameters"].append(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "Cursor of the last event seen; wins over `cursor`.",
+                "schema": {"type": "string"},
+            }
+        )
+        content: Json = {"text/event-stream": {"schema": result}}
+    else:
+        content = {"application/json": {"schema": result}}
+    operation["responses"]["200"] = {
+        "description": texts.get(rpc.output_type.full_name, "") or rpc.output_type.name,
+        "content": content,
+    }
+    return operation
+
+
+def _query(binding: Binding, schemas: _Schemas, texts: dict[str, str]) -> Iterator[Json]:
+    if binding.body == "*" or binding.rpc.client_streaming:
+        return
+    taken = {v.path.partition(".")[0] for v in binding.template.variables} | {binding.body}
+    for name, field in _leaves(binding.rpc.input_type, "", taken):
+        yield {
+            "name": name,
+            "in": "query",
+            "required": _has(field, field_behavior_pb2.REQUIRED),
+            "description": texts.get(field.full_name, ""),
+            "schema": schemas.field(field),
+        }
+
+
+def _leaves(
+    message: Descriptor, prefix: str, taken: Iterable[str] = ()
+) -> Iterator[tuple[str, FieldDescriptor]]:
+    for field in message.fields:
+        if field.name in taken:
+            continue
+        nested = field.message_type
+        if nested is None or nested.full_name in _WELL_KNOWN:
+            yield prefix + field.json_name, field
+        elif not field.is_repeated:
+            yield from _leaves(nested, f"{prefix}{field.json_name}.")
+
+
+def _has(field: FieldDescriptor, behaviour: int) -> bool:
+    return behaviour in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+
+
+class _Schemas:
+    """Collects the schemas that are referred to."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
+        self._done: dict[str, Json] = {"Error": _error_schema()}
+
+    def all(self) -> dict[str, Json]:
+        return self._done
+
+    def message(self, message: Descriptor, without: Iterable[str] = ()) -> Json:
+        """A reference to a message's schema; inline where fields are left out of it."""
+        if message.full_name in _WELL_KNOWN:
+            return dict(_WELL_KNOWN[message.full_name])
+        if without:
+            return self._object(message, without)
+        name = _name(message)
+        if name not in self._done:
+            self._done[name] = {}  # a placeholder ends recursion
+            self._done[name] = self._object(message, ())
+        return {"$ref": f"{_REF}{name}"}
+
+    def field(self, field: FieldDescriptor, *, limits: bool = True) -> Json:
+        """The schema of a field's value, with its description and limits."""
+        nested = field.message_type
+        if nested is not None and nested.GetOptions().map_entry:
+            value = self.field(nested.fields_by_name["value"])
+            schema: Json = {"type": "object", "additionalProperties": value}
+        else:
+            schema = self._single(field)
+            if field.is_repeated:
+                schema = {"type": "array", "items": schema}
+        if limits:
+            schema |= _limits(field)
+            text = self._texts.get(field.full_name)
+            if text:
+                schema["description"] = text
+        return schema
+
+    def _single(self, field: FieldDescriptor) -> Json:
+        if field.message_type is not None:
+            return self.message(field.message_type)
+        if field.enum_type is not None:
+            return self._enum(field.enum_type)
+        return dict(_SCALARS[field.type])
+
+    def _enum(self, enum: EnumDescriptor) -> Json:
+        name = _name(enum)
+        if name not in self._done:
+            lines = [self._texts.get(enum.full_name, "")]
+            parent = enum.full_name
+            lines += [
+                f"- `{value.name}`: {self._texts.get(f'{parent}.{value.name}', '')}"
+                for value in enum.values
+            ]
+            self._done[name] = {
+                "type": "string",
+                "enum": [value.name for value in enum.values],
+                "description": "\n".join(lines),
+            }
+        return {"$ref": f"{_REF}{name}"}
+
+    def _object(self, message: Descriptor, without: Iterable[str]) -> Json:
+        fields = [field for field in message.fields if field.name not in without]
+        schema: Json = {
+            "type": "object",
+            "description": self._texts.get(message.full_name, ""),
+            "properties": {field.json_name: self._property(field) for field in fields},
+        }
+        required = [f.json_name for f in fields if _has(f, field_behavior_pb2.REQUIRED)]
+        if required:
+            schema["required"] = required
+        return schema
+
+    def _property(self, field: FieldDescriptor) -> Json:
+        schema = self.field(field)
+        if _has(field, field_behavior_pb2.OUTPUT_ONLY) or _has(
+            field, field_behavior_pb2.IDENTIFIER
+        ):
+            schema["readOnly"] = True
+        return schema
+
+
+def _name(element: Descriptor | EnumDescriptor) -> str:
+    return element.full_name.removeprefix("detflow.v1.").removeprefix("google.")
+
+
+def _limits(field: FieldDescriptor) -> Json:
+    rules = field.GetOptions().Extensions[validate_pb2.field]
+    limits: Json = {}
+    kind = rules.WhichOneof("type")
+    if kind == "string":
+        if rules.string.HasField("pattern"):
+            limits["pattern"] = rules.string.pattern
+        if rules.string.HasField("min_len"):
+            limits["minLength"] = rules.string.min_len
+        if rules.string.HasField("max_len"):
+            limits["maxLength"] = rules.string.max_len
+    elif kind in ("int32", "double") and not field.is_repeated:
+        numbers = getattr(rules, kind)
+        for rule, keyword in (("gte", "minimum"), ("lte", "maximum")):
+            if numbers.HasField(rule):
+                limits[keyword] = getattr(numbers, rule)
+    elif kind == "repeated":
+        if rules.repeated.HasField("max_items"):
+            limits["maxItems"] = rules.repeated.max_items
+        if rules.repeated.unique:
+            limits["uniqueItems"] = True
+    return limits
+
+
+def _error_schema() -> Json:
+    return {
+        "type": "object",
+        "description": "A google.rpc.Status as JSON.",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["code", "status", "message", "details"],
+                "properties": {
+                    "code": {"type": "integer", "description": "The HTTP status."},
+                    "status": {"type": "string", "description": "Name of the google.rpc.Code."},
+                    "message": {"type": "string", "description": "The value and the remedy."},
+                    "details": {
+                        "type": "array",
+                        "description": "ErrorInfo (reason), BadRequest (fields), RetryInfo, ...",
+                        "items": dict(_WELL_KNOWN["google.protobuf.Any"]),
+                    },
+                },
+            }
+        },
+    }
+
+
+def _responses() -> dict[str, Json]:
+    texts = _ERRORS | {
+        "408": "The body came too slowly.",
+        "413": "The body is too large.",
+        "415": "The body has the wrong type.",
+    }
+    content = {"application/json": {"schema": {"$ref": f"{_REF}Error"}}}
+    return {code: {"description": text, "content": content} for code, text in texts.items()}
