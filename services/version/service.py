@@ -1,0 +1,411 @@
+"""The gRPC servicers of projects and versions: validate, call, convert.
+
+The methods are documented in the protos. They raise; the interceptor makes a status of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any, NoReturn, TypeAlias
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from detflow import channels, outbox
+from detflow.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Violation,
+)
+from detflow.names import last_segment, new_id, project_of
+from detflow.pagination import decode_token, encode_token, page_size
+from detflow.postgres import Connection, Database
+from detflow.v1 import (
+    common_pb2,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    events_pb2,
+    project_pb2,
+    project_pb2_grpc,
+    version_pb2,
+    version_pb2_grpc,
+)
+from detflow.watch import Change, Snapshot, Watcher
+from services.version import domain, store
+
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, which no handler here needs
+
+_RECENT = timedelta(hours=1)  # longer than an event may wait in the outbox or the stream
+
+
+class ProjectService(project_pb2_grpc.ProjectServiceServicer):
+    """Serves projects."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def CreateProject(  # noqa: D102
+        self, request: project_pb2.CreateProjectRequest, context: Context
+    ) -> project_pb2.Project:
+        display_name = _display_name(request.project.display_name, "project.display_name")
+        async with self._db.transaction() as conn:
+            return _project_to_proto(
+                await store.insert_project(conn, request.project_id, display_name)
+            )
+
+    async def GetProject(  # noqa: D102
+        self, request: project_pb2.GetProjectRequest, context: Context
+    ) -> project_pb2.Project:
+        async with self._db.connection() as conn:
+            return _project_to_proto(await store.get_project(conn, last_segment(request.name)))
+
+    async def ListProjects(  # noqa: D102
+        self, request: project_pb2.ListProjectsRequest, context: Context
+    ) -> project_pb2.ListProjectsResponse:
+        query = "projects"
+        key = decode_token(request.page_token, query) or [0]
+        size = page_size(request.page_size)
+        async with self._db.connection() as conn:
+            projects = await store.list_projects(conn, int(key[0]), size + 1)
+        more = len(projects) > size
+        return project_pb2.ListProjectsResponse(
+            projects=[_project_to_proto(project) for project in projects[:size]],
+            next_page_token=encode_token(query, projects[size - 1].position) if more else "",
+        )
+
+
+class VersionService(version_pb2_grpc.VersionServiceServicer):
+    """Serves versions.
+
+    Args:
+        db: Database of this service.
+        watcher: Event stream of this process.
+        datasets: Stub of the preprocess service, which owns the datasets.
+    """
+
+    def __init__(
+        self, db: Database, watcher: Watcher, datasets: dataset_pb2_grpc.DatasetServiceAsyncStub
+    ) -> None:
+        self._db = db
+        self._watcher = watcher
+        self._datasets = datasets
+
+    async def CreateVersion(  # noqa: D102
+        self, request: version_pb2.CreateVersionRequest, context: Context
+    ) -> version_pb2.Version:
+        project_id, wanted = project_of(request.parent), request.version
+        display_name = wanted.display_name and _display_name(
+            wanted.display_name, "version.display_name"
+        )
+        recipe = recipe_from_proto(wanted.recipe)
+        request_id = request.request_id or None
+        request_sha256 = _fingerprint(wanted.dataset, display_name, recipe)
+        async with self._db.connection() as conn:
+            await store.get_project(conn, project_id)
+            made = await store.get_version_by_request(conn, project_id, request_id)
+        if made is None:
+            dataset = await self._get_ready_dataset(project_id, wanted.dataset)
+            async with self._db.transaction() as conn:
+                await store.get_project(conn, project_id, lock=True)
+                # The same request may have come in meanwhile, by another connection.
+                made = await store.get_version_by_request(conn, project_id, request_id)
+                if made is None:
+                    made = await store.insert_version(
+                        conn,
+                        version_id=new_id(),
+                        project_id=project_id,
+                        display_name=display_name
+                        or await store.take_display_name(conn, project_id),
+                        dataset=dataset.name,
+                        class_names=dataset.class_names,
+                        recipe=recipe,
+                        request_id=request_id,
+                        request_sha256=request_sha256,
+                    )
+                    await announce(conn, made, "created")
+        if made.request_sha256 != request_sha256:
+            _raise_invalid(
+                "request_id",
+                "REQUEST_ID_REUSED",
+                f"{request.request_id!r} was used to create {made.name} with other content;"
+                " take a new id for each new version",
+            )
+        return version_to_proto(made)
+
+    async def GetVersion(  # noqa: D102
+        self, request: version_pb2.GetVersionRequest, context: Context
+    ) -> version_pb2.Version:
+        async with self._db.connection() as conn:
+            return version_to_proto(
+                await store.get_version(conn, project_of(request.name), last_segment(request.name))
+            )
+
+    async def ListVersions(  # noqa: D102
+        self, request: version_pb2.ListVersionsRequest, context: Context
+    ) -> version_pb2.ListVersionsResponse:
+        query = f"{request.parent}/versions?show_deleted={request.show_deleted}"
+        key = decode_token(request.page_token, query)
+        size = page_size(request.page_size)
+        project_id = project_of(request.parent)
+        async with self._db.connection() as conn:
+            await store.get_project(conn, project_id)
+            versions = await store.list_versions(
+                conn,
+                project_id,
+                before=str(key[0]) if key else None,
+                limit=size + 1,
+                show_deleted=request.show_deleted,
+            )
+        more = len(versions) > size
+        return version_pb2.ListVersionsResponse(
+            versions=[version_to_proto(version) for version in versions[:size]],
+            next_page_token=encode_token(query, versions[size - 1].id) if more else "",
+        )
+
+    async def UpdateVersion(  # noqa: D102
+        self, request: version_pb2.UpdateVersionRequest, context: Context
+    ) -> version_pb2.Version:
+        ids = domain.parse_version_name(request.version.name)
+        if ids is None:
+            _raise_invalid(
+                "version.name",
+                "BAD_RESOURCE_NAME",
+                f"must be projects/{{project}}/versions/{{version}}, not {request.version.name!r}",
+            )
+        _check_mask(request.update_mask)
+        display_name = _display_name(request.version.display_name, "version.display_name")
+        project_id, version_id = ids
+        async with self._db.transaction() as conn:
+            await store.get_project(conn, project_id, lock=True)
+            version = await store.get_version(conn, project_id, version_id, lock=True)
+            if version.delete_time:
+                raise FailedPrecondition(
+                    f"{version.name} is in the trash; undelete it first", reason="VERSION_DELETED"
+                )
+            _check_etag(version, request.version.etag)
+            if version.display_name != display_name:
+                version = await store.update_display_name(conn, version, display_name)
+                await announce(conn, version, "updated")
+        return version_to_proto(version)
+
+    async def DeleteVersion(  # noqa: D102
+        self, request: version_pb2.DeleteVersionRequest, context: Context
+    ) -> version_pb2.Version:
+        async with self._db.transaction() as conn:
+            version = await store.get_version(
+                conn, project_of(request.name), last_segment(request.name), lock=True
+            )
+            if version.delete_time:
+                raise NotFound(f"{version.name} is in the trash already", reason="VERSION_DELETED")
+            _check_etag(version, request.etag)
+            version = await store.update_deleted(conn, version, deleted=True)
+            await announce(conn, version, "deleted")
+        return version_to_proto(version)
+
+    async def UndeleteVersion(  # noqa: D102
+        self, request: version_pb2.UndeleteVersionRequest, context: Context
+    ) -> version_pb2.Version:
+        project_id = project_of(request.name)
+        async with self._db.transaction() as conn:
+            await store.get_project(conn, project_id, lock=True)
+            version = await store.get_version(
+                conn, project_id, last_segment(request.name), lock=True
+            )
+            if not version.delete_time:
+                raise AlreadyExists(f"{version.name} is not in the trash", reason="NOT_DELETED")
+            version = await store.update_deleted(conn, version, deleted=False)
+            await announce(conn, version, "undeleted")
+        return version_to_proto(version)
+
+    async def WatchVersions(  # noqa: D102
+        self, request: version_pb2.WatchVersionsRequest, context: Context
+    ) -> AsyncIterator[version_pb2.WatchVersionsResponse]:
+        project_id = project_of(request.parent)
+        async with self._db.connection() as conn:
+            await store.get_project(conn, project_id)
+
+        async def snapshot() -> Snapshot[version_pb2.VersionsSnapshot]:
+            async with self._db.transaction(isolation="repeatable_read") as conn:
+                versions = await store.list_versions(conn, project_id)
+                # Of older changes no event is still under way; deleted ones are not in the list.
+                recent = await store.list_recent_version_ids(conn, project_id, _RECENT)
+                seqs = await outbox.last_seqs(conn, [f"version.{id_}" for id_ in recent])
+            return Snapshot(
+                version_pb2.VersionsSnapshot(versions=[version_to_proto(v) for v in versions]),
+                seqs,
+            )
+
+        def of_this_project(change: Change) -> bool:
+            return project_of(change.event.version.name) == project_id
+
+        async for item in self._watcher.follow(
+            subjects=["detflow.v1.version.>"],
+            cursor=request.cursor,
+            snapshot=snapshot,
+            matches=of_this_project,
+        ):
+            response = version_pb2.WatchVersionsResponse(cursor=item.cursor)
+            if isinstance(item, Snapshot):
+                response.snapshot.CopyFrom(item.value)
+            elif isinstance(item, Change):
+                response.version.CopyFrom(item.event.version)
+            else:
+                response.heartbeat.SetInParent()
+            yield response
+
+    async def _get_ready_dataset(self, project_id: str, name: str) -> dataset_pb2.Dataset:
+        """Reads the dataset a version is to be made of.
+
+        Raises:
+            InvalidArgument: No dataset is named.
+            NotFound: It does not exist, or not in this project.
+            FailedPrecondition: DATASET_NOT_READY.
+        """
+        if not name:
+            _raise_invalid("version.dataset", "REQUIRED", "name the dataset to make a version of")
+        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+        if project_of(name) != project_id:
+            raise missing
+        try:
+            with channels.translate():
+                dataset = await self._datasets.GetDataset(dataset_pb2.GetDatasetRequest(name=name))
+        except NotFound as error:
+            raise missing from error
+        if dataset.state != dataset_pb2.Dataset.READY:
+            state = dataset_pb2.Dataset.State.Name(dataset.state)
+            remedy = (
+                "wait until it is READY"
+                if dataset.state == dataset_pb2.Dataset.IMPORTING
+                else "import it again"
+            )
+            raise FailedPrecondition(
+                f"{name} is {state}; {remedy}",
+                reason="DATASET_NOT_READY",
+                metadata={"resource": name, "state": state},
+            )
+        return dataset
+
+
+async def announce(conn: Connection, version: domain.Version, what: str) -> None:
+    """Appends a change of a version to the outbox, in the transaction that made it."""
+    await outbox.append(
+        conn,
+        kind="version",
+        resource_id=version.id,
+        what=what,
+        name=version.name,
+        event=events_pb2.Event(version=version_to_proto(version)),
+    )
+
+
+def version_to_proto(version: domain.Version) -> version_pb2.Version:
+    """Converts a version to its message."""
+    recipe = version.recipe
+    train, val, test = recipe.percentages
+    message = version_pb2.Version(
+        name=version.name,
+        display_name=version.display_name,
+        state=version_pb2.Version.State.Value(version.state),
+        dataset=version.dataset,
+        recipe=version_pb2.Recipe(
+            split=version_pb2.SplitRatio(train=train, val=val, test=test),
+            max_side_px=recipe.max_side_px,
+            grayscale=recipe.grayscale,
+            augmentations=[version_pb2.Augmentation.Value(a) for a in recipe.augmentations],
+            seed=recipe.seed,
+        ),
+        class_names=version.class_names,
+        revision=version.revision,
+        etag=version.etag,
+        create_time=_timestamp(version.create_time),
+        update_time=_timestamp(version.update_time),
+    )
+    if version.bundle:
+        num_train, num_val, num_test = version.bundle.num_images
+        message.num_images.CopyFrom(
+            version_pb2.SplitCounts(train=num_train, val=num_val, test=num_test)
+        )
+        manifest = version.bundle.manifest
+        message.manifest.CopyFrom(
+            common_pb2.StoredObject(
+                key=manifest.key, size_bytes=manifest.size_bytes, sha256=manifest.sha256
+            )
+        )
+    if version.training_id:
+        message.training = f"{version.name}/trainings/{version.training_id}"
+    if version.failure is not None:
+        message.failure.MergeFromString(version.failure)
+    if version.delete_time:
+        message.delete_time.CopyFrom(_timestamp(version.delete_time))
+    return message
+
+
+def recipe_from_proto(recipe: version_pb2.Recipe) -> domain.Recipe:
+    """Converts a recipe, resolving what is not stated: the split is 70/20/10."""
+    split = recipe.split
+    return domain.Recipe(
+        percentages=(split.train, split.val, split.test)
+        if recipe.HasField("split")
+        else domain.DEFAULT_PERCENTAGES,
+        max_side_px=recipe.max_side_px,
+        grayscale=recipe.grayscale,
+        augmentations=tuple(version_pb2.Augmentation.Name(a) for a in recipe.augmentations),
+        seed=recipe.seed,
+    )
+
+
+def _project_to_proto(project: domain.Project) -> project_pb2.Project:
+    return project_pb2.Project(
+        name=f"projects/{project.id}",
+        display_name=project.display_name,
+        create_time=_timestamp(project.create_time),
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _fingerprint(dataset: str, display_name: str, recipe: domain.Recipe) -> bytes:
+    """Hashes what a request asks for, with defaults resolved."""
+    return hashlib.sha256(repr((dataset, display_name, recipe)).encode()).digest()
+
+
+def _display_name(display_name: str, field: str) -> str:
+    """Checks what the proto rules don't say of a name: that something can be seen."""
+    if not display_name.strip():
+        _raise_invalid(field, "BAD_NAME", "must not be empty or blank; give 1 to 63 characters")
+    return display_name
+
+
+def _check_mask(mask: FieldMask) -> None:
+    wrong = [path for path in mask.paths if path not in ("display_name", "*")]
+    if wrong:
+        problem = "cannot be changed; only display_name can"
+        raise InvalidArgument(
+            f"update_mask: {', '.join(map(repr, wrong))} {problem}",
+            reason="BAD_FIELD_MASK",
+            violations=[Violation(f"update_mask.{p}", "BAD_FIELD_MASK", problem) for p in wrong],
+        )
+
+
+def _check_etag(version: domain.Version, etag: str) -> None:
+    if etag and etag != version.etag:
+        raise Aborted(
+            f"{version.name} changed since etag {etag} was read; read it again and retry",
+            reason="ETAG_MISMATCH",
+            metadata={"resource": version.name, "etag": version.etag},
+        )
+
+
+def _raise_invalid(field: str, reason: str, problem: str) -> NoReturn:
+    raise InvalidArgument(
+        f"{field}: {problem}", reason=reason, violations=[Violation(field, reason, problem)]
+    )

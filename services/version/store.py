@@ -1,0 +1,400 @@
+"""Projects and versions in Postgres.
+
+Each function runs the SQL beside it, inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+import asyncpg
+
+from detflow.errors import Aborted, AlreadyExists, NotFound
+from detflow.postgres import Connection
+from services.version.domain import (
+    AUTOMATIC_NAME,
+    Bundle,
+    FollowedTraining,
+    Project,
+    Recipe,
+    State,
+    StoredObject,
+    TrainingState,
+    Version,
+    name_key,
+)
+
+
+async def insert_project(conn: Connection, project_id: str, display_name: str) -> Project:
+    """Adds a project.
+
+    Raises:
+        AlreadyExists: DUPLICATE_PROJECT.
+    """
+    try:
+        (row,) = await conn.fetch(
+            "insert into project (id, display_name) values ($1, $2) returning *",
+            project_id,
+            display_name,
+        )
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != "project_pkey":
+            raise
+        raise AlreadyExists(
+            f"projects/{project_id} exists; choose another project_id",
+            reason="DUPLICATE_PROJECT",
+            metadata={"resource": f"projects/{project_id}"},
+        ) from error
+    return _project(row)
+
+
+async def get_project(conn: Connection, project_id: str, *, lock: bool = False) -> Project:
+    """Reads a project; with `lock`, nobody else gives out names in it until the transaction ends.
+
+    Raises:
+        NotFound: There is none with this id.
+    """
+    row = await conn.fetchrow(
+        "select * from project where id = $1" + (" for no key update" if lock else ""), project_id
+    )
+    if row is None:
+        raise NotFound(f"projects/{project_id} does not exist")
+    return _project(row)
+
+
+async def list_projects(conn: Connection, after: int, limit: int) -> list[Project]:
+    """Reads at most `limit` projects, oldest first, beginning after position `after`."""
+    rows = await conn.fetch(
+        "select * from project where position > $1 order by position limit $2", after, limit
+    )
+    return [_project(row) for row in rows]
+
+
+async def take_display_name(conn: Connection, project_id: str) -> str:
+    """Takes the next V_n of a project that is locked.
+
+    The number only grows, so the name of a deleted version never comes back. Names that a user gave
+    by hand, to a version that is there or in the trash, are skipped.
+    """
+    while True:
+        number: int = await conn.fetchval(
+            "update project set next_version_number = next_version_number + 1 where id = $1"
+            " returning next_version_number - 1",
+            project_id,
+        )
+        name = AUTOMATIC_NAME.format(number)
+        if not await conn.fetchval(
+            "select exists (select from version where project_id = $1 and name_key = $2)",
+            project_id,
+            name,
+        ):
+            return name
+
+
+async def insert_version(
+    conn: Connection,
+    *,
+    version_id: str,
+    project_id: str,
+    display_name: str,
+    dataset: str,
+    class_names: Sequence[str],
+    recipe: Recipe,
+    request_id: str | None,
+    request_sha256: bytes,
+) -> Version:
+    """Adds a version in PREPROCESSING.
+
+    Raises:
+        AlreadyExists: DUPLICATE_NAME, naming the version that has this display name.
+    """
+    try:
+        (row,) = await conn.fetch(
+            """
+            insert into version (
+              id, project_id, display_name, name_key, state, dataset, class_names, percentages,
+              max_side_px, grayscale, augmentations, seed, request_id, request_sha256)
+            values ($1, $2, $3, $4, 'PREPROCESSING', $5, $6, $7, $8, $9, $10, $11, $12, $13)
+            returning *
+            """,
+            version_id,
+            project_id,
+            display_name,
+            name_key(display_name),
+            dataset,
+            list(class_names),
+            list(recipe.percentages),
+            recipe.max_side_px,
+            recipe.grayscale,
+            list(recipe.augmentations),
+            recipe.seed,
+            request_id,
+            request_sha256,
+        )
+    except asyncpg.UniqueViolationError as error:
+        _raise_duplicate_name(error, display_name)
+    return _version(row)
+
+
+async def get_version(
+    conn: Connection, project_id: str, version_id: str, *, lock: bool = False
+) -> Version:
+    """Reads a version, in the trash or not.
+
+    With `lock`, nobody else changes it until the transaction ends.
+
+    Raises:
+        NotFound: There is none with this id in this project.
+    """
+    row = await conn.fetchrow(
+        "select * from version where project_id = $1 and id = $2" + (" for update" if lock else ""),
+        project_id,
+        version_id,
+    )
+    if row is None:
+        raise NotFound(f"projects/{project_id}/versions/{version_id} does not exist")
+    return _version(row)
+
+
+async def get_version_by_request(
+    conn: Connection, project_id: str, request_id: str | None
+) -> Version | None:
+    """Reads the version that a request created, if it did."""
+    row = await conn.fetchrow(
+        "select * from version where project_id = $1 and request_id = $2", project_id, request_id
+    )
+    return _version(row) if row else None
+
+
+async def list_versions(
+    conn: Connection,
+    project_id: str,
+    *,
+    before: str | None = None,
+    limit: int | None = None,
+    show_deleted: bool = False,
+) -> list[Version]:
+    """Reads a project's versions, newest first.
+
+    Args:
+        conn: Connection.
+        project_id: Project.
+        before: Id of the last version of the page before.
+        limit: At most so many.
+        show_deleted: Those in the trash too.
+    """
+    rows = await conn.fetch(
+        """
+        select * from version
+        where project_id = $1 and id < coalesce($2, '~') and ($3 or delete_time is null)
+        order by id desc limit $4
+        """,
+        project_id,
+        before,
+        show_deleted,
+        limit,
+    )
+    return [_version(row) for row in rows]
+
+
+async def list_recent_version_ids(
+    conn: Connection, project_id: str, within: timedelta
+) -> list[str]:
+    """Reads the ids of versions that changed a short while ago, in the trash or not."""
+    rows = await conn.fetch(
+        "select id from version where project_id = $1 and update_time > now() - $2::interval",
+        project_id,
+        within,
+    )
+    return [row["id"] for row in rows]
+
+
+async def update_display_name(conn: Connection, before: Version, display_name: str) -> Version:
+    """Renames a version that is not in the trash.
+
+    Raises:
+        AlreadyExists: DUPLICATE_NAME, naming the version that has this display name.
+        Aborted: The version changed since `before` was read.
+    """
+    try:
+        row = await conn.fetchrow(
+            """
+            update version
+            set display_name = $3, name_key = $4, revision = revision + 1, update_time = now()
+            where id = $1 and revision = $2 and delete_time is null returning *
+            """,
+            before.id,
+            before.revision,
+            display_name,
+            name_key(display_name),
+        )
+    except asyncpg.UniqueViolationError as error:
+        _raise_duplicate_name(error, display_name)
+    return _changed(row, before)
+
+
+async def update_deleted(conn: Connection, before: Version, *, deleted: bool) -> Version:
+    """Moves a version to the trash or out of it.
+
+    Raises:
+        AlreadyExists: DUPLICATE_NAME: another version took its name while it was in the trash.
+        Aborted: The version changed since `before` was read.
+    """
+    try:
+        row = await conn.fetchrow(
+            """
+            update version
+            set delete_time = case when $3 then now() end, revision = revision + 1,
+                update_time = now()
+            where id = $1 and revision = $2 and (delete_time is null) = $3 returning *
+            """,
+            before.id,
+            before.revision,
+            deleted,
+        )
+    except asyncpg.UniqueViolationError as error:
+        _raise_duplicate_name(error, before.display_name)
+    return _changed(row, before)
+
+
+async def update_state(conn: Connection, before: Version, after: Version) -> Version:
+    """Moves a version to another state, with what belongs to it.
+
+    Raises:
+        Aborted: The version changed since `before` was read.
+    """
+    bundle = after.bundle
+    row = await conn.fetchrow(
+        """
+        update version
+        set state = $4, num_images = $5, manifest_key = $6, manifest_size_bytes = $7,
+            manifest_sha256 = $8, training_id = $9, run_time = $10, failure = $11,
+            preprocessing_revision = $12, revision = revision + 1, update_time = now()
+        where id = $1 and revision = $2 and state = $3 returning *
+        """,
+        before.id,
+        before.revision,
+        before.state,
+        after.state,
+        list(bundle.num_images) if bundle else None,
+        bundle.manifest.key if bundle else None,
+        bundle.manifest.size_bytes if bundle else None,
+        bundle.manifest.sha256 if bundle else None,
+        after.training_id,
+        after.run_time,
+        after.failure,
+        after.preprocessing_revision,
+    )
+    return _changed(row, before)
+
+
+async def update_preprocessing_revision(conn: Connection, version_id: str, revision: int) -> None:
+    """Notes that a preprocessing event was applied that changed nothing a user can see."""
+    await conn.execute(
+        "update version set preprocessing_revision = $2 where id = $1", version_id, revision
+    )
+
+
+async def get_followed_training(conn: Connection, training_id: str) -> FollowedTraining | None:
+    """Reads how far a training's events were applied; None if none was."""
+    row = await conn.fetchrow("select * from version_training where training_id = $1", training_id)
+    if row is None:
+        return None
+    return FollowedTraining(
+        training_id=row["training_id"],
+        revision=row["revision"],
+        state=TrainingState(row["state"]),
+    )
+
+
+async def update_followed_training(
+    conn: Connection, version_id: str, training: FollowedTraining
+) -> None:
+    """Notes how far a training's events were applied."""
+    await conn.execute(
+        """
+        insert into version_training (training_id, version_id, revision, state)
+        values ($1, $2, $3, $4)
+        on conflict (training_id)
+        do update set revision = excluded.revision, state = excluded.state
+        """,
+        training.training_id,
+        version_id,
+        training.revision,
+        training.state,
+    )
+
+
+async def get_time(conn: Connection) -> datetime:
+    """Reads the database's clock, the same for every replica of a service."""
+    time: datetime = await conn.fetchval("select clock_timestamp()")
+    return time
+
+
+def _raise_duplicate_name(error: asyncpg.UniqueViolationError, display_name: str) -> NoReturn:
+    if error.constraint_name != "version_name_key":
+        raise error
+    raise AlreadyExists(
+        f"another version of this project is called {display_name!r}; choose another name",
+        reason="DUPLICATE_NAME",
+        metadata={"display_name": display_name},
+    ) from error
+
+
+def _changed(row: asyncpg.Record | None, before: Version) -> Version:
+    """Reads the row that a guarded update returned; none means that somebody else was faster."""
+    if row is None:
+        raise Aborted(
+            f"{before.name} was changed by somebody else meanwhile; read it again and retry",
+            reason="CONCURRENT_CHANGE",
+        )
+    return _version(row)
+
+
+def _project(row: asyncpg.Record) -> Project:
+    return Project(
+        id=row["id"],
+        display_name=row["display_name"],
+        position=row["position"],
+        create_time=row["create_time"],
+    )
+
+
+def _version(row: asyncpg.Record) -> Version:
+    bundle = None
+    if row["manifest_key"] is not None:
+        manifest = StoredObject(
+            key=row["manifest_key"],
+            size_bytes=row["manifest_size_bytes"],
+            sha256=row["manifest_sha256"],
+        )
+        num_train, num_val, num_test = row["num_images"]
+        bundle = Bundle(manifest=manifest, num_images=(num_train, num_val, num_test))
+    train, val, test = row["percentages"]
+    return Version(
+        id=row["id"],
+        project_id=row["project_id"],
+        display_name=row["display_name"],
+        state=State(row["state"]),
+        dataset=row["dataset"],
+        class_names=tuple(row["class_names"]),
+        recipe=Recipe(
+            percentages=(train, val, test),
+            max_side_px=row["max_side_px"],
+            grayscale=row["grayscale"],
+            augmentations=tuple(row["augmentations"]),
+            seed=row["seed"],
+        ),
+        bundle=bundle,
+        training_id=row["training_id"],
+        run_time=row["run_time"],
+        failure=row["failure"],
+        preprocessing_revision=row["preprocessing_revision"],
+        revision=row["revision"],
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+        delete_time=row["delete_time"],
+        request_sha256=row["request_sha256"],
+    )
