@@ -42,7 +42,10 @@ protos: $(READY)  ## generate the stubs in detflow/v1 from protos/
 	bash tools/protos.sh
 
 lock: $(READY)  ## resolve pyproject.toml into requirements.lock again
-	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-index-url --no-emit-find-links --no-emit-options --allow-unsafe --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-header --no-emit-index-url \
+	  --no-emit-find-links --no-emit-options --allow-unsafe --output-file requirements.lock pyproject.toml
+	@# The extras name detflow itself; the lock is about everything else.
+	sed -i '/^detflow @/,+1d' requirements.lock
 
 bench: $(READY)  ## measure what docs/performance.md reports
 	$(BIN)/python -m tests.benchmarks $(ARGS)
