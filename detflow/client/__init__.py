@@ -1,0 +1,88 @@
+"""The Python SDK: everything detflow does, as calls on the nouns a user knows.
+
+Example:
+    with Client() as client:
+        dataset = client.datasets.import_("cells.zip", name="cells")
+        version = client.versions.wait(client.versions.create(dataset.name).name)
+        training = client.trainings.start(version.name, model="yolov8n", epochs=20)
+        for message in client.trainings.watch(training.name):
+            print(message)
+        print(client.metrics.evaluations(training.name))
+
+Every call raises the errors of `detflow.errors`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from detflow.client.connection import Connection
+from detflow.client.datasets import Datasets
+from detflow.client.metrics import Metrics
+from detflow.client.projects import Projects
+from detflow.client.trainings import Trainings
+from detflow.client.versions import Versions
+from detflow.v1 import trainer_pb2, trainer_pb2_grpc
+
+__all__ = ["Client"]
+
+DEFAULT_ADDRESS = "127.0.0.1:7100"
+
+
+class Client:
+    """A connection to one detflow.
+
+    Args:
+        address: host:port of the gateway. The services are expected on the four ports after it,
+            unless DETFLOW_VERSION_ADDRESS, DETFLOW_PREPROCESS_ADDRESS, DETFLOW_TRAINER_ADDRESS or
+            DETFLOW_METRICS_ADDRESS say otherwise.
+        environ: Where those variables are read.
+
+    Attributes:
+        projects: Groups of datasets and versions.
+        datasets: Labelled images.
+        versions: Datasets frozen with a split and a recipe.
+        trainings: Models being trained.
+        metrics: What was measured.
+
+    Raises:
+        InvalidArgument: The address is not host:port.
+    """
+
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._connection = Connection(address, environ)
+        self.address = address
+        self.projects = Projects(self._connection)
+        self.datasets = Datasets(self._connection)
+        self.versions = Versions(self._connection)
+        self.trainings = Trainings(self._connection)
+        self.metrics = Metrics(self._connection)
+
+    def models(self) -> Sequence[trainer_pb2.Model]:
+        """Lists the models that can be trained."""
+        stub = trainer_pb2_grpc.TrainerServiceStub(self._connection.channel("trainer"))
+        return self._connection.call(stub.ListModels, trainer_pb2.ListModelsRequest()).models
+
+    def hyperparameters(self) -> Sequence[trainer_pb2.Hyperparameter]:
+        """Lists the advanced hyper-parameters: type, range, defaults and help."""
+        stub = trainer_pb2_grpc.TrainerServiceStub(self._connection.channel("trainer"))
+        request = trainer_pb2.GetHyperparameterSchemaRequest()
+        return self._connection.call(stub.GetHyperparameterSchema, request).hyperparameters
+
+    def close(self) -> None:
+        """Closes the connection; running watches end."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

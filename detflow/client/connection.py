@@ -1,0 +1,164 @@
+"""Channels to the services: deadlines, typed errors, watches that reconnect by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from detflow.channels import OPTIONS, from_rpc_error
+from detflow.errors import (
+    DetflowError,
+    InvalidArgument,
+    OutOfRange,
+    ResourceExhausted,
+    Unavailable,
+)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Item = TypeVar("Item")
+Watched = TypeVar("Watched", bound=Message)
+
+DEADLINE_SECONDS = 15.0
+SERVICES = ("version", "preprocess", "trainer", "metrics")
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 3.0
+_PATIENCE_SECONDS = 120.0
+
+
+class Connection:
+    """Lazily opened channels to the services behind one address.
+
+    Raises:
+        InvalidArgument: The address is not host:port.
+    """
+
+    def __init__(self, address: str, environ: Mapping[str, str]) -> None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536 - len(SERVICES):
+            raise InvalidArgument(
+                f"address {address!r} must be host:port, such as 127.0.0.1:7100",
+                reason="BAD_ADDRESS",
+            )
+        self.address = address
+        self._addresses = {
+            name: environ.get(f"DETFLOW_{name.upper()}_ADDRESS") or f"{host}:{int(port) + number}"
+            for number, name in enumerate(SERVICES, 1)
+        }
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def channel(self, service: str) -> grpc.Channel:
+        """Returns the channel to a service; it connects with the first call."""
+        if service not in self._channels:
+            self._channels[service] = grpc.insecure_channel(
+                self._addresses[service], options=OPTIONS
+            )
+        return self._channels[service]
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> Response:
+        """Calls a method with a deadline.
+
+        Raises:
+            DetflowError: What the service raised; Unavailable if it cannot be reached.
+        """
+        with self.translated():
+            return method(request, timeout=seconds)
+
+    def watch(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Watched],
+        request: Callable[[str], Request],
+        *,
+        cursor: str = "",
+    ) -> Iterator[Watched]:
+        """Follows a watch stream, without its heartbeats.
+
+        When the stream breaks it is opened again with the cursor of the last message: nothing is
+        missed and nothing comes twice. If the cursor has expired the watch begins again with a
+        snapshot.
+
+        Args:
+            method: The watch method of a stub.
+            request: Makes the request for a cursor.
+            cursor: Where to begin; empty begins with a snapshot.
+
+        Raises:
+            DetflowError: What the service raised; Unavailable if it stays away for two minutes.
+        """
+        heard, backoff = False, _FIRST_BACKOFF_SECONDS
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            stream = method(request(cursor))
+            try:
+                with self.translated():
+                    for message in stream:
+                        heard, backoff = True, _FIRST_BACKOFF_SECONDS
+                        deadline = time.monotonic() + _PATIENCE_SECONDS
+                        cursor = message.cursor or cursor  # type: ignore[attr-defined]
+                        if message.WhichOneof("what") != "heartbeat":
+                            yield message
+                    return
+            except OutOfRange as error:
+                if error.reason != "CURSOR_EXPIRED" or not cursor:
+                    raise
+                cursor = ""
+            except (Unavailable, ResourceExhausted):
+                if not heard or time.monotonic() > deadline:
+                    raise
+                time.sleep(backoff)
+                backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            finally:
+                stream.cancel()  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turns a failed call into the error the service raised."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: grpc.RpcError) -> DetflowError:
+        translated = from_rpc_error(error)
+        # A service that answers says why it cannot serve; only the transport gives no details.
+        if isinstance(translated, Unavailable) and translated.reason == "UNAVAILABLE":
+            if not _has_details(error):
+                return Unavailable(
+                    f"cannot reach detflow at {self.address}: start it with `detflow up`, or name"
+                    " another with --address",
+                    reason="UNREACHABLE",
+                )
+        return translated
+
+    def close(self) -> None:
+        """Closes all channels."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+
+def _has_details(error: grpc.RpcError) -> bool:
+    call: Any = error  # an RpcError is also its call
+    return any(entry[0] == "grpc-status-details-bin" for entry in call.trailing_metadata() or ())
+
+
+def pages(fetch: Callable[[str], tuple[Sequence[Item], str]]) -> Iterator[Item]:
+    """Yields the items of all pages; `fetch` gets a page token and returns (items, next token)."""
+    token = ""
+    while True:
+        items, token = fetch(token)
+        yield from items
+        if not token:
+            return

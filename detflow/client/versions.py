@@ -1,0 +1,225 @@
+"""Versions: datasets frozen with a split and a recipe."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from detflow.client.connection import Connection, pages
+from detflow.client.projects import DEFAULT_PROJECT
+from detflow.errors import InvalidArgument, NotFound, from_status
+from detflow.names import project_of
+from detflow.v1 import (
+    common_pb2,
+    preprocess_pb2,
+    preprocess_pb2_grpc,
+    version_pb2,
+    version_pb2_grpc,
+)
+
+AUGMENTATIONS = {
+    "hflip": version_pb2.AUGMENTATION_FLIP_LEFT_RIGHT,
+    "vflip": version_pb2.AUGMENTATION_FLIP_UP_DOWN,
+    "rot90": version_pb2.AUGMENTATION_ROTATE_90,
+    "rot180": version_pb2.AUGMENTATION_ROTATE_180,
+    "rot270": version_pb2.AUGMENTATION_ROTATE_270,
+}
+"""Short names of the offline augmentations."""
+
+_PREPROCESSING_APPEARS_SECONDS = 10.0
+
+
+class Versions:
+    """Calls about versions."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stub = version_pb2_grpc.VersionServiceStub(connection.channel("version"))
+        self._preprocess = preprocess_pb2_grpc.PreprocessServiceStub(
+            connection.channel("preprocess")
+        )
+
+    def create(
+        self,
+        dataset: str,
+        *,
+        name: str = "",
+        split: tuple[int, int, int] = (70, 20, 10),
+        augment: Sequence[str] = (),
+        grayscale: bool = False,
+        max_side_px: int = 0,
+        seed: int = 0,
+    ) -> version_pb2.Version:
+        """Creates a version; it returns at once, in PREPROCESSING.
+
+        Args:
+            dataset: Resource name of the dataset.
+            name: Name shown to people; by default the next V_n.
+            split: Percent of training, validation and test images.
+            augment: Short names of `AUGMENTATIONS`; each adds one copy of every training image.
+            grayscale: Make every image gray.
+            max_side_px: Longest side of the images, in pixels; 0 keeps the size.
+            seed: Seed of the split.
+
+        Raises:
+            InvalidArgument: An augmentation is not known, or the split does not add up to 100.
+        """
+        unknown = [text for text in augment if text not in AUGMENTATIONS]
+        if unknown:
+            raise InvalidArgument(
+                f"unknown augmentation {unknown[0]!r}: choose from {', '.join(AUGMENTATIONS)}",
+                reason="UNKNOWN_AUGMENTATION",
+            )
+        train, val, test = split
+        recipe = version_pb2.Recipe(
+            split=version_pb2.SplitRatio(train=train, val=val, test=test),
+            max_side_px=max_side_px,
+            grayscale=grayscale,
+            augmentations=[AUGMENTATIONS[text] for text in augment],
+            seed=seed,
+        )
+        return self._connection.call(
+            self._stub.CreateVersion,
+            version_pb2.CreateVersionRequest(
+                parent=f"projects/{project_of(dataset)}",
+                version=version_pb2.Version(dataset=dataset, recipe=recipe, display_name=name),
+                request_id=str(uuid.uuid4()),
+            ),
+        )
+
+    def wait(
+        self, name: str, *, progress: Callable[[common_pb2.Progress], None] | None = None
+    ) -> version_pb2.Version:
+        """Waits until a version's preprocessing is over and returns the version.
+
+        Raises:
+            DetflowError: What preprocessing failed of.
+            NotFound: The version is not there, or was deleted meanwhile.
+        """
+        self._follow_preprocessing(name, progress)
+        for message in self.watch(project_of(name)):
+            changed = (
+                [message.version] if message.HasField("version") else message.snapshot.versions
+            )
+            version = next((version for version in changed if version.name == name), None)
+            if version is None and not message.HasField("snapshot"):
+                continue
+            if version is None or version.HasField("delete_time"):
+                raise NotFound(f"{name} was deleted", metadata={"version": name})
+            if version.state == version_pb2.Version.FAILED and not version.training:
+                raise from_status(version.failure.status)
+            if version.state != version_pb2.Version.PREPROCESSING:
+                return version
+        raise AssertionError("a watch of versions has no end")
+
+    def get(self, name: str) -> version_pb2.Version:
+        """Gets a version by its resource name."""
+        request = version_pb2.GetVersionRequest(name=name)
+        return self._connection.call(self._stub.GetVersion, request)
+
+    def list(
+        self, project: str = DEFAULT_PROJECT, *, show_deleted: bool = False
+    ) -> Sequence[version_pb2.Version]:
+        """Lists a project's versions, newest first."""
+        return [*self._iterate(project, show_deleted)]
+
+    def find(
+        self, text: str, project: str = DEFAULT_PROJECT, *, deleted: bool = False
+    ) -> version_pb2.Version:
+        """Gets a version by resource name, id or display name; the newest if several have it.
+
+        Args:
+            text: What names it.
+            project: Id of the project a bare id or display name is looked for in.
+            deleted: Look in the trash instead.
+
+        Raises:
+            NotFound: There is none.
+        """
+        if text.startswith("projects/"):
+            return self.get(text)
+        for version in self._iterate(project, deleted):
+            if deleted != version.HasField("delete_time"):
+                continue
+            if text in (version.display_name, version.name.rsplit("/", 1)[-1]):
+                return version
+        where = f"the trash of project {project}" if deleted else f"project {project}"
+        raise NotFound(
+            f"no version {text!r} in {where}: see `detflow versions list`",
+            metadata={"version": text},
+        )
+
+    def rename(self, name: str, display_name: str, *, etag: str = "") -> version_pb2.Version:
+        """Changes the name shown to people.
+
+        Raises:
+            Aborted: The version has changed since the etag was read.
+        """
+        return self._connection.call(
+            self._stub.UpdateVersion,
+            version_pb2.UpdateVersionRequest(
+                version=version_pb2.Version(name=name, display_name=display_name, etag=etag),
+                update_mask=FieldMask(paths=["display_name"]),
+            ),
+        )
+
+    def delete(self, name: str, *, etag: str = "") -> version_pb2.Version:
+        """Moves a version to the trash; a running training is stopped."""
+        request = version_pb2.DeleteVersionRequest(name=name, etag=etag)
+        return self._connection.call(self._stub.DeleteVersion, request)
+
+    def restore(self, name: str) -> version_pb2.Version:
+        """Takes a version out of the trash."""
+        request = version_pb2.UndeleteVersionRequest(name=name)
+        return self._connection.call(self._stub.UndeleteVersion, request)
+
+    def watch(
+        self, project: str = DEFAULT_PROJECT, *, cursor: str = ""
+    ) -> Iterator[version_pb2.WatchVersionsResponse]:
+        """Watches a project's versions: all as they are, then every change. It has no end."""
+        return self._connection.watch(
+            self._stub.WatchVersions,
+            lambda at: version_pb2.WatchVersionsRequest(parent=f"projects/{project}", cursor=at),
+            cursor=cursor,
+        )
+
+    def watch_preprocessing(
+        self, name: str, *, cursor: str = ""
+    ) -> Iterator[preprocess_pb2.WatchPreprocessingResponse]:
+        """Watches the preprocessing of a version; ends after its final state."""
+        return self._connection.watch(
+            self._preprocess.WatchPreprocessing,
+            lambda at: preprocess_pb2.WatchPreprocessingRequest(version=name, cursor=at),
+            cursor=cursor,
+        )
+
+    def _follow_preprocessing(
+        self, name: str, progress: Callable[[common_pb2.Progress], None] | None
+    ) -> None:
+        """Passes progress on until preprocessing ends; it appears shortly after its version."""
+        deadline = time.monotonic() + _PREPROCESSING_APPEARS_SECONDS
+        while True:
+            try:
+                for message in self.watch_preprocessing(name):
+                    if message.HasField("progress") and progress is not None:
+                        progress(message.progress)
+                return
+            except NotFound:
+                state = self.get(name).state
+                if state != version_pb2.Version.PREPROCESSING or time.monotonic() > deadline:
+                    return
+                time.sleep(0.05)
+
+    def _iterate(self, project: str, show_deleted: bool) -> Iterator[version_pb2.Version]:
+        def fetch(token: str) -> tuple[Sequence[version_pb2.Version], str]:
+            request = version_pb2.ListVersionsRequest(
+                parent=f"projects/{project}",
+                page_size=1000,
+                page_token=token,
+                show_deleted=show_deleted,
+            )
+            response = self._connection.call(self._stub.ListVersions, request)
+            return response.versions, response.next_page_token
+
+        return pages(fetch)
