@@ -1,0 +1,189 @@
+"""Workers as child processes of the trainer, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from detflow.local.process import die_with_parent
+from detflow.names import last_segment
+from detflow.settings import Settings
+from detflow.v1.worker_pb2 import WorkerSpec
+from services.trainer.executors import Exit
+
+WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")
+
+_LAST_LINES = 50
+_MAX_LINE_CHARACTERS = 2000
+_CHUNK_BYTES = 1 << 16
+# What a worker gets of the trainer's environment: the object store's credentials, not the database's.
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "OMP_NUM_THREADS",
+)
+_PASSED_ON_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_", "CUDA_", "NVIDIA_", "SSL_")
+
+
+class LocalExecutor:
+    """Starts workers in process groups of their own; they die with the trainer.
+
+    Args:
+        settings: Slots, addresses and the scratch folder.
+        command: Program to run; the path of the spec is added.
+        environ: Environment to pass the needed part of on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: Sequence[str] = WORKER_COMMAND,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._folder = settings.data_dir / "trainings"
+        self._num_slots = settings.num_cpu_slots
+        self._command = tuple(command)
+        self._environ = _environment(settings, environ)
+
+    @property
+    def num_slots(self) -> int:
+        """Workers that may run at once."""
+        return self._num_slots
+
+    async def start(self, spec: WorkerSpec) -> LocalWorker:
+        """Starts a worker in a fresh folder.
+
+        Raises:
+            OSError: The folder could not be made or the program not be started.
+        """
+        folder = self._folder / last_segment(spec.training) / str(spec.attempt)
+        await asyncio.to_thread(_write_spec, folder, spec)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                str(folder / "spec.json"),
+                cwd=folder,
+                env=self._environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGKILL),
+            )
+        except OSError:
+            await asyncio.to_thread(_remove, folder)
+            raise
+        return LocalWorker(process, folder)
+
+    async def discard(self, training_id: str, attempt: int) -> None:
+        """Removes the folder of an attempt that an earlier process left behind, if it is here."""
+        await asyncio.to_thread(_remove, self._folder / training_id / str(attempt))
+
+    async def list_leftovers(self) -> list[tuple[str, int]]:
+        """Returns training id and attempt of every folder there is."""
+        folders = await asyncio.to_thread(lambda: sorted(self._folder.glob("*/*")))
+        return [(path.parent.name, int(path.name)) for path in folders if path.name.isdecimal()]
+
+
+class LocalWorker:
+    """A worker process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._output = asyncio.create_task(self._read_output())
+
+    @property
+    def pid(self) -> int:
+        """Process id; also the id of its process group."""
+        return self._process.pid
+
+    async def wait(self) -> Exit:
+        """Waits until it has ended."""
+        code = await self._process.wait()
+        # A grandchild may hold the pipe open; what the worker itself wrote is there by then.
+        await asyncio.wait([self._output], timeout=1.0)
+        return Exit(code, tuple(self._lines))
+
+    async def terminate(self, grace_seconds: float) -> None:
+        """Ends its process group: SIGTERM, then SIGKILL after the grace period."""
+        self._signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), grace_seconds)
+        self._signal(signal.SIGKILL)  # the group too, should the worker have left children
+        await self._process.wait()
+
+    async def close(self) -> None:
+        """Removes its folder and what is left of its process group."""
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+        self._output.cancel()
+        await asyncio.to_thread(_remove, self._folder)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def _read_output(self) -> None:
+        """Keeps the last lines, however much it writes and however long its lines are."""
+        assert self._process.stdout is not None
+        rest = ""
+        while chunk := await self._process.stdout.read(_CHUNK_BYTES):
+            *lines, rest = (rest + chunk.decode(errors="replace")).splitlines(keepends=True) or [""]
+            if rest.endswith(("\n", "\r")):
+                lines, rest = [*lines, rest], ""
+            self._keep(lines)
+            rest = rest[-_MAX_LINE_CHARACTERS:]
+        self._keep([rest])
+
+    def _keep(self, lines: Sequence[str]) -> None:
+        self._lines.extend(line.rstrip()[:_MAX_LINE_CHARACTERS] for line in lines if line.strip())
+
+
+def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    # One core per slot is left to the process that decodes images.
+    num_threads = (os.cpu_count() or 1) // settings.num_cpu_slots - 1
+    passed_on = {
+        name: value
+        for name, value in environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+    return {
+        "OMP_NUM_THREADS": str(max(num_threads, 1)),
+        **passed_on,
+        "PYTHONUNBUFFERED": "1",
+        "DETFLOW_NATS_URL": settings.nats_url,
+        "DETFLOW_STORE_URL": settings.store_url,
+        "DETFLOW_DATA_DIR": str(settings.data_dir),
+        "DETFLOW_LOG_FORMAT": settings.log_format,
+        "DETFLOW_LOG_LEVEL": settings.log_level,
+    }
+
+
+def _write_spec(folder: Path, spec: WorkerSpec) -> None:
+    _remove(folder)
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json_format.MessageToJson(spec))
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()  # the training's folder, once its last attempt is gone

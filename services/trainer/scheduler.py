@@ -1,0 +1,222 @@
+"""Hands queued trainings to free slots and takes over what an owner that died has left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+import asyncpg
+
+from detflow import telemetry
+from detflow.errors import Aborted, Unavailable, failure
+from detflow.events import Bus
+from detflow.names import new_id
+from detflow.postgres import Database
+from detflow.store import ObjectStore
+from detflow.v1.worker_pb2 import LeaseRequest, WorkerSpec
+from services.trainer import attempts, store
+from services.trainer.attempt import Attempt, Deadlines
+from services.trainer.domain import ATTEMPTING, Training
+from services.trainer.executors import Executor
+
+log = telemetry.get_logger(__name__)
+
+_CHANNEL = "training"
+_SWEEP_SECONDS = 5.0
+_DRAIN_SECONDS = 15.0
+
+
+class Scheduler:
+    """The part of a trainer process that carries out trainings.
+
+    Every process runs one; they share the queue through the database and need not know each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        bus: Bus,
+        objects: ObjectStore,
+        executor: Executor,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self.owner = new_id()
+        self._db = db
+        self._bus = bus
+        self._objects = objects
+        self._executor = executor
+        self._deadlines = deadlines or Deadlines()
+        self._attempts: dict[asyncio.Task[None], Attempt] = {}
+        self._wake = asyncio.Event()
+        self._draining = False
+        self._database_back = float("-inf")
+        self._swept = float("-inf")
+
+    def observe(self, training_id: str, request: LeaseRequest) -> None:
+        """Passes a lease request to the attempt it comes from, if that is carried out here."""
+        for attempt in self._attempts.values():
+            if attempt.training_id == training_id:
+                attempt.observe(request)
+
+    async def run(self) -> None:
+        """Schedules forever."""
+        listener = asyncio.create_task(self._listen(), name="training-listener")
+        try:
+            await self._retrying(self._discard_leftovers)
+            while True:
+                self._wake.clear()
+                await self._retrying(self._take_over)
+                await self._retrying(self._claim)
+                await self._retrying(self._sweep)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), self._deadlines.tick)
+        finally:
+            listener.cancel()
+            for task in self._attempts:
+                task.cancel()
+            await asyncio.gather(listener, *self._attempts, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """Ends the workers of this process and gives their trainings back to the queue."""
+        self._draining = True
+        for attempt in self._attempts.values():
+            attempt.release()
+        if self._attempts:
+            await asyncio.wait(list(self._attempts), timeout=_DRAIN_SECONDS)
+
+    async def _retrying(self, work: Callable[[], object]) -> None:
+        """Does a part of the round; while the database is away it is left to the next round."""
+        try:
+            await work()  # type: ignore[misc]
+        except Unavailable as error:
+            self._database_back = time.monotonic()
+            log.warning("scheduler waits for the database", error=str(error))
+
+    async def _claim(self) -> None:
+        while not self._draining and self._num_free_slots() > 0:
+            async with self._db.transaction() as conn:
+                claim = await store.claim_training(conn, self.owner, self._deadlines.lease_interval)
+            if claim is None:
+                return
+            training = claim.training
+            spec = WorkerSpec(
+                training=training.name,
+                attempt=training.attempt,
+                model=training.model,
+                batch_size=training.batch_size,
+                epochs=training.epochs,
+                manifest=training.manifest,
+                checkpoint=claim.checkpoint,
+            )
+            spec.hyperparameters.update(dict(training.hyperparameters))
+            log.info("training claimed", training=training.name, attempt=training.attempt)
+            self._carry_out(training, spec)
+
+    async def _take_over(self) -> None:
+        """Settles attempts whose owner has not renewed its lease."""
+        # Right after an outage of the database nobody could renew: give the owners time to.
+        if self._draining or time.monotonic() - self._database_back < self._deadlines.lease:
+            return
+        while True:
+            async with self._db.transaction() as conn:
+                carried_out = [attempt.training_id for attempt in self._attempts.values()]
+                training = await store.lock_expired(conn, self.owner, carried_out)
+                if training is None:
+                    return
+                log.warning(
+                    "lease expired",
+                    training=training.name,
+                    attempt=training.attempt,
+                    owner=training.owner,
+                )
+                adopted = training.predictions_written and training.stop_mode is None
+                if adopted:
+                    await store.adopt_training(
+                        conn, training, self.owner, self._deadlines.lease_interval
+                    )
+                else:
+                    lost = Aborted(
+                        "the trainer process that ran this attempt is gone",
+                        reason="TRAINER_DIED",
+                        metadata={"attempt": str(training.attempt)},
+                    )
+                    await store.settle_crash(conn, training, failure(lost))
+            if adopted:
+                self._carry_out(training, None)
+            await self._executor.discard(training.id, training.attempt)
+
+    async def _sweep(self) -> None:
+        """Deletes checkpoints that no attempt will go on from: first the object, then its row."""
+        if time.monotonic() - self._swept < _SWEEP_SECONDS:
+            return
+        self._swept = time.monotonic()
+        async with self._db.connection() as conn:
+            unused = await attempts.list_unused_checkpoints(conn)
+        for checkpoint in unused:
+            try:
+                await asyncio.to_thread(self._objects.delete, checkpoint.object.key)
+            except Exception as error:
+                # Whatever the object store's trouble is, it must not keep trainings from running.
+                log.warning("checkpoint not deleted", key=checkpoint.object.key, error=repr(error))
+                return
+            async with self._db.transaction() as conn:
+                await attempts.delete_checkpoint(conn, checkpoint)
+
+    async def _discard_leftovers(self) -> None:
+        """Removes the folders of attempts that ended together with an earlier process."""
+        for training_id, number in await self._executor.list_leftovers():
+            async with self._db.connection() as conn:
+                training = await store.get_training(conn, training_id)
+            if training is None or training.attempt != number or training.state not in ATTEMPTING:
+                await self._executor.discard(training_id, number)
+
+    def _num_free_slots(self) -> int:
+        taken = sum(attempt.holds_slot for attempt in self._attempts.values())
+        return self._executor.num_slots - taken
+
+    def _carry_out(self, training: Training, spec: WorkerSpec | None) -> None:
+        attempt = Attempt(
+            training,
+            spec,
+            db=self._db,
+            bus=self._bus,
+            executor=self._executor,
+            owner=self.owner,
+            deadlines=self._deadlines,
+        )
+        task = asyncio.create_task(attempt.run(), name=f"attempt {training.id}/{training.attempt}")
+        self._attempts[task] = attempt
+        task.add_done_callback(self._on_attempt_done)
+
+    def _on_attempt_done(self, task: asyncio.Task[None]) -> None:
+        attempt = self._attempts.pop(task)
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()):
+            # Its lease runs out, and the training is taken over like that of any dead owner.
+            log.error("attempt failed", training=attempt.training_id, exc_info=error)
+
+    async def _listen(self) -> None:
+        """Wakes the loop and the attempts when a training changes, in whichever process."""
+        while True:
+            with contextlib.suppress(
+                Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError
+            ):
+                conn = await self._db.listen()
+                lost = asyncio.Event()
+                conn.add_termination_listener(lambda *_, lost=lost: lost.set())
+                try:
+                    await conn.add_listener(_CHANNEL, self._on_notification)
+                    await lost.wait()
+                finally:
+                    conn.terminate()
+            await asyncio.sleep(self._deadlines.tick)  # the poll goes on meanwhile
+
+    def _on_notification(self, *details: object) -> None:
+        training_id = details[-1]
+        self._wake.set()
+        for attempt in self._attempts.values():
+            if attempt.training_id == training_id:
+                attempt.wake()

@@ -1,0 +1,517 @@
+"""Trainings in Postgres: a transition is one guarded statement, its event committed with it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import asyncpg
+import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from detflow import outbox
+from detflow.errors import AlreadyExists, FailedPrecondition, NotFound
+from detflow.postgres import Connection
+from detflow.v1 import events_pb2, training_pb2
+from detflow.v1.common_pb2 import Failure, StoredObject
+from detflow.v1.worker_pb2 import Checkpoint
+from services.trainer.domain import (
+    ATTEMPTING,
+    FINAL,
+    LIVE,
+    RESUMABLE,
+    State,
+    StopMode,
+    Training,
+    after_crash,
+    after_stop,
+    sources_of,
+    training_name,
+)
+
+_COLUMNS = """
+  training.*, exists (select from attempt a where a.training_id = training.id
+    and a.attempt = training.attempt and a.predictions is not null) as predictions_written
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A training taken on by a trainer process, and the checkpoint its new attempt goes on from."""
+
+    training: Training
+    checkpoint: Checkpoint | None
+
+
+def to_message(training: Training) -> training_pb2.Training:
+    """Returns a training as the API shows it."""
+    message = training_pb2.Training(
+        name=training.name,
+        state=training_pb2.Training.State.Value(training.state),
+        revision=training.revision,
+        model=training.model,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        attempt=training.attempt,
+        num_epochs_done=training.num_epochs_done,
+        failure=training.failure,
+        weights=training.weights,
+        create_time=_timestamp(training.create_time),
+        start_time=_timestamp(training.start_time),
+        end_time=_timestamp(training.end_time),
+    )
+    message.hyperparameters.update(dict(training.hyperparameters))
+    if training.stop_mode:
+        message.stop_mode = training_pb2.StopMode.Value(f"STOP_MODE_{training.stop_mode}")
+    return message
+
+
+def _timestamp(time: datetime.datetime | None) -> Timestamp | None:
+    if time is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _from_row(row: asyncpg.Record) -> Training:
+    return Training(
+        id=row["id"],
+        project=row["project"],
+        version=row["version"],
+        state=State(row["state"]),
+        revision=row["revision"],
+        model=row["model"],
+        batch_size=row["batch_size"],
+        epochs=row["epochs"],
+        hyperparameters=orjson.loads(row["hyperparameters"]),
+        manifest=StoredObject.FromString(row["manifest"]),
+        attempt=row["attempt"],
+        num_epochs_done=row["num_epochs_done"],
+        num_restarts=row["num_restarts"],
+        stop_mode=StopMode(row["stop_mode"]) if row["stop_mode"] else None,
+        failure=Failure.FromString(row["failure"]) if row["failure"] is not None else None,
+        weights=StoredObject.FromString(row["weights"]) if row["weights"] is not None else None,
+        owner=row["owner"],
+        predictions_written=row["predictions_written"],
+        create_time=row["create_time"],
+        start_time=row["start_time"],
+        end_time=row["end_time"],
+    )
+
+
+async def _announce(conn: Connection, row: asyncpg.Record | None) -> Training | None:
+    """Appends the event of a transition that took place."""
+    if row is None:
+        return None
+    training = _from_row(row)
+    await append_event(
+        conn, training, "state_changed", events_pb2.Event(training=to_message(training))
+    )
+    return training
+
+
+async def append_event(
+    conn: Connection, training: Training, what: str, event: events_pb2.Event
+) -> None:
+    """Appends an event of a training to the outbox."""
+    await outbox.append(
+        conn,
+        kind="training",
+        resource_id=training.id,
+        what=what,
+        name=training.name,
+        event=event,
+    )
+
+
+async def lock_version(conn: Connection, version: str) -> None:
+    """Makes start, resume and delete of one version wait for one another until the commit."""
+    await conn.execute(
+        "select pg_advisory_xact_lock(hashtextextended('version ' || $1, 0))", version
+    )
+
+
+async def insert_training(
+    conn: Connection,
+    *,
+    training_id: str,
+    project: str,
+    version: str,
+    request_id: str,
+    model: str,
+    batch_size: int,
+    epochs: int,
+    hyperparameters: Mapping[str, float | bool | str],
+    manifest: StoredObject,
+) -> Training:
+    """Queues a new training. The caller holds the version's lock and has looked for the request id.
+
+    Raises:
+        NotFound: The version is in the trash.
+        AlreadyExists: TRAINING_RUNS, another training of the version is live.
+        FailedPrecondition: VERSION_NOT_READY, the version has its model.
+    """
+    row = await conn.fetchrow(
+        f"""
+        insert into training (id, project, version, request_id, state, model, batch_size, epochs,
+                              hyperparameters, manifest)
+        select $1, $2, $3, nullif($4, ''), 'QUEUED', $5, $6, $7, $8, $9
+        where not exists (select from deleted_version where version = $3 and deleted)
+          and not exists (select from training where version = $3 and state = 'SUCCEEDED')
+        on conflict do nothing
+        returning {_COLUMNS}
+        """,
+        training_id,
+        project,
+        version,
+        request_id,
+        model,
+        batch_size,
+        epochs,
+        orjson.dumps(dict(hyperparameters)).decode(),
+        manifest.SerializeToString(),
+    )
+    training = await _announce(conn, row)
+    if training is None:
+        await check_startable(conn, project, version)
+        raise AssertionError("a training could be neither inserted nor refused")
+    return training
+
+
+async def ended_before(conn: Connection, training_id: str, *, seconds: float) -> bool:
+    """Says whether a training ended at least so long ago, by the database's clock."""
+    ended: bool | None = await conn.fetchval(
+        "select end_time < now() - make_interval(secs => $2) from training where id = $1",
+        training_id,
+        seconds,
+    )
+    return bool(ended)
+
+
+async def check_startable(conn: Connection, project: str, version: str) -> None:
+    """Checks that nothing known here keeps a version from being trained.
+
+    Raises:
+        NotFound: The version is in the trash.
+        AlreadyExists: TRAINING_RUNS, another training of it is live.
+        FailedPrecondition: VERSION_NOT_READY, the version has its model.
+    """
+    if await conn.fetchval("select deleted from deleted_version where version = $1", version):
+        raise version_not_found(project, version)
+    other = await conn.fetchrow(
+        "select id, state from training"
+        " where version = $1 and (state = any($2) or state = 'SUCCEEDED')"
+        " order by state = 'SUCCEEDED' limit 1",
+        version,
+        list(LIVE),
+    )
+    if other is None:
+        return
+    name = training_name(project, version, other["id"])
+    if other["state"] == State.SUCCEEDED:
+        raise FailedPrecondition(
+            f"{name} has already trained this version; create another version to train again",
+            reason="VERSION_NOT_READY",
+            metadata={"training": name},
+        )
+    raise AlreadyExists(
+        f"{name} of this version is {other['state']}; wait for it or stop it first",
+        reason="TRAINING_RUNS",
+        metadata={"training": name},
+    )
+
+
+def version_not_found(project: str, version: str) -> NotFound:
+    """Returns the error for a version that is not there, in the trash or of another project."""
+    return NotFound(f"projects/{project}/versions/{version} does not exist")
+
+
+async def get_training(
+    conn: Connection, training_id: str, *, lock: bool = False
+) -> Training | None:
+    """Reads a training by its id; `lock` keeps it from changing until the transaction ends."""
+    row = await conn.fetchrow(
+        f"select {_COLUMNS} from training where id = $1 {'for update' if lock else ''}", training_id
+    )
+    return _from_row(row) if row else None
+
+
+async def get_by_request(
+    conn: Connection, project: str, version: str, request_id: str
+) -> Training | None:
+    """Reads the training that a request id made before."""
+    row = await conn.fetchrow(
+        f"select {_COLUMNS} from training where project = $1 and version = $2 and request_id = $3",
+        project,
+        version,
+        request_id,
+    )
+    return _from_row(row) if row else None
+
+
+async def list_trainings(
+    conn: Connection, *, project: str, version: str | None, before: str | None, limit: int
+) -> list[Training]:
+    """Reads trainings of a version or a whole project, newest first, older than `before`."""
+    rows = await conn.fetch(
+        f"""
+        select {_COLUMNS} from training
+        where project = $1 and ($2::text is null or version = $2) and ($3::text is null or id < $3)
+        order by id desc limit $4
+        """,
+        project,
+        version,
+        before,
+        limit,
+    )
+    return [_from_row(row) for row in rows]
+
+
+async def claim_training(conn: Connection, owner: str, lease: datetime.timedelta) -> Claim | None:
+    """Takes on the oldest queued training: QUEUED -> PROVISIONING, with owner and lease."""
+    row = await conn.fetchrow(
+        f"""
+        update training set state = 'PROVISIONING', revision = revision + 1, attempt = attempt + 1,
+          owner = $1, lease_expire_time = now() + $2,
+          num_epochs_done = coalesce((select max(epoch) from checkpoint
+            where training_id = training.id and not unreadable), 0)
+        where state = 'QUEUED' and id = (
+          select id from training where state = 'QUEUED' order by id limit 1 for update skip locked)
+        returning {_COLUMNS}
+        """,
+        owner,
+        lease,
+    )
+    training = await _announce(conn, row)
+    if training is None:
+        return None
+    last = await conn.fetchrow(
+        "select epoch, object from checkpoint where training_id = $1 and not unreadable"
+        " order by epoch desc, attempt desc limit 1",
+        training.id,
+    )
+    await conn.execute(
+        "insert into attempt (training_id, attempt, owner, checkpoint_epoch)"
+        " values ($1, $2, $3, $4)",
+        training.id,
+        training.attempt,
+        owner,
+        last["epoch"] if last else 0,
+    )
+    if last is None:
+        return Claim(training=training, checkpoint=None)
+    stored = StoredObject.FromString(last["object"])
+    return Claim(training=training, checkpoint=Checkpoint(epoch=last["epoch"], object=stored))
+
+
+async def renew_lease(
+    conn: Connection, training_id: str, attempt: int, owner: str, lease: datetime.timedelta
+) -> Training | None:
+    """Extends the lease of an attempt; None if it is not this owner's to carry out any more."""
+    row = await conn.fetchrow(
+        f"""
+        update training set lease_expire_time = now() + $4
+        where id = $1 and attempt = $2 and owner = $3 and state = any($5)
+        returning {_COLUMNS}
+        """,
+        training_id,
+        attempt,
+        owner,
+        lease,
+        list(ATTEMPTING),
+    )
+    return _from_row(row) if row else None
+
+
+async def lock_expired(conn: Connection, owner: str, carried_out: Iterable[str]) -> Training | None:
+    """Locks a training whose lease is over, except those that `owner` is known to carry out."""
+    row = await conn.fetchrow(
+        f"""
+        select {_COLUMNS} from training
+        where owner is not null and lease_expire_time < now()
+          and not (owner = $1 and id = any($2::text[]))
+        order by lease_expire_time limit 1 for update skip locked
+        """,
+        owner,
+        list(carried_out),
+    )
+    return _from_row(row) if row else None
+
+
+async def adopt_training(
+    conn: Connection, training: Training, owner: str, lease: datetime.timedelta
+) -> bool:
+    """Gives an attempt whose worker is done to a new owner, who waits for the evaluations."""
+    row = await conn.fetchrow(
+        """
+        update training set owner = $4, lease_expire_time = now() + $5
+        where id = $1 and attempt = $2 and owner = $3 and state = 'EVALUATING'
+        returning id
+        """,
+        training.id,
+        training.attempt,
+        training.owner,
+        owner,
+        lease,
+    )
+    return row is not None
+
+
+async def update_state(
+    conn: Connection,
+    training_id: str,
+    target: State,
+    *,
+    attempt: int,
+    failure: Failure | None = None,
+    weights: StoredObject | None = None,
+) -> Training | None:
+    """Moves a training to `target`, if the graph allows it and the attempt is the current one.
+
+    Returns:
+        The training after the change; None if it is elsewhere or in another attempt.
+    """
+    row = await conn.fetchrow(
+        f"""
+        update training set state = $2, revision = revision + 1,
+          num_restarts = num_restarts + case when $2 = 'QUEUED' then 1 else 0 end,
+          failure = case when $2 = 'SUCCEEDED' then null else coalesce($5, failure) end,
+          weights = coalesce($6, weights),
+          owner = case when $2 = any($7) then owner end,
+          lease_expire_time = case when $2 = any($7) then lease_expire_time end,
+          start_time = coalesce(start_time, case when $2 = 'RUNNING' then now() end),
+          end_time = case when $2 = any($8) then now() end
+        where id = $1 and state = any($3) and attempt = $4
+        returning {_COLUMNS}
+        """,
+        training_id,
+        target,
+        sources_of(target),
+        attempt,
+        failure.SerializeToString() if failure else None,
+        weights.SerializeToString() if weights else None,
+        list(ATTEMPTING),
+        list(FINAL),
+    )
+    training = await _announce(conn, row)
+    if training is not None and training.state not in ATTEMPTING:
+        await conn.execute(
+            "update attempt set end_time = now(), failure = $3"
+            " where training_id = $1 and attempt = $2",
+            training_id,
+            attempt,
+            failure.SerializeToString() if failure else None,
+        )
+    return training
+
+
+async def settle_crash(conn: Connection, training: Training, why: Failure) -> Training | None:
+    """Moves on a locked training whose attempt died: a next one, a pending stop or FAILED."""
+    target = after_crash(training.stop_mode, training.num_restarts)
+    return await update_state(conn, training.id, target, attempt=training.attempt, failure=why)
+
+
+async def release_training(conn: Connection, training_id: str, attempt: int) -> Training | None:
+    """Queues a training whose owner shuts down; that counts as no crash."""
+    training = await update_state(conn, training_id, State.QUEUED, attempt=attempt)
+    if training is not None:
+        await conn.execute(
+            "update training set num_restarts = num_restarts - 1 where id = $1", training_id
+        )
+    return training
+
+
+async def expire_lease(conn: Connection, training_id: str, attempt: int) -> None:
+    """Ends the lease of an attempt at once, so that another process adopts it."""
+    await conn.execute(
+        "update training set lease_expire_time = '-infinity'"
+        " where id = $1 and attempt = $2 and owner is not null",
+        training_id,
+        attempt,
+    )
+
+
+async def stop_queued(conn: Connection, training_id: str, mode: StopMode) -> Training | None:
+    """Stops a training that waits: QUEUED -> PAUSED | STOPPED."""
+    row = await conn.fetchrow(
+        f"""
+        update training set state = $2, revision = revision + 1, stop_mode = $3, end_time = now()
+        where id = $1 and state = 'QUEUED'
+        returning {_COLUMNS}
+        """,
+        training_id,
+        after_stop(mode),
+        mode,
+    )
+    return await _announce(conn, row)
+
+
+async def update_stop_mode(conn: Connection, training_id: str, mode: StopMode) -> Training | None:
+    """Asks the owner of an attempt to stop it.
+
+    The event tells watchers that a stop is under way. State and revision stay, so projections
+    skip it.
+    """
+    row = await conn.fetchrow(
+        f"update training set stop_mode = $2 where id = $1 and state = any($3)"
+        f" returning {_COLUMNS}",
+        training_id,
+        mode,
+        list(ATTEMPTING),
+    )
+    return await _announce(conn, row)
+
+
+async def resume_training(conn: Connection, training_id: str) -> Training | None:
+    """Queues a training again: PAUSED | FAILED -> QUEUED.
+
+    Not if its version is in the trash or has its model.
+
+    Raises:
+        asyncpg.UniqueViolationError: Of training_live: another training of the version is live.
+    """
+    row = await conn.fetchrow(
+        f"""
+        update training set state = 'QUEUED', revision = revision + 1, stop_mode = null,
+          failure = null, num_restarts = 0, end_time = null
+        where id = $1 and state = any($2)
+          and not exists (select from deleted_version d
+            where d.version = training.version and d.deleted)
+          and not exists (select from training t
+            where t.version = training.version and t.state = 'SUCCEEDED')
+        returning {_COLUMNS}
+        """,
+        training_id,
+        list(RESUMABLE),
+    )
+    return await _announce(conn, row)
+
+
+async def list_live(conn: Connection, version: str) -> list[Training]:
+    """Locks and reads the live trainings of a version."""
+    rows = await conn.fetch(
+        f"select {_COLUMNS} from training where version = $1 and state = any($2) for update",
+        version,
+        list(LIVE),
+    )
+    return [_from_row(row) for row in rows]
+
+
+async def update_deleted_version(
+    conn: Connection, version: str, *, deleted: bool, seq: int
+) -> bool:
+    """Notes that a version went to the trash or came back; False if something newer is known."""
+    row = await conn.fetchrow(
+        """
+        insert into deleted_version (version, seq, deleted) values ($1, $2, $3)
+        on conflict (version) do update set seq = excluded.seq, deleted = excluded.deleted
+          where deleted_version.seq < excluded.seq
+        returning version
+        """,
+        version,
+        seq,
+        deleted,
+    )
+    return row is not None
