@@ -67,6 +67,11 @@ class Applied:
     seq: int = 0
     ahead: tuple[int, ...] = ()
 
+    @property
+    def highest(self) -> int:
+        """The highest event applied; below it some may be missing."""
+        return self.ahead[-1] if self.ahead else self.seq
+
     def add(self, seq: int) -> Applied:
         """Returns what has been applied once event `seq` has."""
         if seq <= self.seq or seq in self.ahead:
@@ -189,6 +194,33 @@ class Evaluation:
     measurement: Measurement | None
     failure: bytes | None
     create_time: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Predictions of one split that wait to be measured.
+
+    Attributes:
+        training: Resource name of the training.
+        training_id: Its id.
+        attempt: Attempt that made the predictions.
+        split: val or test.
+        manifest: Serialized detflow.v1.StoredObject of the bundle's manifest.
+        predictions: Serialized detflow.v1.StoredObject of the predictions.
+        traceparent: Trace the work belongs to.
+        num_tries: How often it has been taken up, this time included.
+        lease: Token of who works on it now.
+    """
+
+    training: str
+    training_id: str
+    attempt: int
+    split: str
+    manifest: bytes
+    predictions: bytes
+    traceparent: str
+    num_tries: int
+    lease: str
 
 
 def is_finished(training: Training, evaluations: Sequence[Evaluation]) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from metrics_fakes import Row, ground_truth, parquet
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -16,45 +17,6 @@ from detflow.errors import DataLoss
 from services.metrics import evaluate as subject
 from services.metrics.domain import Measurement, OperatingPoint
 from services.metrics.evaluate import evaluate
-
-Row = tuple[int, int, float, float, float, float, float]  # image, class, confidence, x1 y1 x2 y2
-
-
-def parquet(rows: list[Row]) -> bytes:
-    """Predictions as a worker writes them: by image, most confident first."""
-    rows = sorted(rows, key=lambda row: (row[0], -row[2]))
-    names = ("image_id", "class_id", "confidence", "x1", "y1", "x2", "y2")
-    kinds = [pyarrow.int32()] * 2 + [pyarrow.float32()] * 5
-    table = pyarrow.table(
-        {name: pyarrow.array([row[i] for row in rows], kinds[i]) for i, name in enumerate(names)}
-    )
-    sink = io.BytesIO()
-    pyarrow.parquet.write_table(table, sink)
-    return sink.getvalue()
-
-
-def ground_truth(
-    num_images: int, num_classes: int, boxes: list[tuple[int, int, list[float], int]]
-) -> dict[str, Any]:
-    """COCO dictionary of boxes (image id, class index, [x, y, w, h], is crowd)."""
-    return {
-        "images": [
-            {"id": i + 1, "width": 640, "height": 480, "file_name": f"{i + 1:08d}.jpg"}
-            for i in range(num_images)
-        ],
-        "annotations": [
-            {
-                "id": n + 1,
-                "image_id": image,
-                "category_id": index + 1,
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": crowd,
-            }
-            for n, (image, index, box, crowd) in enumerate(boxes)
-        ],
-        "categories": [{"id": k + 1, "name": f"class {k}"} for k in range(num_classes)],
-    }
 
 
 def random_case(

@@ -1,0 +1,50 @@
+"""The metrics service: `python -m services.metrics`."""
+
+from pathlib import Path
+
+from detflow import server
+from detflow.events import EVENTS_STREAM, Consumer
+from detflow.v1 import events_pb2
+from detflow.v1.metrics_pb2_grpc import add_MetricsServiceServicer_to_server
+from services.metrics.consumer import CONSUMER, SUBJECTS, Bell, TrainingEvents
+from services.metrics.evaluator import Evaluator
+from services.metrics.service import MetricsService
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def wire(service: server.Service) -> None:
+    """Adds what the metrics service consists of."""
+    applied, jobs = Bell(), Bell()
+    consumer = Consumer(
+        service.bus,
+        service.db,
+        name=CONSUMER,
+        stream=EVENTS_STREAM,
+        subjects=SUBJECTS,
+        decode=events_pb2.Event.FromString,
+        handle=TrainingEvents(applied, jobs).handle,
+    )
+    service.spawn(consumer.run(), "consumer")
+    evaluator = Evaluator(service.db, service.settings.store_url, jobs)
+    service.spawn(evaluator.run(), "evaluator")
+    service.add(
+        add_MetricsServiceServicer_to_server,
+        MetricsService(service.db, service.bus, service.watcher, applied),
+    )
+
+
+async def serve() -> None:
+    """Runs the service until it is told to stop."""
+    async with server.Service("metrics", migrations=MIGRATIONS) as service:
+        wire(service)
+        await service.serve()
+
+
+def main() -> None:
+    """Entry point of `detflow-metrics`."""
+    server.run(serve)
+
+
+if __name__ == "__main__":
+    main()

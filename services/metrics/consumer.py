@@ -1,0 +1,131 @@
+"""What the metrics service does when a training reports something."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+from detflow import names, telemetry
+from detflow.events import AfterCommit, Delivered
+from detflow.postgres import Connection
+from detflow.v1 import events_pb2, training_pb2
+from services.metrics import store
+from services.metrics.domain import SPLITS, Training, TrainingState
+
+log = telemetry.get_logger(__name__)
+
+CONSUMER = "metrics-training"
+SUBJECTS = ("detflow.v1.training.>",)
+"""Every event of a training, log lines too: only so is it known which of them are applied."""
+
+
+class Bell:
+    """Tells whoever in this process waits that something was committed.
+
+    Listen first, look second, wait third: a commit in between is not missed.
+    """
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def listen(self) -> asyncio.Event:
+        """Returns what the next ring sets."""
+        return self._next
+
+    async def ring(self) -> None:
+        """Wakes all that listen."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    @staticmethod
+    async def wait(heard: asyncio.Event, seconds: float) -> None:
+        """Waits for the ring, at most `seconds`: other replicas' commits ring no bell here."""
+        try:
+            await asyncio.wait_for(heard.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+class TrainingEvents:
+    """Applies the events of trainings, each once, in whatever order they come.
+
+    Args:
+        applied: Rung when an event was applied.
+        jobs: Rung when there is something to measure.
+    """
+
+    def __init__(self, applied: Bell, jobs: Bell) -> None:
+        self._applied = applied
+        self._jobs = jobs
+
+    async def handle(
+        self, conn: Connection, delivered: Delivered[events_pb2.Event]
+    ) -> AfterCommit | None:
+        """Applies one event in the caller's transaction."""
+        training = await store.lock_training(
+            conn,
+            training_id=delivered.resource_id,
+            project_id=names.project_of(delivered.name),
+            name=delivered.name,
+        )
+        event, bell = delivered.message, self._applied
+        what = event.WhichOneof("what")
+        if what == "training":
+            training = await _apply_state(conn, training, event.training)
+        elif what == "epoch":
+            training = _with_attempt(training, event.epoch.attempt)
+            await store.insert_epoch(
+                conn,
+                training_id=training.id,
+                attempt=event.epoch.attempt,
+                epoch=event.epoch.epoch,
+                values=event.epoch.values,
+            )
+        elif what == "predictions":
+            training = _with_attempt(training, event.predictions.attempt)
+            await _queue(
+                conn, training, event.predictions, delivered.carrier.get("traceparent", "")
+            )
+            bell = self._jobs
+        await store.update_training(
+            conn, dataclasses.replace(training, applied=training.applied.add(delivered.seq))
+        )
+        if bell is self._jobs:
+            return self._ring_both
+        return self._applied.ring
+
+    async def _ring_both(self) -> None:
+        await self._applied.ring()
+        await self._jobs.ring()
+
+
+async def _apply_state(
+    conn: Connection, training: Training, reported: training_pb2.Training
+) -> Training:
+    training = _with_attempt(training, reported.attempt)
+    if reported.revision <= training.revision:
+        return training
+    state = TrainingState(reported.state)
+    if state.is_at_rest:
+        # Nobody waits for these figures any more; finished ones stay.
+        await store.delete_jobs(conn, training_id=training.id, up_to_attempt=reported.attempt)
+    return dataclasses.replace(training, state=state, revision=reported.revision)
+
+
+def _with_attempt(training: Training, attempt: int) -> Training:
+    return dataclasses.replace(training, attempt=max(training.attempt, attempt))
+
+
+async def _queue(
+    conn: Connection, training: Training, predictions: training_pb2.Predictions, traceparent: str
+) -> None:
+    for split in SPLITS:
+        await store.insert_job(
+            conn,
+            training_id=training.id,
+            attempt=predictions.attempt,
+            split=split,
+            manifest=predictions.manifest.SerializeToString(),
+            predictions=getattr(predictions, split).SerializeToString(),
+            traceparent=traceparent,
+        )

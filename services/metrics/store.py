@@ -1,0 +1,282 @@
+"""The tables of the metrics service; every function runs on the caller's connection."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import asyncpg
+
+from detflow.postgres import Connection
+from services.metrics.domain import (
+    Applied,
+    ClassFigures,
+    CocoSummary,
+    Evaluation,
+    Job,
+    Measurement,
+    OperatingPoint,
+    Point,
+    Training,
+    TrainingState,
+)
+
+
+async def lock_training(
+    conn: Connection, *, training_id: str, project_id: str, name: str
+) -> Training:
+    """Returns a training, recorded now if it is new, locked until the transaction ends."""
+    await conn.execute(
+        "insert into training (id, project_id, name) values ($1, $2, $3) on conflict do nothing",
+        training_id,
+        project_id,
+        name,
+    )
+    row = await conn.fetchrow("select * from training where id = $1 for update", training_id)
+    assert row is not None  # inserted above
+    return _training(row)
+
+
+async def get_training(conn: Connection, training_id: str) -> Training | None:
+    """Returns a training, or None if no event told of it."""
+    row = await conn.fetchrow("select * from training where id = $1", training_id)
+    return _training(row) if row else None
+
+
+async def lock_training_by_id(conn: Connection, training_id: str) -> None:
+    """Locks a training that is there until the transaction ends."""
+    await conn.execute("select from training where id = $1 for update", training_id)
+
+
+async def update_training(conn: Connection, training: Training) -> None:
+    """Writes a locked training back."""
+    await conn.execute(
+        "update training set state = $2, revision = $3, attempt = $4, applied_seq = $5,"
+        " applied_ahead = $6 where id = $1",
+        training.id,
+        int(training.state),
+        training.revision,
+        training.attempt,
+        training.applied.seq,
+        list(training.applied.ahead),
+    )
+
+
+async def insert_epoch(
+    conn: Connection, *, training_id: str, attempt: int, epoch: int, values: Mapping[str, float]
+) -> None:
+    """Records what an attempt measured in an epoch; the caller holds the training's lock.
+
+    An attempt goes on from a checkpoint, so from its first epoch on it makes void what older
+    attempts measured. The result depends on which epochs came, never on their order:
+    a point stays if no newer attempt began at or before its epoch.
+    """
+    if await conn.fetchval(
+        "select true from attempt where training_id = $1 and attempt > $2 and first_epoch <= $3",
+        training_id,
+        attempt,
+        epoch,
+    ):
+        return
+    await conn.execute(
+        "insert into attempt (training_id, attempt, first_epoch) values ($1, $2, $3)"
+        " on conflict (training_id, attempt)"
+        " do update set first_epoch = least(attempt.first_epoch, excluded.first_epoch)",
+        training_id,
+        attempt,
+        epoch,
+    )
+    await conn.execute(
+        "delete from series_point where training_id = $1 and attempt < $2 and epoch >= $3",
+        training_id,
+        attempt,
+        epoch,
+    )
+    await conn.execute(
+        "insert into series_point (training_id, epoch, name, attempt, value)"
+        " select $1, $2, name, $3, value from unnest($4::text[], $5::float8[]) as v (name, value)"
+        " on conflict (training_id, epoch, name)"
+        " do update set attempt = excluded.attempt, value = excluded.value",
+        training_id,
+        epoch,
+        attempt,
+        list(values.keys()),
+        list(values.values()),
+    )
+
+
+async def list_points(conn: Connection, training_id: str, names: Sequence[str] = ()) -> list[Point]:
+    """Lists the points of a training by name, then epoch; only these names unless empty."""
+    rows = await conn.fetch(
+        "select epoch, name, value, attempt from series_point where training_id = $1"
+        ' and (cardinality($2::text[]) = 0 or name = any($2)) order by name collate "C", epoch',
+        training_id,
+        list(names),
+    )
+    return [Point(**row) for row in rows]
+
+
+async def insert_job(
+    conn: Connection,
+    *,
+    training_id: str,
+    attempt: int,
+    split: str,
+    manifest: bytes,
+    predictions: bytes,
+    traceparent: str,
+) -> None:
+    """Queues predictions to be measured, unless this or a newer attempt's have been."""
+    await conn.execute(
+        "insert into evaluation_job"
+        " (training_id, attempt, split, manifest, predictions, traceparent)"
+        " select $1, $2, $3, $4, $5, $6 where not exists (select from evaluation"
+        "  where training_id = $1 and split = $3 and attempt >= $2) on conflict do nothing",
+        training_id,
+        attempt,
+        split,
+        manifest,
+        predictions,
+        traceparent,
+    )
+
+
+async def delete_jobs(conn: Connection, *, training_id: str, up_to_attempt: int) -> None:
+    """Gives up what waits to be measured of a training's attempts up to this one."""
+    await conn.execute(
+        "delete from evaluation_job where training_id = $1 and attempt <= $2",
+        training_id,
+        up_to_attempt,
+    )
+
+
+async def claim_job(conn: Connection, *, lease: str, lease_seconds: float) -> Job | None:
+    """Takes the oldest job that is due and nobody works on, validation before test."""
+    row = await conn.fetchrow(
+        """
+        update evaluation_job j
+        set lease = $1, run_after = now() + make_interval(secs => $2), num_tries = num_tries + 1
+        from training t
+        where t.id = j.training_id and (j.training_id, j.attempt, j.split) = (
+          select training_id, attempt, split from evaluation_job
+          where run_after <= now()
+          order by create_time, training_id, split desc limit 1 for update skip locked)
+        returning j.*, t.name
+        """,
+        lease,
+        lease_seconds,
+    )
+    if row is None:
+        return None
+    return Job(
+        training=row["name"],
+        training_id=row["training_id"],
+        attempt=row["attempt"],
+        split=row["split"],
+        manifest=row["manifest"],
+        predictions=row["predictions"],
+        traceparent=row["traceparent"],
+        num_tries=row["num_tries"],
+        lease=row["lease"],
+    )
+
+
+async def update_job_lease(conn: Connection, job: Job, *, seconds: float) -> bool:
+    """Keeps (or, with less time, gives back) a job; False if it is someone else's or gone."""
+    return bool(
+        await conn.fetchval(
+            "update evaluation_job set run_after = now() + make_interval(secs => $5)"
+            " where training_id = $1 and attempt = $2 and split = $3 and lease = $4"
+            " returning true",
+            job.training_id,
+            job.attempt,
+            job.split,
+            job.lease,
+            seconds,
+        )
+    )
+
+
+async def delete_job(conn: Connection, job: Job) -> bool:
+    """Removes a finished job; False if it is someone else's or gone."""
+    return bool(
+        await conn.fetchval(
+            "delete from evaluation_job"
+            " where training_id = $1 and attempt = $2 and split = $3 and lease = $4"
+            " returning true",
+            job.training_id,
+            job.attempt,
+            job.split,
+            job.lease,
+        )
+    )
+
+
+async def insert_evaluation(
+    conn: Connection, job: Job, *, measurement: Measurement | None, failure: bytes | None
+) -> Evaluation | None:
+    """Records an evaluation in place of an older attempt's; None if a newer one is there."""
+    row = await conn.fetchrow(
+        """
+        insert into evaluation (training_id, split, attempt, measurement, failure)
+        values ($1, $2, $3, $4, $5)
+        on conflict (training_id, split) do update
+        set attempt = excluded.attempt, measurement = excluded.measurement,
+            failure = excluded.failure, create_time = now()
+        where evaluation.attempt < excluded.attempt
+        returning evaluation.*
+        """,
+        job.training_id,
+        job.split,
+        job.attempt,
+        json.dumps(dataclasses.asdict(measurement)) if measurement else None,
+        failure,
+    )
+    return _evaluation(row, job.training) if row else None
+
+
+async def list_evaluations(conn: Connection, training: Training) -> list[Evaluation]:
+    """Lists the evaluations of a training: validation, then test."""
+    rows = await conn.fetch(
+        "select * from evaluation where training_id = $1 order by split desc", training.id
+    )
+    return [_evaluation(row, training.name) for row in rows]
+
+
+def measurement_from_json(fields: Mapping[str, Any]) -> Measurement:
+    """Rebuilds what `dataclasses.asdict` and JSON made of a measurement."""
+    return Measurement(
+        coco=CocoSummary(**fields["coco"]),
+        best_f1=OperatingPoint(**fields["best_f1"]) if fields["best_f1"] else None,
+        classes=tuple(ClassFigures(**figures) for figures in fields["classes"]),
+        num_images=fields["num_images"],
+        num_ground_truths=fields["num_ground_truths"],
+        num_predictions=fields["num_predictions"],
+    )
+
+
+def _training(row: asyncpg.Record) -> Training:
+    return Training(
+        id=row["id"],
+        project_id=row["project_id"],
+        name=row["name"],
+        state=TrainingState(row["state"]),
+        revision=row["revision"],
+        attempt=row["attempt"],
+        applied=Applied(row["applied_seq"], tuple(row["applied_ahead"])),
+    )
+
+
+def _evaluation(row: asyncpg.Record, training: str) -> Evaluation:
+    return Evaluation(
+        training=training,
+        split=row["split"],
+        attempt=row["attempt"],
+        measurement=(
+            measurement_from_json(json.loads(row["measurement"])) if row["measurement"] else None
+        ),
+        failure=row["failure"],
+        create_time=row["create_time"],
+    )
