@@ -83,7 +83,6 @@ class Service:
         self.settings = settings or Settings.load()
         self.address = ""
         self._migrations = migrations
-        self._server: aio.Server = aio.server(interceptors=[Boundary()], options=_OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._service_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,6 +93,8 @@ class Service:
 
     async def __aenter__(self) -> Self:
         telemetry.configure(self.name, self.settings)
+        # Made here and not earlier: it belongs to the running event loop.
+        self._server: aio.Server = aio.server(interceptors=[Boundary()], options=_OPTIONS)
         self.settings.require("database_url", "nats_url", "store_url")
         async with asyncio.timeout(_START_SECONDS):
             self.db = await _patiently(

@@ -80,10 +80,11 @@ async def test_version_service_installs_and_serves_without_torch(
     assert service.stderr is not None
     try:
         async with asyncio.timeout(30):
-            async for line in service.stderr:
-                if b'"serving"' in line:
-                    address = line.split(b'"address": "')[1].split(b'"')[0].decode()
-                    break
+            lines = []
+            while b'"serving"' not in (line := await service.stderr.readline()):
+                lines.append(line.decode())
+                assert line, "".join(lines)
+            address = line.split(b'"address": "')[1].split(b'"')[0].decode()
             async with aio.insecure_channel(address) as channel:
                 watch = health_pb2_grpc.HealthStub(channel).Watch(
                     health_pb2.HealthCheckRequest(service="detflow.v1.VersionService")
