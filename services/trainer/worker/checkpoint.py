@@ -1,0 +1,147 @@
+"""Checkpoints and weights in the object store: what is saved, and when an old one may go."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detflow.errors import DataLoss
+from detflow.store import ObjectStore
+from detflow.v1.common_pb2 import StoredObject
+from detflow.v1.worker_pb2 import Checkpoint
+from services.trainer.worker.spec import Spec
+
+FORMAT = "detflow-checkpoint/1"
+WEIGHTS_FORMAT = "detflow-weights/1"
+_NUM_KEPT = 2
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A checkpoint of this attempt; `reported` is done once its record is stored."""
+
+    key: str
+    reported: Future[int]
+
+
+class Checkpoints:
+    """Writes the checkpoints of one attempt, in a thread, one at a time.
+
+    A checkpoint becomes known by the epoch record written after it is stored with its hash, so a
+    torn one is never loaded. The last two are kept; an older one goes only when the record of its
+    successor is stored as well.
+
+    Args:
+        store: The object store.
+        spec: What the worker does.
+    """
+
+    def __init__(self, store: ObjectStore, spec: Spec) -> None:
+        self._store = store
+        self._spec = spec
+        self._kept: list[_Kept] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(
+        self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
+    ) -> None:
+        """Saves a checkpoint in the background, after the one before it.
+
+        Args:
+            epoch: Epoch just finished, from 1.
+            state: What `load_checkpoint` shall return; its tensors are copied before this returns.
+            report: Writes the epoch's record, once the checkpoint is stored.
+
+        Raises:
+            Exception: The checkpoint before this one could not be stored.
+        """
+        self.wait()
+        snapshot = _copy({"format": FORMAT, "epoch": epoch, **state})
+        self._pending = self._thread.submit(self._store_one, epoch, snapshot, report)
+
+    def wait(self) -> None:
+        """Waits until everything is stored and reported; raises what prevented that."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def close(self) -> None:
+        """Ends the thread after what it is writing."""
+        self._thread.shutdown()
+
+    def _store_one(
+        self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
+    ) -> None:
+        stored = self._store.put(self._spec.key(f"checkpoint-{epoch:06d}.pt"), _to_bytes(state))
+        reported = report(Checkpoint(epoch=epoch, object=stored))
+        self._kept.append(_Kept(stored.key, reported))
+        while len(self._kept) > _NUM_KEPT and self._kept[1].reported.done():
+            self._store.delete(self._kept.pop(0).key)
+
+
+def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Downloads and reads a checkpoint.
+
+    Raises:
+        DataLoss: It is gone, differs from its recorded hash or cannot be read.
+    """
+    path = folder / "checkpoint.pt"
+    store.download(checkpoint.object, path)
+    try:
+        # Only tensors and plain values: a checkpoint never runs code.
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT or state["epoch"] != checkpoint.epoch:
+            raise ValueError(f"format {state['format']!r}, epoch {state['epoch']!r}")
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise DataLoss(
+            f"checkpoint {checkpoint.object.key} of epoch {checkpoint.epoch} cannot be read; "
+            "resume from an earlier one or start a new training",
+            reason="CHECKPOINT_UNREADABLE",
+            metadata={"key": checkpoint.object.key},
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+    return state
+
+
+def save_weights(store: ObjectStore, spec: Spec, weights: dict[str, Any]) -> StoredObject:
+    """Stores the best weights with all that is needed to use them; loads with `weights_only=True`.
+
+    Args:
+        store: The object store.
+        spec: What the worker does.
+        weights: model (id), yaml (the library's description), class_names, image_size, epoch,
+            state_dict (fp32).
+    """
+    return store.put(spec.key("best.pt"), _to_bytes({"format": WEIGHTS_FORMAT, **_copy(weights)}))
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _copy(value: Any) -> Any:
+    """Copies tensors to the CPU, contiguous, in containers of any depth."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return value

@@ -1,0 +1,95 @@
+"""How far the training is, in numbers a person watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from detflow.v1.training_pb2 import TrainingProgress
+from services.trainer.worker.spec import Spec
+
+_TRAINING_PERCENT = 98.0
+"""The rest is for the predictions."""
+
+
+class Progress:
+    """Turns steps into TrainingProgress: percent of the whole training, time elapsed and left.
+
+    Args:
+        spec: What the worker does.
+        report: Told of every progress; it may drop some.
+    """
+
+    def __init__(self, spec: Spec, report: Callable[[TrainingProgress], None]) -> None:
+        self._spec = spec
+        self._report = report
+        self._began: float | None = None
+        self._first_epoch = spec.epochs_done
+        self._last = TrainingProgress(
+            attempt=spec.attempt,
+            epoch=spec.epochs_done,
+            num_epochs=spec.epochs,
+            percent=_TRAINING_PERCENT * min(1.0, spec.epochs_done / spec.epochs),
+        )
+
+    def begin(self, device: str, num_steps: int) -> None:
+        """Starts the clock: the first step is next."""
+        self._began = time.monotonic()
+        self._last.device = device
+        self._last.num_steps = num_steps
+
+    def stage(self, name: str, share: float = 0.0) -> None:
+        """Reports a stage that has no steps of training.
+
+        Args:
+            name: E.g. "prepare data".
+            share: How much of the stage is done, 0..1; moves the percentage only of "predict".
+        """
+        percent = self._last.percent
+        if name == "predict":
+            percent = _TRAINING_PERCENT + (100.0 - _TRAINING_PERCENT) * share
+        self._send(stage=name, percent=percent, eta_seconds=None)
+
+    def step(
+        self,
+        *,
+        epoch: int,
+        step: int,
+        losses: Mapping[str, float],
+        learning_rate: float,
+        data_wait_share: float,
+    ) -> None:
+        """Reports a finished step of training."""
+        done = epoch - 1 + step / self._last.num_steps
+        done_here = done - self._first_epoch
+        elapsed = self._elapsed()
+        self._last.losses.clear()
+        self._last.losses.update(losses)
+        self._send(
+            stage="train",
+            percent=_TRAINING_PERCENT * done / self._spec.epochs,
+            eta_seconds=elapsed / done_here * (self._spec.epochs - done) if done_here else None,
+            epoch=epoch,
+            step=step,
+            learning_rate=learning_rate,
+            data_wait_share=data_wait_share,
+        )
+
+    def _elapsed(self) -> float:
+        return 0.0 if self._began is None else time.monotonic() - self._began
+
+    def _send(
+        self, *, stage: str, percent: float, eta_seconds: float | None, **values: float
+    ) -> None:
+        message = self._last
+        message.stage = stage
+        message.percent = max(message.percent, min(100.0, percent))
+        message.elapsed_seconds = self._elapsed()
+        message.ClearField("eta_seconds")
+        if eta_seconds is not None:
+            message.eta_seconds = eta_seconds
+        for name, value in values.items():
+            setattr(message, name, value)
+        sent = TrainingProgress()
+        sent.CopyFrom(message)
+        self._report(sent)

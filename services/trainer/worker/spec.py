@@ -1,0 +1,95 @@
+"""What a worker is told to do: the WorkerSpec file, checked and in Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from google.protobuf import json_format
+
+from detflow.errors import InvalidArgument
+from detflow.names import last_segment
+from detflow.v1.common_pb2 import StoredObject
+from detflow.v1.worker_pb2 import Checkpoint, WorkerSpec
+
+Value: TypeAlias = float | bool | str
+"""Value of a hyper-parameter; whole numbers travel as doubles."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """One attempt at one training.
+
+    Attributes:
+        training: projects/{project}/versions/{version}/trainings/{training}
+        attempt: Number of the attempt; every record carries it.
+        model: Id of the model, e.g. yolov8n.
+        batch_size: Images per step.
+        epochs: Passes over the training split, in all attempts together.
+        hyperparameters: Value by name.
+        manifest: Manifest of the bundle.
+        checkpoint: Checkpoint to go on from, if any.
+        folder: Work folder of this attempt.
+    """
+
+    training: str
+    attempt: int
+    model: str
+    batch_size: int
+    epochs: int
+    hyperparameters: Mapping[str, Value]
+    manifest: StoredObject
+    checkpoint: Checkpoint | None
+    folder: Path
+
+    @property
+    def training_id(self) -> str:
+        """Id of the training."""
+        return last_segment(self.training)
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs finished by earlier attempts."""
+        return self.checkpoint.epoch if self.checkpoint else 0
+
+    def key(self, name: str) -> str:
+        """Returns the object store key of one of this attempt's artifacts."""
+        return f"trainings/{self.training_id}/{self.attempt}/{name}"
+
+
+def read_spec(path: Path) -> Spec:
+    """Reads a WorkerSpec in protobuf's JSON form; the folder of the file becomes the work folder.
+
+    Raises:
+        InvalidArgument: It cannot be read, or a field is missing or out of range.
+    """
+    message = WorkerSpec()
+    try:
+        json_format.Parse(path.read_text(encoding="utf-8"), message)
+    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        raise InvalidArgument(
+            f"{path} is no WorkerSpec in JSON: {error}", reason="BAD_SPEC"
+        ) from error
+    missing = [
+        name
+        for name in ("training", "attempt", "model", "batch_size", "epochs", "manifest")
+        if not getattr(message, name) or (name == "manifest" and not message.manifest.sha256)
+    ]
+    if missing:
+        raise InvalidArgument(f"{path} lacks {', '.join(missing)}", reason="BAD_SPEC")
+    return Spec(
+        training=message.training,
+        attempt=message.attempt,
+        model=message.model,
+        batch_size=message.batch_size,
+        epochs=message.epochs,
+        hyperparameters={
+            name: getattr(value, str(value.WhichOneof("kind")))
+            for name, value in message.hyperparameters.fields.items()
+        },
+        manifest=message.manifest,
+        checkpoint=message.checkpoint if message.HasField("checkpoint") else None,
+        folder=path.resolve().parent,
+    )

@@ -1,0 +1,183 @@
+"""One attempt from the bundle to the predictions, in the order it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from detflow.settings import Settings
+from detflow.store import ObjectStore
+from detflow.v1.common_pb2 import StoredObject
+from detflow.v1.training_pb2 import EpochMetrics, Predictions, TrainingProgress
+from detflow.v1.worker_pb2 import (
+    Checkpoint,
+    EpochRecord,
+    WorkerEvaluating,
+    WorkerFinished,
+    WorkerRecord,
+    WorkerStarted,
+)
+from services.trainer.worker.bundle import Bundle, fetch_bundle
+from services.trainer.worker.checkpoint import Checkpoints, load_checkpoint, save_weights
+from services.trainer.worker.evaluation import EvaluationSet
+from services.trainer.worker.orders import Orders
+from services.trainer.worker.predict import predict
+from services.trainer.worker.progress import Progress
+from services.trainer.worker.records import Spool
+from services.trainer.worker.spec import Spec
+from services.trainer.worker.yolo import Step, YoloTrainer
+
+
+def run(
+    spec: Spec,
+    settings: Settings,
+    orders: Orders,
+    records: Spool,
+    report: Callable[[TrainingProgress], None],
+) -> None:
+    """Trains, predicts and stores everything; the last record is WorkerFinished.
+
+    Raises:
+        DetflowError: What was given cannot be trained.
+        Fenced: Another attempt has taken over.
+        Stopped: The worker shall stop now.
+    """
+    store = ObjectStore(settings.store_url)
+    progress = Progress(spec, report)
+    progress.stage("prepare data")
+    bundle = fetch_bundle(
+        store,
+        spec.manifest,
+        settings.data_dir / "bundles",
+        check=orders.check,
+        on_progress=lambda done, total: progress.stage("prepare data", done / max(total, 1)),
+    )
+    records.log(
+        f"attempt {spec.attempt}: {spec.model}, {spec.epochs} epochs, batch size {spec.batch_size}",
+        ", ".join(f"{len(images)} {name} images" for name, images in bundle.splits.items()),
+    )
+    orders.check()
+    trainer = YoloTrainer(spec, bundle)
+    if spec.checkpoint is not None:
+        trainer.restore(load_checkpoint(store, spec.checkpoint, spec.folder))
+        records.log(f"goes on after epoch {spec.checkpoint.epoch}")
+    try:
+        _train(trainer, spec, store, orders, records, progress)
+    finally:
+        trainer.close()
+    _evaluate(trainer, bundle, spec, store, orders, records, progress)
+
+
+def _train(
+    trainer: YoloTrainer,
+    spec: Spec,
+    store: ObjectStore,
+    orders: Orders,
+    records: Spool,
+    progress: Progress,
+) -> None:
+    first_epoch = spec.epochs_done + 1
+    orders.check()
+    progress.begin(trainer.device_name, trainer.num_steps)
+    records.write(
+        WorkerRecord(started=WorkerStarted(first_epoch=first_epoch, device=trainer.device_name))
+    )
+    records.log(f"trains on {trainer.device_name}")
+
+    def on_step(step: Step) -> None:
+        progress.step(
+            epoch=step.epoch,
+            step=step.number,
+            losses=step.losses,
+            learning_rate=step.learning_rate,
+            data_wait_share=step.data_wait_share,
+        )
+        orders.check()
+
+    checkpoints = Checkpoints(store, spec)
+    try:
+        trainer.start(first_epoch)
+        for epoch in range(first_epoch, spec.epochs + 1):
+            values = trainer.train_epoch(epoch, on_step)
+            progress.stage("validate")
+            values |= trainer.measure(epoch, orders.check)
+            metrics = EpochMetrics(
+                attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
+            )
+            checkpoints.save(epoch, trainer.state(epoch), _reporter(records, metrics))
+            if orders.finish:
+                records.log(f"stops after epoch {epoch}, as asked")
+                break
+            if trainer.has_stalled(epoch):
+                records.log(f"stops after epoch {epoch}: best was epoch {trainer.best_epoch}")
+                break
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
+def _reporter(records: Spool, metrics: EpochMetrics) -> Callable[[Checkpoint], Future[int]]:
+    """Returns what writes the record of an epoch once its checkpoint is stored."""
+
+    def report(checkpoint: Checkpoint) -> Future[int]:
+        values = metrics.values
+        records.log(
+            f"epoch {metrics.epoch}: "
+            + ", ".join(f"{name} {values[name]:.4g}" for name in sorted(values))
+        )
+        return records.write(
+            WorkerRecord(epoch=EpochRecord(metrics=metrics, checkpoint=checkpoint))
+        )
+
+    return report
+
+
+def _evaluate(
+    trainer: YoloTrainer,
+    bundle: Bundle,
+    spec: Spec,
+    store: ObjectStore,
+    orders: Orders,
+    records: Spool,
+    progress: Progress,
+) -> None:
+    orders.check()
+    model = trainer.best_model()
+    weights = save_weights(store, spec, trainer.weights())
+    records.write(WorkerRecord(evaluating=WorkerEvaluating(weights=weights)))
+    records.log(f"predicts with the weights of epoch {trainer.best_epoch}")
+    splits = {
+        name: EvaluationSet(
+            bundle.splits[name], image_size=trainer.image_size, batch_size=2 * spec.batch_size
+        )
+        for name in ("val", "test")
+    }
+    num_batches, done = sum(map(len, splits.values())), 0
+
+    def on_batch() -> None:
+        nonlocal done
+        done += 1
+        progress.stage("predict", done / num_batches)
+        orders.check()
+
+    stored: dict[str, StoredObject] = {}
+    progress.stage("predict")
+    for name, images in splits.items():
+        content = predict(model, images, trainer.device, on_batch)
+        stored[name] = store.put(spec.key(f"predictions-{name}.parquet"), content)
+    orders.check()
+    records.write(
+        WorkerRecord(
+            finished=WorkerFinished(
+                predictions=Predictions(attempt=spec.attempt, manifest=spec.manifest, **stored)
+            )
+        )
+    )
+
+
+def _now() -> Timestamp:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return now
