@@ -96,13 +96,14 @@ class Service:
         # Made here and not earlier: it belongs to the running event loop.
         self._server: aio.Server = aio.server(interceptors=[Boundary()], options=_OPTIONS)
         self.settings.require("database_url", "nats_url", "store_url")
-        async with asyncio.timeout(_START_SECONDS):
-            self.db = await _patiently(
-                lambda: Database.connect(self.settings.database_url, self.name)
-            )
-            await self.db.migrate(self._migrations)
-            self.bus = await _patiently(lambda: Bus.connect(self.settings.nats_url, self.name))
-            await _patiently(self.bus.ensure_streams)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._connect()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"Postgres or NATS did not answer within {_START_SECONDS:.0f} s: check"
+                " DETFLOW_DATABASE_URL and DETFLOW_NATS_URL"
+            ) from error
         self.store = ObjectStore(self.settings.store_url)
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.watcher = Watcher(self.bus)
@@ -124,6 +125,12 @@ class Service:
         await self.db.close()
         if self._crash is not None and error is None:
             raise self._crash
+
+    async def _connect(self) -> None:
+        self.db = await _patiently(lambda: Database.connect(self.settings.database_url, self.name))
+        await self.db.migrate(self._migrations)
+        self.bus = await _patiently(lambda: Bus.connect(self.settings.nats_url, self.name))
+        await _patiently(self.bus.ensure_streams)
 
     def add(self, register: Callable[[Any, aio.Server], None], servicer: Any) -> None:
         """Adds a servicer: `add(add_VersionServiceServicer_to_server, VersionService(...))`."""
