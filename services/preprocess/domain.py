@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 MAX_PROBLEMS = 100
@@ -140,6 +141,81 @@ class Statistics:
     num_background_images: int
     num_boxes_by_class: tuple[int, ...]
     content_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """An archive in the object store, under `uploads/{id}`."""
+
+    id: str
+    project_id: str
+    size_bytes: int
+    sha256: str
+    create_time: datetime
+
+    @property
+    def key(self) -> str:
+        """Key in the object store."""
+        return upload_key(self.id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A dataset as it is stored; the fields are those of detflow.v1.Dataset and its request."""
+
+    id: str
+    project_id: str
+    display_name: str
+    state: DatasetState
+    upload_id: str
+    skip_invalid: bool
+    wanted_format: str | None
+    format: str | None
+    class_names: tuple[str, ...]
+    num_images: int
+    num_boxes: int
+    num_background_images: int
+    num_boxes_by_class: tuple[int, ...]
+    skipped: tuple[Problem, ...]
+    num_skipped: int
+    content_sha256: str
+    failure: bytes | None
+    create_time: datetime
+    import_time: datetime | None
+    num_failures: int
+
+    @property
+    def name(self) -> str:
+        """Resource name."""
+        return f"projects/{self.project_id}/datasets/{self.id}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """The making of a bundle as it is stored; protobuf fields are serialized."""
+
+    version_id: str
+    version_name: str
+    dataset_id: str
+    recipe: bytes
+    state: PreprocessingState
+    revision: int
+    num_images: tuple[int, int, int] | None
+    manifest: bytes | None
+    failure: bytes | None
+    create_time: datetime
+    end_time: datetime | None
+    num_failures: int
+
+
+def upload_key(upload_id: str) -> str:
+    """Returns the key of an uploaded archive in the object store."""
+    return f"uploads/{upload_id}"
+
+
+def dataset_prefix(dataset_id: str) -> str:
+    """Returns what the keys of a dataset's objects begin with."""
+    return f"datasets/{dataset_id}"
 
 
 @dataclass(slots=True)

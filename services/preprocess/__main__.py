@@ -1,0 +1,63 @@
+"""Entry point of the preprocess service."""
+
+import asyncio
+from pathlib import Path
+
+from detflow.server import Service, run
+from detflow.v1.dataset_pb2_grpc import add_DatasetServiceServicer_to_server
+from detflow.v1.preprocess_pb2_grpc import add_PreprocessServiceServicer_to_server
+from services.preprocess.archive import Limits
+from services.preprocess.consumer import VersionEvents
+from services.preprocess.importer import Importer
+from services.preprocess.pipeline import Pipeline
+from services.preprocess.pool import WorkerPool
+from services.preprocess.scratch import Scratch
+from services.preprocess.service import DatasetService, PreprocessService
+
+
+async def serve() -> None:
+    """Serves until SIGTERM."""
+    async with Service("preprocess", migrations=Path(__file__).parent / "migrations") as s:
+        scratch = Scratch(s.settings.data_dir / "preprocess")
+        pool = WorkerPool(s.settings.preprocess_processes)
+        importer = Importer(
+            db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch, limits=Limits()
+        )
+        pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch)
+        s.add(
+            add_DatasetServiceServicer_to_server,
+            DatasetService(
+                db=s.db,
+                store=s.store,
+                watcher=s.watcher,
+                scratch=scratch,
+                max_upload_bytes=s.settings.max_upload_bytes,
+                wake=importer.loop.wake,
+            ),
+        )
+        s.add(
+            add_PreprocessServiceServicer_to_server,
+            PreprocessService(db=s.db, watcher=s.watcher),
+        )
+        work = [
+            s.spawn(importer.loop.run(), "importer"),
+            s.spawn(pipeline.loop.run(), "pipeline"),
+            s.spawn(VersionEvents(pipeline.loop.wake).consumer(s.bus, s.db).run(), "consumer"),
+        ]
+        try:
+            await s.serve()
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            await pool.close()
+            scratch.close()
+
+
+def main() -> None:
+    """Runs the process."""
+    run(serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The bundle of a version: what goes into which shard, and the bytes of shards and ground truth.
+
+A bundle is a function of the dataset's images and the recipe alone: the same input gives the same
+bytes. Image ids count from 1 within a split, in the order of the source paths; a source is followed
+by its augmented copies in the order of the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import orjson
+
+from detflow import boxes as geometry
+from detflow.errors import DataLoss
+from detflow.store import ObjectStore
+from services.preprocess import images as pixels
+from services.preprocess.augment import (
+    Augmentation,
+    transform_boxes,
+    transform_pixels,
+    transform_size,
+)
+from services.preprocess.domain import Image
+from services.preprocess.shards import ShardWriter
+
+FORMAT = "detflow-bundle/1"
+MAX_SOURCES_PER_SHARD = 512
+MAX_SHARD_BYTES = 256 << 20
+"""Estimated from the sources; a shard of re-encoded images stays below 512 MiB in practice."""
+
+_MIN_SOURCES_PER_SHARD = 16
+_SHARDS_PER_SPLIT = 16  # wanted, so that processes have work and progress moves
+_READ_AHEAD = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transform:
+    """The part of a recipe that changes images."""
+
+    max_side_px: int
+    grayscale: bool
+    augmentations: tuple[Augmentation, ...]
+    """Copies made of each image, `Augmentation.NONE` first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """A finished shard in the object store."""
+
+    key: str
+    size_bytes: int
+    sha256: str
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardPlan:
+    """Which sources a shard holds: a slice of the split's positions.
+
+    Attributes:
+        split: "train", "val" or "test".
+        position: Number of the shard in its split, from 0.
+        first: Index of its first source within the split's sources.
+        sources: Positions of its sources in the dataset.
+    """
+
+    split: str
+    position: int
+    first: int
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """One unit of preprocessing work; picklable, complete in itself.
+
+    Attributes:
+        plan: Which shard it is.
+        store_url: Object store.
+        scratch: Folder for the file that is being written.
+        first_image_id: Id of the first image of the shard.
+        sources: The images to transform.
+        transform: What to do to them.
+    """
+
+    plan: ShardPlan
+    store_url: str
+    scratch: Path
+    first_image_id: int
+    sources: tuple[Image, ...]
+    transform: Transform
+
+
+def plan_shards(
+    split: str, sources: Sequence[int], source_bytes: Sequence[int], num_copies: int
+) -> list[ShardPlan]:
+    """Divides the sources of a split into shards, in order.
+
+    Args:
+        split: Name of the split.
+        sources: Positions of the images in the dataset.
+        source_bytes: Their sizes.
+        num_copies: Images made of each source.
+    """
+    wanted = -(-len(sources) // _SHARDS_PER_SPLIT)
+    limit = min(max(wanted, _MIN_SOURCES_PER_SHARD), MAX_SOURCES_PER_SHARD)
+    plans: list[ShardPlan] = []
+    first, total_bytes = 0, 0
+    for i, size in enumerate(source_bytes):
+        if i > first and (i - first == limit or total_bytes + size * num_copies > MAX_SHARD_BYTES):
+            plans.append(_shard_plan(split, len(plans), first, sources[first:i]))
+            first, total_bytes = i, 0
+        total_bytes += size * num_copies
+    plans.append(_shard_plan(split, len(plans), first, sources[first:]))
+    return plans
+
+
+def make_shard(job: ShardJob) -> StoredShard:
+    """Reads, transforms and stores the images of one shard. Runs in a process of the pool.
+
+    Raises:
+        DataLoss: A source is gone or differs from its recorded hash.
+    """
+    store = open_store(job.store_url)
+    path = job.scratch / f"{job.plan.split}-{job.plan.position}.tar"
+    image_id = job.first_image_id
+    try:
+        with ShardWriter(path) as writer:
+            for image, data in _read_sources(store, job.sources):
+                for encoded in transform_image(image, data, job.transform):
+                    writer.add(f"{image_id:08d}.jpg", encoded)
+                    image_id += 1
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        stored = store.put_if_absent(f"bundles/shards/{sha256}.tar", path)
+    finally:
+        path.unlink(missing_ok=True)
+    return StoredShard(stored.key, stored.size_bytes, stored.sha256, image_id - job.first_image_id)
+
+
+def transform_image(image: Image, data: bytes, transform: Transform) -> Iterator[bytes]:
+    """Yields the JPEG of each copy of an image; an unchanged upright JPEG is the original bytes.
+
+    Args:
+        image: The source.
+        data: Its original bytes.
+        transform: What to do.
+    """
+    header = pixels.check_header(image.path, data)
+    width, height = pixels.target_size(image.width, image.height, transform.max_side_px)
+    keep = (
+        (width, height) == (image.width, image.height)
+        and not transform.grayscale
+        and pixels.is_plain_jpeg(data, header)
+    )
+    decoded: pixels.Pixels | None = None
+    for augmentation in transform.augmentations:
+        if keep and augmentation is Augmentation.NONE:
+            yield data
+            continue
+        if decoded is None:
+            decoded = pixels.decode(image.path, data, header, (width, height))
+            decoded = pixels.resize(decoded, width, height)
+            if transform.grayscale:
+                decoded = pixels.to_gray(decoded)
+        yield pixels.encode_jpeg(transform_pixels(decoded, augmentation))
+
+
+@dataclass(slots=True)
+class GroundTruth:
+    """The COCO ground truth of one split, written as it is fed.
+
+    Attributes:
+        num_images: Images so far, copies included.
+        num_boxes: Boxes so far.
+    """
+
+    images_path: Path
+    annotations_path: Path
+    num_images: int = 0
+    num_boxes: int = 0
+
+    def extend(self, sources: Iterable[Image], transform: Transform) -> None:
+        """Appends the copies of some sources; sizes and boxes follow from the recipe alone."""
+        with self.images_path.open("ab") as images, self.annotations_path.open("ab") as annotations:
+            for source in sources:
+                for entry, marks in self._copies(source, transform):
+                    images.write((b"," if self.num_images else b"") + orjson.dumps(entry))
+                    self.num_images += 1
+                    for mark in marks:
+                        annotations.write((b"," if self.num_boxes else b"") + orjson.dumps(mark))
+                        self.num_boxes += 1
+
+    def finish(self, class_names: Sequence[str], path: Path) -> None:
+        """Writes the whole JSON document to `path`."""
+        categories = [{"id": i, "name": name} for i, name in enumerate(class_names, start=1)]
+        with path.open("wb") as out:
+            out.write(b'{"images":[')
+            for part, following in (
+                (self.images_path, b'],"annotations":['),
+                (self.annotations_path, b'],"categories":' + orjson.dumps(categories) + b"}"),
+            ):
+                if part.exists():
+                    with part.open("rb") as file:
+                        while chunk := file.read(1 << 20):
+                            out.write(chunk)
+                out.write(following)
+
+    def _copies(
+        self, source: Image, transform: Transform
+    ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        width, height = pixels.target_size(source.width, source.height, transform.max_side_px)
+        resized = geometry.scale(
+            geometry.as_boxes(source.boxes), width / source.width, height / source.height
+        )
+        for augmentation in transform.augmentations:
+            image_id = self.num_images + 1
+            out_width, out_height = transform_size(width, height, augmentation)
+            moved = geometry.clip(
+                transform_boxes(resized, width, height, augmentation), out_width, out_height
+            )
+            entry = {
+                "id": image_id,
+                "file_name": f"{image_id:08d}.jpg",
+                "width": out_width,
+                "height": out_height,
+                "source": {
+                    "path": source.path,
+                    "sha256": source.sha256,
+                    "augmentation": augmentation.value,
+                },
+            }
+            rows = zip(
+                geometry.to_xywh(moved).tolist(),
+                geometry.areas(moved).tolist(),
+                source.class_ids,
+                strict=True,
+            )
+            yield (
+                entry,
+                [
+                    {
+                        "id": self.num_boxes + number,
+                        "image_id": image_id,
+                        "category_id": class_id + 1,
+                        "bbox": bbox,
+                        "area": area,
+                        "iscrowd": 0,
+                    }
+                    for number, (bbox, area, class_id) in enumerate(rows, start=1)
+                ],
+            )
+
+
+def render_manifest(
+    *,
+    dataset_sha256: str,
+    recipe: dict[str, Any],
+    class_names: Sequence[str],
+    splits: dict[str, dict[str, Any]],
+) -> bytes:
+    """Renders the manifest; keys are sorted, and it holds no names of resources and no times."""
+    return orjson.dumps(
+        {
+            "format": FORMAT,
+            "dataset_sha256": dataset_sha256,
+            "recipe": recipe,
+            "class_names": list(class_names),
+            "counts": {name: split["num_images"] for name, split in splits.items()},
+            "splits": splits,
+            "libraries": {
+                "opencv": cv2.__version__,
+                "simplejpeg": installed_version("simplejpeg"),
+                "numpy": np.__version__,
+            },
+        },
+        option=orjson.OPT_SORT_KEYS,
+    )
+
+
+@lru_cache(maxsize=4)
+def open_store(url: str) -> ObjectStore:
+    """Opens an object store once per process."""
+    return ObjectStore(url)
+
+
+def _shard_plan(split: str, position: int, first: int, sources: Sequence[int]) -> ShardPlan:
+    return ShardPlan(split=split, position=position, first=first, sources=tuple(sources))
+
+
+def _read_sources(store: ObjectStore, sources: Sequence[Image]) -> Iterator[tuple[Image, bytes]]:
+    """Reads a few sources ahead, so that a slow store does not hold up the decoder."""
+    waiting: deque[tuple[Image, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD) as readers:
+        for source in sources:
+            waiting.append((source, readers.submit(_read_source, store, source)))
+            if len(waiting) >= _READ_AHEAD:
+                image, reading = waiting.popleft()
+                yield image, reading.result()
+        for image, reading in waiting:
+            yield image, reading.result()
+
+
+def _read_source(store: ObjectStore, source: Image) -> bytes:
+    data = store.get_range(source.shard_key, source.offset, source.size_bytes)
+    if hashlib.sha256(data).hexdigest() != source.sha256:
+        raise DataLoss(
+            f"image {source.path} in stored object {source.shard_key} differs from what was"
+            " imported; restore the object from a backup or import the dataset again",
+            reason="OBJECT_LOST",
+            metadata={"key": source.shard_key},
+        )
+    return data

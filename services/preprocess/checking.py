@@ -1,0 +1,159 @@
+"""Checking the images and labels of an archive, shard by shard, in the processes of the pool."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from services.preprocess import images
+from services.preprocess.archive import Entry, Limits, read_entry
+from services.preprocess.bundle import open_store
+from services.preprocess.domain import InvalidData, Problem
+from services.preprocess.formats import Format, Labels, parse_labels
+from services.preprocess.formats.layout import ClassKey
+from services.preprocess.headers import Header
+from services.preprocess.shards import ShardWriter
+
+MAX_SHARD_BYTES = 256 << 20
+_MAX_SAMPLES = 512
+_MIN_SAMPLES = 8
+_SHARDS_PER_DATASET = 24  # wanted, so that processes have work and progress moves
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEntry:
+    """An image and its label file in an archive."""
+
+    image: Entry
+    label: Entry | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckJob:
+    """Some samples to be checked; picklable, complete in itself.
+
+    Attributes:
+        archive: The archive on the local disk.
+        limits: How much it may hold.
+        layout_format: Format of its labels.
+        num_classes: Declared classes; None if only the labels tell.
+        samples: What to check.
+        store_url: Object store.
+        shard_key: Where the original images go; empty to check only.
+        scratch: Folder for the shard that is being written.
+    """
+
+    archive: Path
+    limits: Limits
+    layout_format: Format
+    num_classes: int | None
+    samples: tuple[SampleEntry, ...]
+    store_url: str
+    shard_key: str
+    scratch: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedImage:
+    """A good image; `classes` are as the label file names them."""
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+    shard_key: str
+    offset: int
+    size_bytes: int
+    classes: tuple[ClassKey, ...]
+    boxes: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedShard:
+    """What came of a job."""
+
+    images: tuple[CheckedImage, ...]
+    problems: tuple[Problem, ...]
+
+
+def group_samples(samples: Sequence[SampleEntry]) -> list[tuple[SampleEntry, ...]]:
+    """Divides samples into shards of at most 256 MiB (or one image), in order."""
+    wanted = -(-len(samples) // _SHARDS_PER_DATASET)
+    limit = min(max(wanted, _MIN_SAMPLES), _MAX_SAMPLES)
+    groups: list[tuple[SampleEntry, ...]] = []
+    group: list[SampleEntry] = []
+    size_bytes = 0
+    for sample in samples:
+        if group and (
+            len(group) == limit or size_bytes + sample.image.size_bytes > MAX_SHARD_BYTES
+        ):
+            groups.append(tuple(group))
+            group, size_bytes = [], 0
+        group.append(sample)
+        size_bytes += sample.image.size_bytes
+    if group:
+        groups.append(tuple(group))
+    return groups
+
+
+def check_samples(job: CheckJob) -> CheckedShard:
+    """Checks every image and label of a job and stores the good images.
+
+    An image that cannot be decoded, or whose label file cannot be read, is left out; of the others
+    wrong boxes are left out. What was left out is among the problems: the caller decides whether
+    that is acceptable.
+    """
+    checked: list[CheckedImage] = []
+    problems: list[Problem] = []
+    store = open_store(job.store_url)
+    path = job.scratch / f"dataset-{job.shard_key.replace('/', '-') or 'check'}.tar"
+    try:
+        with job.archive.open("rb") as archive, ShardWriter(path) as writer:
+            for sample in job.samples:
+                try:
+                    data, image, labels = _check_sample(job, archive, sample)
+                except InvalidData as error:
+                    problems.append(error.problem)
+                    continue
+                problems.extend(labels.problems)
+                width, height = image.upright_size
+                extension = images.extension_of(sample.image.path)
+                offset = writer.add(f"{len(checked):08d}{extension}", data) if job.shard_key else 0
+                checked.append(
+                    CheckedImage(
+                        sample.image.path,
+                        hashlib.sha256(data).hexdigest(),
+                        width,
+                        height,
+                        job.shard_key,
+                        offset,
+                        len(data),
+                        labels.classes,
+                        labels.boxes,
+                    )
+                )
+        if job.shard_key and checked:
+            store.put(job.shard_key, path)
+    finally:
+        path.unlink(missing_ok=True)
+    return CheckedShard(tuple(checked), tuple(problems))
+
+
+def _check_sample(
+    job: CheckJob, archive: BinaryIO, sample: SampleEntry
+) -> tuple[bytes, Header, Labels]:
+    data = read_entry(archive, sample.image, job.limits)
+    header = images.verify(sample.image.path, data)
+    if sample.label is None:
+        return data, header, Labels()
+    labels = parse_labels(
+        job.layout_format,
+        sample.label.path,
+        read_entry(archive, sample.label, job.limits),
+        header.upright_size,
+        job.num_classes,
+    )
+    return data, header, labels

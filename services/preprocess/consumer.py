@@ -1,0 +1,72 @@
+"""What the preprocess service does when a version is created, deleted or undeleted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from detflow import telemetry
+from detflow.events import EVENTS_STREAM, AfterCommit, Bus, Consumer, Delivered, TooEarly
+from detflow.names import last_segment
+from detflow.postgres import Connection, Database
+from detflow.v1 import events_pb2
+from services.preprocess import bundle_store as sql
+from services.preprocess.messages import resolve_recipe
+from services.preprocess.pipeline import append_state
+
+log = telemetry.get_logger(__name__)
+
+SUBJECTS = tuple(f"detflow.v1.version.*.{what}" for what in ("created", "deleted", "undeleted"))
+
+
+class VersionEvents:
+    """Handles the events of versions.
+
+    Args:
+        wake: Awaited after a new preprocessing is committed.
+    """
+
+    def __init__(self, wake: Callable[[], Awaitable[None]]) -> None:
+        self._wake = wake
+
+    def consumer(self, bus: Bus, db: Database) -> Consumer[events_pb2.Event]:
+        """Makes the durable consumer."""
+        return Consumer(
+            bus,
+            db,
+            name="preprocess-versions",
+            stream=EVENTS_STREAM,
+            subjects=SUBJECTS,
+            decode=events_pb2.Event.FromString,
+            handle=self.handle,
+        )
+
+    async def handle(
+        self, conn: Connection, delivered: Delivered[events_pb2.Event]
+    ) -> AfterCommit | None:
+        """Applies one event; the order of arrival does not matter.
+
+        Raises:
+            TooEarly: The version is deleted or undeleted before it is known.
+        """
+        version = delivered.message.version
+        if delivered.what == "created":
+            preprocessing = await sql.insert_preprocessing(
+                conn,
+                version_name=version.name,
+                version_revision=version.revision,
+                dataset_id=last_segment(version.dataset),
+                recipe=resolve_recipe(version.recipe).SerializeToString(deterministic=True),
+            )
+            if preprocessing is None:
+                return None
+            await append_state(conn, preprocessing)
+            return self._wake
+        deleted = delivered.what == "deleted"
+        if not await sql.update_version_deleted(
+            conn, delivered.resource_id, deleted=deleted, version_revision=version.revision
+        ):
+            raise TooEarly
+        if deleted and (cancelled := await sql.cancel_preprocessing(conn, delivered.resource_id)):
+            await append_state(conn, cancelled)
+            log.info("preprocessing cancelled", version=cancelled.version_name)
+        return None

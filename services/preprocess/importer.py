@@ -1,0 +1,333 @@
+"""Importing: from an uploaded archive to a READY dataset, or to FAILED with all that is wrong.
+
+The work is claimed for as long as its lease is renewed. A process that dies leaves a claim that
+runs out; the next one begins from scratch under another prefix of the object store, and only the
+holder of the claim can complete the dataset, so nothing is doubled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
+from pathlib import Path
+
+from detflow import outbox, telemetry
+from detflow.errors import (
+    DetflowError,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+    failure,
+)
+from detflow.events import Bus
+from detflow.names import new_id
+from detflow.postgres import Connection, Database
+from detflow.store import ObjectStore
+from detflow.v1.common_pb2 import StoredObject
+from services.preprocess import store as sql
+from services.preprocess.archive import ArchiveError, Entry, Limits, list_entries, read_entry
+from services.preprocess.checking import (
+    CheckedImage,
+    CheckJob,
+    SampleEntry,
+    check_samples,
+    group_samples,
+)
+from services.preprocess.domain import (
+    Dataset,
+    Image,
+    InvalidData,
+    Problem,
+    ProblemList,
+    Reason,
+    dataset_prefix,
+    describe,
+)
+from services.preprocess.formats import Format, Layout, find_layout
+from services.preprocess.formats.layout import MAX_CLASSES
+from services.preprocess.leases import (
+    MAX_FAILURES,
+    RETRY_SECONDS,
+    ClaimLost,
+    WorkLoop,
+    while_leased,
+)
+from services.preprocess.messages import dataset_event, refusal
+from services.preprocess.pool import WorkerDied, WorkerPool
+from services.preprocess.progress import ProgressReporter
+from services.preprocess.scratch import Scratch
+
+log = telemetry.get_logger(__name__)
+
+_ALWAYS_FATAL = frozenset({Reason.ARCHIVE_LIMIT, Reason.CORRUPT_ARCHIVE})
+"""Problems of the archive as such; skip_invalid does not leave these out."""
+
+_SKIP_HINT = "; correct it, or import with skip_invalid to leave out what is wrong"
+
+
+class Importer:
+    """Imports datasets one after the other; several processes may do so side by side."""
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        bus: Bus,
+        store: ObjectStore,
+        pool: WorkerPool,
+        scratch: Scratch,
+        limits: Limits,
+    ) -> None:
+        self._db = db
+        self._bus = bus
+        self._store = store
+        self._pool = pool
+        self._scratch = scratch
+        self._limits = limits
+        self.loop = WorkLoop("importer", self.step)
+
+    async def step(self) -> bool:
+        """Imports the next dataset and removes garbage; False if there is no dataset to import."""
+        await self._remove_garbage()
+        claim = new_id()
+        async with self._db.transaction() as conn:
+            dataset = await sql.claim_dataset(conn, claim)
+        if dataset is None:
+            return False
+        log.info("import begins", dataset=dataset.name)
+        folder = self._scratch.folder(claim)
+        try:
+            await self._import(dataset, claim, folder)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return True
+
+    async def _import(self, dataset: Dataset, claim: str, folder: Path) -> None:
+        async def renew() -> bool:
+            async with self._db.connection() as conn:
+                return await sql.renew_dataset(conn, dataset.id, claim)
+
+        try:
+            await while_leased(renew, self._read(dataset, claim, folder))
+        except ClaimLost:
+            log.info("import ends: claim lost", dataset=dataset.name)
+            await self._discard(dataset, claim)
+        except asyncio.CancelledError:  # the process drains: let another begin at once
+            await self._release(dataset, claim, failed=False)
+            raise
+        except Unavailable as error:
+            log.warning("import waits", dataset=dataset.name, error=error.message)
+            await self._release(dataset, claim, failed=False, delay_seconds=RETRY_SECONDS)
+        except Exception as error:
+            await self._on_error(dataset, claim, error)
+
+    async def _on_error(self, dataset: Dataset, claim: str, error: Exception) -> None:
+        """Tells bad data (final) from trouble with the import itself (tried again a few times)."""
+        if isinstance(error, DetflowError) and not isinstance(error, WorkerDied):
+            await self._fail(dataset, claim, error)
+            return
+        log.error("import failed", dataset=dataset.name, exc_info=error)
+        if dataset.num_failures + 1 < MAX_FAILURES:
+            await self._release(dataset, claim, failed=True, delay_seconds=RETRY_SECONDS)
+            return
+        told = error if isinstance(error, WorkerDied) else Internal("internal error in the import")
+        await self._fail(dataset, claim, told)
+
+    async def _fail(self, dataset: Dataset, claim: str, error: DetflowError) -> None:
+        async with self._db.transaction() as conn:
+            failed = await sql.fail_dataset(
+                conn, dataset.id, claim, failure(error).SerializeToString(deterministic=True)
+            )
+            if failed is not None:
+                await _append(conn, failed, "failed")
+        log.info("dataset refused", dataset=dataset.name, reason=error.reason, problems=error.total)
+
+    async def _release(
+        self, dataset: Dataset, claim: str, *, failed: bool, delay_seconds: float = 0.0
+    ) -> None:
+        await self._discard(dataset, claim)
+        async with self._db.connection() as conn:
+            await sql.release_dataset(
+                conn, dataset.id, claim, failed=failed, delay_seconds=delay_seconds
+            )
+
+    async def _discard(self, dataset: Dataset, claim: str) -> None:
+        """Marks what this claim stored as garbage, unless the import was completed after all."""
+        async with self._db.connection() as conn:
+            await sql.insert_garbage_unless_used(
+                conn, dataset.id, f"{dataset_prefix(dataset.id)}/{claim}"
+            )
+
+    async def _read(self, dataset: Dataset, claim: str, folder: Path) -> None:
+        """Does the import; raises a DetflowError that says all that is wrong with the archive."""
+        progress = ProgressReporter(self._bus, f"detflow.progress.dataset.{dataset.id}")
+        await progress.update("download")
+        await asyncio.to_thread(self._empty, dataset_prefix(dataset.id), f"/{claim}/")
+        archive = folder / "archive.zip"
+        await asyncio.to_thread(self._store.download, await self._upload_of(dataset), archive)
+        await progress.update("read")
+        wanted = Format(dataset.wanted_format) if dataset.wanted_format else None
+        try:
+            entries, layout = await asyncio.to_thread(self._open, archive, wanted)
+        except ArchiveError as error:
+            raise refusal(error.problems) from error
+        except InvalidData as error:
+            raise refusal(_listed([error.problem])) from error
+
+        wrong, warnings = _listed(layout.problems), ProblemList()
+        checked: list[CheckedImage] = []
+        samples = [
+            SampleEntry(entries[s.image], entries[s.label] if s.label else None)
+            for s in layout.samples
+        ]
+
+        async def jobs() -> AsyncIterator[CheckJob]:
+            for number, group in enumerate(group_samples(samples)):
+                # Once the archive is to be refused, the rest is checked but not stored.
+                keep = dataset.skip_invalid or not wrong.total
+                yield CheckJob(
+                    archive=archive,
+                    limits=self._limits,
+                    layout_format=layout.format,
+                    num_classes=len(layout.class_names) if layout.class_names else None,
+                    samples=group,
+                    store_url=self._store.url,
+                    shard_key=f"{dataset_prefix(dataset.id)}/{claim}/{number:05d}.tar"
+                    if keep
+                    else "",
+                    scratch=folder,
+                )
+
+        num_done = 0
+        await progress.update("check", 0, len(samples))
+        async with aclosing(self._pool.map(check_samples, jobs())) as results:
+            async for job, shard in results:
+                checked.extend(shard.images)
+                wrong.add(p for p in shard.problems if p.num_left_out)
+                warnings.add(p for p in shard.problems if not p.num_left_out)
+                num_done += len(job.samples)
+                await progress.update("check", num_done, len(samples))
+
+        fatal = _listed(p for p in wrong.first() if p.reason in _ALWAYS_FATAL)
+        if fatal.total:
+            raise refusal(fatal)
+        if wrong.total and not dataset.skip_invalid:
+            raise refusal(wrong, _SKIP_HINT)
+        await self._complete(dataset, claim, layout, checked, wrong, warnings)
+
+    def _open(self, archive: Path, wanted: Format | None) -> tuple[dict[str, Entry], Layout]:
+        entries = list_entries(archive, self._limits)
+        with archive.open("rb") as file:
+            layout = find_layout(
+                entries, lambda path: read_entry(file, entries[path], self._limits), wanted
+            )
+        return entries, layout
+
+    async def _upload_of(self, dataset: Dataset) -> StoredObject:
+        async with self._db.connection() as conn:
+            upload = await sql.get_upload(conn, dataset.project_id, dataset.upload_id)
+        return StoredObject(key=upload.key, size_bytes=upload.size_bytes, sha256=upload.sha256)
+
+    async def _complete(
+        self,
+        dataset: Dataset,
+        claim: str,
+        layout: Layout,
+        checked: list[CheckedImage],
+        wrong: ProblemList,
+        warnings: ProblemList,
+    ) -> None:
+        class_names, images = await asyncio.to_thread(_number_classes, layout, checked)
+        statistics = await asyncio.to_thread(describe, images, len(class_names))
+        async with self._db.transaction() as conn:
+            ready = await sql.complete_dataset(
+                conn,
+                dataset_id=dataset.id,
+                claim=claim,
+                layout_format=layout.format,
+                class_names=class_names,
+                statistics=statistics,
+                skipped=[*wrong.first(), *warnings.first()][:100],
+                num_skipped=wrong.num_left_out,
+                images=images,
+            )
+            if ready is None:
+                raise ClaimLost
+            await _append(conn, ready, "imported")
+        log.info("dataset imported", dataset=dataset.name, images=statistics.num_images)
+
+    async def _remove_garbage(self) -> None:
+        async with self._db.connection() as conn:
+            prefixes = await sql.list_garbage(conn)
+        for prefix in prefixes:
+            await asyncio.to_thread(self._empty, prefix)
+            async with self._db.connection() as conn:
+                await sql.delete_garbage(conn, prefix)
+
+    def _empty(self, prefix: str, keep: str = "") -> None:
+        """Deletes the objects under a prefix, but not those whose key contains `keep`."""
+        for key in list(self._store.list(prefix)):
+            if not keep or keep not in key:
+                self._store.delete(key)
+
+
+def _listed(problems: Iterable[Problem]) -> ProblemList:
+    found = ProblemList()
+    found.add(problems)
+    return found
+
+
+def _number_classes(
+    layout: Layout, checked: list[CheckedImage]
+) -> tuple[tuple[str, ...], list[Image]]:
+    """Decides the class list and gives each box its index; images are sorted by path.
+
+    Raises:
+        InvalidArgument: EMPTY_DATASET: nothing to learn from; UNKNOWN_CLASS: too many classes.
+    """
+    keys = {key for image in checked for key in image.classes}
+    names = layout.class_names
+    if names is None and layout.format is Format.VOC:
+        names = tuple(sorted(str(key) for key in keys))
+    elif names is None:
+        names = tuple(f"class_{i}" for i in range(max((int(k) for k in keys), default=-1) + 1))
+    if not checked or not names:
+        what = "images" if not checked else "boxes"
+        raise InvalidArgument(
+            f"the archive holds no usable {what}; label the images and pack them again",
+            reason=Reason.EMPTY_DATASET,
+        )
+    if len(names) > MAX_CLASSES:
+        raise InvalidArgument(
+            f"{len(names)} different classes are more than {MAX_CLASSES}; are the names right?",
+            reason=Reason.UNKNOWN_CLASS,
+        )
+    index: dict[int | str, int] = {name: i for i, name in enumerate(names)}
+    images = [
+        Image(
+            path=image.path,
+            sha256=image.sha256,
+            width=image.width,
+            height=image.height,
+            shard_key=image.shard_key,
+            offset=image.offset,
+            size_bytes=image.size_bytes,
+            class_ids=tuple(k if isinstance(k, int) else index[k] for k in image.classes),
+            boxes=image.boxes,
+        )
+        for image in sorted(checked, key=lambda i: i.path)
+    ]
+    return names, images
+
+
+async def _append(conn: Connection, dataset: Dataset, what: str) -> None:
+    await outbox.append(
+        conn,
+        kind="dataset",
+        resource_id=dataset.id,
+        what=what,
+        name=dataset.name,
+        event=dataset_event(dataset),
+    )

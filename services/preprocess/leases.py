@@ -1,0 +1,87 @@
+"""Work that one process claims and another takes over when the claim is not renewed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from detflow import telemetry
+from detflow.errors import Unavailable
+from services.preprocess.store import LEASE_SECONDS
+
+log = telemetry.get_logger(__name__)
+
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+MAX_FAILURES = 3
+"""Unexpected failures of one piece of work before it is given up."""
+
+T = TypeVar("T")
+
+
+class ClaimLost(Exception):
+    """The work was taken over, cancelled or deleted."""
+
+
+async def while_leased(renew: Callable[[], Awaitable[bool]], work: Coroutine[Any, Any, T]) -> T:
+    """Does work while its lease is renewed; what was begun is cancelled if the claim is lost.
+
+    While the database is away nobody else can claim, so the work goes on.
+
+    Args:
+        renew: Extends the lease; False if the claim is lost.
+        work: What to do.
+
+    Raises:
+        ClaimLost: The claim is lost.
+    """
+    task = asyncio.create_task(work)
+    try:
+        while True:
+            done, _ = await asyncio.wait({task}, timeout=LEASE_SECONDS / 4)
+            if done:
+                return task.result()
+            try:
+                renewed = await renew()
+            except Unavailable as error:
+                log.warning("lease waits", error=str(error))
+                continue
+            if not renewed and not task.done():
+                raise ClaimLost
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class WorkLoop:
+    """Does pieces of work as they come, one after the other.
+
+    Args:
+        name: For the log.
+        step: Claims and does one piece; False if there was none.
+    """
+
+    def __init__(self, name: str, step: Callable[[], Awaitable[bool]]) -> None:
+        self._name = name
+        self._step = step
+        self._wake = asyncio.Event()
+
+    async def wake(self) -> None:
+        """Looks for work now and not only at the next poll."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Works forever; a poll finds what other processes left behind."""
+        while True:
+            self._wake.clear()
+            try:
+                if await self._step():
+                    continue
+            except Unavailable as error:
+                log.warning("work waits", loop=self._name, error=str(error))
+            try:
+                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+            except TimeoutError:
+                pass

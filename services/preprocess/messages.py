@@ -1,0 +1,162 @@
+"""Domain objects to protobuf messages and back."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from detflow.errors import (
+    DetflowError,
+    InvalidArgument,
+    ResourceExhausted,
+    Violation,
+)
+from detflow.v1 import common_pb2, dataset_pb2, events_pb2, preprocess_pb2, version_pb2
+from services.preprocess.augment import Augmentation
+from services.preprocess.bundle import Transform
+from services.preprocess.domain import (
+    LIMIT_REASONS,
+    Dataset,
+    Preprocessing,
+    Problem,
+    ProblemList,
+    Upload,
+)
+from services.preprocess.formats import Format
+
+_DEFAULT_SPLIT = version_pb2.SplitRatio(train=70, val=20, test=10)
+_FORMATS = {
+    Format.YOLO: dataset_pb2.DATASET_FORMAT_YOLO,
+    Format.VOC: dataset_pb2.DATASET_FORMAT_VOC,
+}
+_AUGMENTATIONS = {
+    version_pb2.AUGMENTATION_FLIP_LEFT_RIGHT: Augmentation.FLIP_LEFT_RIGHT,
+    version_pb2.AUGMENTATION_FLIP_UP_DOWN: Augmentation.FLIP_UP_DOWN,
+    version_pb2.AUGMENTATION_ROTATE_90: Augmentation.ROTATE_90,
+    version_pb2.AUGMENTATION_ROTATE_180: Augmentation.ROTATE_180,
+    version_pb2.AUGMENTATION_ROTATE_270: Augmentation.ROTATE_270,
+}
+
+
+def upload_message(upload: Upload) -> dataset_pb2.Upload:
+    """Renders an upload."""
+    return dataset_pb2.Upload(
+        name=f"projects/{upload.project_id}/uploads/{upload.id}",
+        size_bytes=upload.size_bytes,
+        sha256=upload.sha256,
+        create_time=_timestamp(upload.create_time),
+    )
+
+
+def dataset_message(dataset: Dataset) -> dataset_pb2.Dataset:
+    """Renders a dataset."""
+    return dataset_pb2.Dataset(
+        name=dataset.name,
+        display_name=dataset.display_name,
+        state=dataset_pb2.Dataset.State.Value(dataset.state),
+        format=_FORMATS[Format(dataset.format)]
+        if dataset.format
+        else dataset_pb2.DATASET_FORMAT_UNSPECIFIED,
+        class_names=dataset.class_names,
+        num_images=dataset.num_images,
+        num_boxes=dataset.num_boxes,
+        num_background_images=dataset.num_background_images,
+        num_boxes_by_class=dataset.num_boxes_by_class,
+        skipped=[_problem_message(problem) for problem in dataset.skipped],
+        num_skipped=dataset.num_skipped,
+        content_sha256=dataset.content_sha256,
+        failure=_failure(dataset.failure),
+        create_time=_timestamp(dataset.create_time),
+        import_time=_timestamp(dataset.import_time) if dataset.import_time else None,
+    )
+
+
+def dataset_event(dataset: Dataset) -> events_pb2.Event:
+    """Renders the event of a dataset's change."""
+    return events_pb2.Event(dataset=dataset_message(dataset))
+
+
+def preprocessing_message(preprocessing: Preprocessing) -> preprocess_pb2.Preprocessing:
+    """Renders a preprocessing."""
+    num_images = preprocessing.num_images
+    return preprocess_pb2.Preprocessing(
+        version=preprocessing.version_name,
+        state=preprocess_pb2.Preprocessing.State.Value(preprocessing.state),
+        revision=preprocessing.revision,
+        num_images=version_pb2.SplitCounts(
+            train=num_images[0], val=num_images[1], test=num_images[2]
+        )
+        if num_images
+        else None,
+        manifest=common_pb2.StoredObject.FromString(preprocessing.manifest)
+        if preprocessing.manifest
+        else None,
+        failure=_failure(preprocessing.failure),
+        create_time=_timestamp(preprocessing.create_time),
+        end_time=_timestamp(preprocessing.end_time) if preprocessing.end_time else None,
+    )
+
+
+def preprocessing_event(preprocessing: Preprocessing) -> events_pb2.Event:
+    """Renders the event of a preprocessing's change of state."""
+    return events_pb2.Event(preprocessing=preprocessing_message(preprocessing))
+
+
+def wanted_format(value: int) -> Format | None:
+    """Reads the layout that a request names; None means detect it."""
+    return next((name for name, number in _FORMATS.items() if number == value), None)
+
+
+def resolve_recipe(recipe: version_pb2.Recipe) -> version_pb2.Recipe:
+    """Fills in the defaults of a recipe: shares of 70/20/10."""
+    resolved = version_pb2.Recipe()
+    resolved.CopyFrom(recipe)
+    if not resolved.HasField("split"):
+        resolved.split.CopyFrom(_DEFAULT_SPLIT)
+    return resolved
+
+
+def transform_of(recipe: version_pb2.Recipe, split: str) -> Transform:
+    """Reads what a recipe does to the images of a split; only training images are augmented."""
+    copies = [_AUGMENTATIONS[a] for a in recipe.augmentations] if split == "train" else []
+    return Transform(
+        max_side_px=recipe.max_side_px,
+        grayscale=recipe.grayscale,
+        augmentations=(Augmentation.NONE, *copies),
+    )
+
+
+def refusal(problems: ProblemList, hint: str = "") -> DetflowError:
+    """Makes the error that says what is wrong with an archive.
+
+    Args:
+        problems: At least one; code and reason are those of the first.
+        hint: What the user could do, appended to the message.
+    """
+    kept = problems.first()
+    first = kept[0]
+    more = f" and {problems.total - 1} more" if problems.total > 1 else ""
+    cls = ResourceExhausted if first.reason in LIMIT_REASONS else InvalidArgument
+    return cls(
+        f"{first.where}: {first.description}{more}{hint}",
+        reason=first.reason,
+        violations=[Violation(p.where, p.reason, p.description) for p in kept],
+        total=problems.total,
+    )
+
+
+def _problem_message(problem: Problem) -> common_pb2.Problem:
+    return common_pb2.Problem(
+        field=problem.where, reason=problem.reason, description=problem.description
+    )
+
+
+def _failure(data: bytes | None) -> common_pb2.Failure | None:
+    return common_pb2.Failure.FromString(data) if data else None
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message

@@ -1,0 +1,359 @@
+"""Preprocessing: from a READY dataset and a recipe to a bundle.
+
+A shard is the unit of work. Each finished shard is recorded with its hash under the claim of the
+process that made it, so that after a kill another process goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from detflow import outbox, telemetry
+from detflow.errors import (
+    DetflowError,
+    FailedPrecondition,
+    Internal,
+    Unavailable,
+    failure,
+)
+from detflow.events import Bus
+from detflow.names import new_id, project_of
+from detflow.postgres import Connection, Database
+from detflow.store import ObjectStore
+from detflow.v1.common_pb2 import StoredObject
+from detflow.v1.version_pb2 import Recipe
+from services.preprocess import bundle_store as sql
+from services.preprocess import store as dataset_sql
+from services.preprocess.bundle import (
+    GroundTruth,
+    ShardJob,
+    ShardPlan,
+    StoredShard,
+    make_shard,
+    plan_shards,
+    render_manifest,
+)
+from services.preprocess.domain import Dataset, DatasetState, Image, Preprocessing, Reason
+from services.preprocess.leases import (
+    MAX_FAILURES,
+    RETRY_SECONDS,
+    ClaimLost,
+    WorkLoop,
+    while_leased,
+)
+from services.preprocess.messages import preprocessing_event, transform_of
+from services.preprocess.pool import WorkerDied, WorkerPool
+from services.preprocess.progress import ProgressReporter
+from services.preprocess.scratch import Scratch
+from services.preprocess.split import TooFewImages, assign
+
+log = telemetry.get_logger(__name__)
+
+SPLITS = ("train", "val", "test")
+_IMAGES_AT_ONCE = 1000
+
+
+class Pipeline:
+    """Makes bundles one after the other; several processes may do so side by side."""
+
+    def __init__(
+        self, *, db: Database, bus: Bus, store: ObjectStore, pool: WorkerPool, scratch: Scratch
+    ) -> None:
+        self._db = db
+        self._bus = bus
+        self._store = store
+        self._pool = pool
+        self._scratch = scratch
+        self.loop = WorkLoop("pipeline", self.step)
+
+    async def step(self) -> bool:
+        """Makes the next bundle; False if there is none to make."""
+        claim = new_id()
+        async with self._db.transaction() as conn:
+            claimed = await sql.claim_preprocessing(conn, claim)
+            if claimed is None:
+                return False
+            preprocessing, changed = claimed
+            if changed:
+                await append_state(conn, preprocessing)
+        log.info("preprocessing begins", version=preprocessing.version_name)
+        folder = self._scratch.folder(claim)
+        try:
+            await self._run(preprocessing, claim, folder)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return True
+
+    async def _run(self, preprocessing: Preprocessing, claim: str, folder: Path) -> None:
+        version_id = preprocessing.version_id
+
+        async def renew() -> bool:
+            async with self._db.connection() as conn:
+                return await sql.renew_preprocessing(conn, version_id, claim)
+
+        async def release(*, failed: bool, delay_seconds: float = 0.0) -> None:
+            async with self._db.connection() as conn:
+                await sql.release_preprocessing(
+                    conn, version_id, claim, failed=failed, delay_seconds=delay_seconds
+                )
+
+        try:
+            await while_leased(renew, self._make(preprocessing, claim, folder))
+        except ClaimLost:
+            log.info("preprocessing ends: claim lost", version=preprocessing.version_name)
+        except asyncio.CancelledError:  # the process drains: let another go on at once
+            await release(failed=False)
+            raise
+        except Unavailable as error:
+            log.warning(
+                "preprocessing waits", version=preprocessing.version_name, error=error.message
+            )
+            await release(failed=False, delay_seconds=RETRY_SECONDS)
+        except Exception as error:
+            final = isinstance(error, DetflowError) and not isinstance(error, WorkerDied)
+            if not final:
+                log.error(
+                    "preprocessing failed", version=preprocessing.version_name, exc_info=error
+                )
+            if not final and preprocessing.num_failures + 1 < MAX_FAILURES:
+                await release(failed=True, delay_seconds=RETRY_SECONDS)
+                return
+            await self._fail(
+                preprocessing,
+                claim,
+                error
+                if isinstance(error, DetflowError)
+                else Internal("internal error in the preprocessing"),
+            )
+
+    async def _fail(self, preprocessing: Preprocessing, claim: str, error: DetflowError) -> None:
+        async with self._db.transaction() as conn:
+            failed = await sql.fail_preprocessing(
+                conn,
+                preprocessing.version_id,
+                claim,
+                failure(error).SerializeToString(deterministic=True),
+            )
+            if failed is not None:
+                await append_state(conn, failed)
+        log.info("preprocessing refused", version=preprocessing.version_name, reason=error.reason)
+
+    async def _make(self, preprocessing: Preprocessing, claim: str, folder: Path) -> None:
+        """Makes the missing shards, the ground truth and the manifest."""
+        progress = ProgressReporter(
+            self._bus, f"detflow.progress.preprocessing.{preprocessing.version_id}"
+        )
+        await progress.update("plan")
+        recipe = Recipe.FromString(preprocessing.recipe)
+        dataset = await self._dataset_of(preprocessing)
+        async with self._db.connection() as conn:
+            sizes = await dataset_sql.list_image_sizes(conn, dataset.id)
+            recorded = await sql.list_shards(conn, preprocessing.version_id)
+        assigned, plans = await asyncio.to_thread(_plan, sizes, recipe)
+        done = await asyncio.to_thread(self._still_there, recorded, plans, recipe)
+        num_total = sum(len(p.sources) * _num_copies(recipe, p.split) for p in plans)
+        num_done = sum(shard.num_images for shard in done.values())
+
+        async def jobs() -> AsyncIterator[ShardJob]:
+            for plan in plans:
+                if (plan.split, plan.position) not in done:
+                    yield await self._job(dataset, plan, recipe, folder)
+
+        await progress.update("transform", num_done, num_total)
+        async with aclosing(self._pool.map(make_shard, jobs())) as results:
+            async for job, shard in results:
+                await self._record(preprocessing.version_id, claim, job.plan, shard)
+                done[job.plan.split, job.plan.position] = shard
+                num_done += shard.num_images
+                await progress.update("transform", num_done, num_total)
+
+        splits = {
+            split: await self._describe(dataset, split, assigned[split], recipe, done, folder)
+            for split in SPLITS
+        }
+        await self._complete(preprocessing, claim, dataset, recipe, splits)
+
+    async def _dataset_of(self, preprocessing: Preprocessing) -> Dataset:
+        project_id = project_of(preprocessing.version_name)
+        async with self._db.connection() as conn:
+            dataset = await dataset_sql.get_dataset(conn, project_id, preprocessing.dataset_id)
+        if dataset.state is not DatasetState.READY:
+            raise FailedPrecondition(
+                f"{dataset.name} is {dataset.state}, not READY; make the version of a READY"
+                " dataset",
+                reason=Reason.DATASET_NOT_READY,
+                metadata={"dataset": dataset.name},
+            )
+        return dataset
+
+    def _still_there(
+        self,
+        recorded: Mapping[tuple[str, int], StoredShard],
+        plans: Sequence[ShardPlan],
+        recipe: Recipe,
+    ) -> dict[tuple[str, int], StoredShard]:
+        """Keeps the recorded shards that fit the plan and are in the object store."""
+        kept = {}
+        for plan in plans:
+            shard = recorded.get((plan.split, plan.position))
+            expected = len(plan.sources) * _num_copies(recipe, plan.split)
+            if shard and shard.num_images == expected and self._store.exists(shard.key):
+                kept[plan.split, plan.position] = shard
+        return kept
+
+    async def _job(
+        self, dataset: Dataset, plan: ShardPlan, recipe: Recipe, folder: Path
+    ) -> ShardJob:
+        async with self._db.connection() as conn:
+            sources = await dataset_sql.list_images(conn, dataset.id, plan.sources)
+        return ShardJob(
+            plan=plan,
+            store_url=self._store.url,
+            scratch=folder,
+            first_image_id=plan.first * _num_copies(recipe, plan.split) + 1,
+            sources=tuple(sources),
+            transform=transform_of(recipe, plan.split),
+        )
+
+    async def _record(
+        self, version_id: str, claim: str, plan: ShardPlan, shard: StoredShard
+    ) -> None:
+        async with self._db.connection() as conn:
+            if not await sql.insert_shard(
+                conn,
+                version_id=version_id,
+                claim=claim,
+                split=plan.split,
+                position=plan.position,
+                shard=shard,
+            ):
+                raise ClaimLost
+
+    async def _describe(
+        self,
+        dataset: Dataset,
+        split: str,
+        positions: Sequence[int],
+        recipe: Recipe,
+        shards: Mapping[tuple[str, int], StoredShard],
+        folder: Path,
+    ) -> dict[str, Any]:
+        """Stores the ground truth of a split and returns its part of the manifest."""
+        truth = GroundTruth(folder / f"{split}-images", folder / f"{split}-annotations")
+        transform = transform_of(recipe, split)
+        for start in range(0, len(positions), _IMAGES_AT_ONCE):
+            batch = positions[start : start + _IMAGES_AT_ONCE]
+            async with self._db.connection() as conn:
+                sources: list[Image] = await dataset_sql.list_images(conn, dataset.id, batch)
+            await asyncio.to_thread(truth.extend, sources, transform)
+        path = folder / f"{split}.json"
+        await asyncio.to_thread(truth.finish, dataset.class_names, path)
+        stored = await asyncio.to_thread(self._put, "bundles/ground-truth", path)
+        return {
+            "num_images": truth.num_images,
+            "num_boxes": truth.num_boxes,
+            "shards": [
+                {
+                    "key": shard.key,
+                    "size_bytes": shard.size_bytes,
+                    "sha256": shard.sha256,
+                    "num_images": shard.num_images,
+                }
+                for (name, _), shard in sorted(shards.items())
+                if name == split
+            ],
+            "ground_truth": {
+                "key": stored.key,
+                "size_bytes": stored.size_bytes,
+                "sha256": stored.sha256,
+            },
+        }
+
+    def _put(self, folder: str, path: Path) -> StoredObject:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._store.put_if_absent(f"{folder}/{sha256}.json", path)
+
+    async def _complete(
+        self,
+        preprocessing: Preprocessing,
+        claim: str,
+        dataset: Dataset,
+        recipe: Recipe,
+        splits: dict[str, dict[str, Any]],
+    ) -> None:
+        manifest = render_manifest(
+            dataset_sha256=dataset.content_sha256,
+            recipe=json_format.MessageToDict(recipe, always_print_fields_with_no_presence=True),
+            class_names=dataset.class_names,
+            splits=splits,
+        )
+        key = f"bundles/manifests/{hashlib.sha256(manifest).hexdigest()}.json"
+        stored = await asyncio.to_thread(self._store.put_if_absent, key, manifest)
+        async with self._db.transaction() as conn:
+            succeeded = await sql.complete_preprocessing(
+                conn,
+                version_id=preprocessing.version_id,
+                claim=claim,
+                num_images=[splits[split]["num_images"] for split in SPLITS],
+                manifest=stored,
+            )
+            if succeeded is None:
+                raise ClaimLost
+            await append_state(conn, succeeded)
+        log.info("preprocessing succeeded", version=preprocessing.version_name)
+
+
+async def append_state(conn: Connection, preprocessing: Preprocessing) -> None:
+    """Records the event of a preprocessing's change of state in the caller's transaction."""
+    await outbox.append(
+        conn,
+        kind="preprocessing",
+        resource_id=preprocessing.version_id,
+        what="state_changed",
+        name=preprocessing.version_name,
+        event=preprocessing_event(preprocessing),
+    )
+
+
+def _num_copies(recipe: Recipe, split: str) -> int:
+    return len(transform_of(recipe, split).augmentations)
+
+
+def _plan(
+    sizes: Sequence[tuple[str, int]], recipe: Recipe
+) -> tuple[dict[str, tuple[int, ...]], list[ShardPlan]]:
+    """Assigns the images to splits and the images of each split to shards.
+
+    Args:
+        sizes: Path and size in bytes of every image.
+        recipe: Shares and seed.
+
+    Raises:
+        FailedPrecondition: TOO_FEW_IMAGES.
+    """
+    shares = (recipe.split.train, recipe.split.val, recipe.split.test)
+    try:
+        split = assign([path for path, _ in sizes], shares, recipe.seed)
+    except TooFewImages as error:
+        raise FailedPrecondition(
+            f"the dataset has {len(sizes)} images; three splits need at least 3: add images",
+            reason=Reason.TOO_FEW_IMAGES,
+        ) from error
+    assigned = {"train": split.train, "val": split.val, "test": split.test}
+    plans = [
+        plan
+        for name, positions in assigned.items()
+        for plan in plan_shards(
+            name, positions, [sizes[i][1] for i in positions], _num_copies(recipe, name)
+        )
+    ]
+    return assigned, plans

@@ -1,0 +1,343 @@
+"""The gRPC servicers of datasets and preprocessings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from detflow import outbox, telemetry
+from detflow.errors import InvalidArgument, NotFound, ResourceExhausted, Violation
+from detflow.names import last_segment, new_id, project_of
+from detflow.pagination import decode_token, encode_token, page_size
+from detflow.postgres import Connection, Database
+from detflow.store import ObjectStore
+from detflow.v1 import (
+    common_pb2,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    preprocess_pb2,
+    preprocess_pb2_grpc,
+)
+from detflow.watch import Change, Gauge, Snapshot, Watcher
+from services.preprocess import bundle_store
+from services.preprocess import store as sql
+from services.preprocess.domain import Dataset, Preprocessing, Reason, upload_key
+from services.preprocess.messages import (
+    dataset_event,
+    dataset_message,
+    preprocessing_message,
+    upload_message,
+    wanted_format,
+)
+from services.preprocess.scratch import Scratch
+
+log = telemetry.get_logger(__name__)
+
+T = TypeVar("T")
+
+_FINAL_DATASET = (dataset_pb2.Dataset.READY, dataset_pb2.Dataset.FAILED)
+_FINAL_PREPROCESSING = (
+    preprocess_pb2.Preprocessing.SUCCEEDED,
+    preprocess_pb2.Preprocessing.FAILED,
+    preprocess_pb2.Preprocessing.CANCELLED,
+)
+_PATIENCE_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+
+
+class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
+    """Datasets: upload, import, read, delete, watch.
+
+    Args:
+        db: Database of the service.
+        store: Object store.
+        watcher: Fan-out of events.
+        scratch: Where uploads are collected.
+        max_upload_bytes: Largest archive that is accepted.
+        wake: Awaited when there is a dataset to import, or garbage.
+    """
+
+    def __init__(
+        self,
+        *,
+        db: Database,
+        store: ObjectStore,
+        watcher: Watcher,
+        scratch: Scratch,
+        max_upload_bytes: int,
+        wake: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._db = db
+        self._store = store
+        self._watcher = watcher
+        self._scratch = scratch
+        self._max_upload_bytes = max_upload_bytes
+        self._wake = wake
+
+    async def UploadArchive(
+        self, request_iterator: AsyncIterator[dataset_pb2.UploadArchiveRequest], context: Any
+    ) -> dataset_pb2.Upload:
+        """Streams an archive to disk and from there into the object store."""
+        upload_id = new_id()
+        path = self._scratch.path / f"upload-{upload_id}"
+        try:
+            project_id = await self._receive(request_iterator, path)
+            stored = await asyncio.to_thread(self._store.put, upload_key(upload_id), path)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ResourceExhausted(
+                "no space is left for uploads on the server; free some and try again",
+                reason="DISK_FULL",
+            ) from error
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        async with self._db.transaction() as conn:
+            upload = await sql.insert_upload(
+                conn,
+                upload_id=upload_id,
+                project_id=project_id,
+                size_bytes=stored.size_bytes,
+                sha256=stored.sha256,
+            )
+        log.info("archive received", upload=upload_id, size_bytes=stored.size_bytes)
+        return upload_message(upload)
+
+    async def _receive(
+        self, requests: AsyncIterator[dataset_pb2.UploadArchiveRequest], path: Path
+    ) -> str:
+        """Writes the chunks of an upload to a file; returns the project id."""
+        parent, size_bytes = "", 0
+        file: BinaryIO = await asyncio.to_thread(path.open, "wb")
+        try:
+            async for request in requests:
+                part = request.WhichOneof("part")
+                if (part == "parent") == bool(parent):
+                    raise _bad_field("parent", "name the project in the first message only")
+                if part == "parent":
+                    parent = request.parent
+                    continue
+                size_bytes += len(request.chunk)
+                if size_bytes > self._max_upload_bytes:
+                    raise ResourceExhausted(
+                        f"the archive is larger than {self._max_upload_bytes} bytes; split it or"
+                        " raise DETFLOW_MAX_UPLOAD_BYTES",
+                        reason=Reason.ARCHIVE_LIMIT,
+                    )
+                await asyncio.to_thread(file.write, request.chunk)
+        finally:
+            await asyncio.to_thread(file.close)
+        if not size_bytes:
+            raise InvalidArgument(
+                "the upload holds no bytes; send the archive", reason=Reason.CORRUPT_ARCHIVE
+            )
+        return project_of(parent)
+
+    async def CreateDataset(
+        self, request: dataset_pb2.CreateDatasetRequest, context: Any
+    ) -> dataset_pb2.Dataset:
+        """Starts an import."""
+        project_id = project_of(request.parent)
+        if project_of(request.upload) != project_id:
+            raise NotFound(f"{request.upload} does not exist; upload it again")
+        async with self._db.transaction() as conn:
+            if request.request_id and (
+                known := await sql.get_requested_dataset(conn, project_id, request.request_id)
+            ):
+                return dataset_message(known)
+            upload = await sql.get_upload(conn, project_id, last_segment(request.upload))
+            dataset = await sql.insert_dataset(
+                conn,
+                dataset_id=new_id(),
+                project_id=project_id,
+                display_name=request.dataset.display_name,
+                request_id=request.request_id,
+                upload_id=upload.id,
+                skip_invalid=request.skip_invalid,
+                wanted_format=wanted_format(request.format),
+            )
+            if dataset is None:  # the same request came twice at once, and the other one won
+                known = await sql.get_requested_dataset(conn, project_id, request.request_id)
+                assert known is not None
+                return dataset_message(known)
+            await _append(conn, dataset, "created")
+        await self._wake()
+        return dataset_message(dataset)
+
+    async def GetDataset(
+        self, request: dataset_pb2.GetDatasetRequest, context: Any
+    ) -> dataset_pb2.Dataset:
+        """Reads a dataset."""
+        async with self._db.connection() as conn:
+            return dataset_message(await _get(conn, request.name))
+
+    async def ListDatasets(
+        self, request: dataset_pb2.ListDatasetsRequest, context: Any
+    ) -> dataset_pb2.ListDatasetsResponse:
+        """Reads a page of datasets, newest first."""
+        query = f"datasets of {request.parent}"
+        key = decode_token(request.page_token, query)
+        size = page_size(request.page_size)
+        async with self._db.connection() as conn:
+            datasets = await sql.list_datasets(
+                conn, project_of(request.parent), str(key[0]) if key else None, size + 1
+            )
+        page = datasets[:size]
+        return dataset_pb2.ListDatasetsResponse(
+            datasets=[dataset_message(dataset) for dataset in page],
+            next_page_token=encode_token(query, page[-1].id) if len(datasets) > size else "",
+        )
+
+    async def DeleteDataset(
+        self, request: dataset_pb2.DeleteDatasetRequest, context: Any
+    ) -> dataset_pb2.DeleteDatasetResponse:
+        """Deletes a dataset that no version uses."""
+        async with self._db.transaction() as conn:
+            dataset = await sql.delete_dataset(
+                conn, project_of(request.name), last_segment(request.name)
+            )
+            await _append(conn, dataset, "deleted")
+        await self._wake()
+        log.info("dataset deleted", dataset=request.name)
+        return dataset_pb2.DeleteDatasetResponse()
+
+    async def WatchDataset(
+        self, request: dataset_pb2.WatchDatasetRequest, context: Any
+    ) -> AsyncIterator[dataset_pb2.WatchDatasetResponse]:
+        """Watches an import until it is over."""
+        dataset_id = last_segment(request.name)
+
+        async def snapshot() -> Snapshot[dataset_pb2.Dataset]:
+            async with self._db.transaction(isolation="repeatable_read") as conn:
+                dataset = await _get(conn, request.name)
+                seqs = await outbox.last_seqs(conn, [f"dataset.{dataset_id}"])
+            return Snapshot(dataset_message(dataset), seqs)
+
+        if request.cursor:  # a cursor does not carry the right to see another project's dataset
+            await snapshot()
+        items = self._watcher.follow(
+            subjects=[f"detflow.v1.dataset.{dataset_id}.>"],
+            cursor=request.cursor,
+            snapshot=snapshot,
+            progress_subject=f"detflow.progress.dataset.{dataset_id}",
+        )
+        async with _closing(items) as watch:
+            async for item in watch:
+                response = dataset_pb2.WatchDatasetResponse(cursor=item.cursor)
+                if isinstance(item, Snapshot):
+                    response.dataset.CopyFrom(item.value)
+                elif isinstance(item, Change):
+                    response.dataset.CopyFrom(item.event.dataset)
+                elif isinstance(item, Gauge):
+                    response.progress.CopyFrom(common_pb2.Progress.FromString(item.payload))
+                else:
+                    response.heartbeat.SetInParent()
+                yield response
+                deleted = isinstance(item, Change) and item.what == "deleted"
+                if deleted or (
+                    response.HasField("dataset") and response.dataset.state in _FINAL_DATASET
+                ):
+                    return
+
+
+class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
+    """The making of bundles: read and watch.
+
+    Args:
+        db: Database of the service.
+        watcher: Fan-out of events.
+    """
+
+    def __init__(self, *, db: Database, watcher: Watcher) -> None:
+        self._db = db
+        self._watcher = watcher
+
+    async def GetPreprocessing(
+        self, request: preprocess_pb2.GetPreprocessingRequest, context: Any
+    ) -> preprocess_pb2.Preprocessing:
+        """Reads the preprocessing of a version."""
+        preprocessing, _ = await self._get_patiently(request.version)
+        return preprocessing_message(preprocessing)
+
+    async def WatchPreprocessing(
+        self, request: preprocess_pb2.WatchPreprocessingRequest, context: Any
+    ) -> AsyncIterator[preprocess_pb2.WatchPreprocessingResponse]:
+        """Watches a preprocessing until it is over."""
+        version_id = last_segment(request.version)
+
+        async def snapshot() -> Snapshot[preprocess_pb2.Preprocessing]:
+            preprocessing, seqs = await self._get_patiently(request.version)
+            return Snapshot(preprocessing_message(preprocessing), seqs)
+
+        if request.cursor:  # a cursor does not carry the right to see another project's version
+            await snapshot()
+        items = self._watcher.follow(
+            subjects=[f"detflow.v1.preprocessing.{version_id}.>"],
+            cursor=request.cursor,
+            snapshot=snapshot,
+            progress_subject=f"detflow.progress.preprocessing.{version_id}",
+        )
+        async with _closing(items) as watch:
+            async for item in watch:
+                response = preprocess_pb2.WatchPreprocessingResponse(cursor=item.cursor)
+                if isinstance(item, Snapshot):
+                    response.preprocessing.CopyFrom(item.value)
+                elif isinstance(item, Change):
+                    response.preprocessing.CopyFrom(item.event.preprocessing)
+                elif isinstance(item, Gauge):
+                    response.progress.CopyFrom(common_pb2.Progress.FromString(item.payload))
+                else:
+                    response.heartbeat.SetInParent()
+                yield response
+                if (
+                    response.HasField("preprocessing")
+                    and response.preprocessing.state in _FINAL_PREPROCESSING
+                ):
+                    return
+
+    async def _get_patiently(self, version_name: str) -> tuple[Preprocessing, dict[str, int]]:
+        """Reads a preprocessing, which may lag behind its version by an event's travel time."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                async with self._db.transaction(isolation="repeatable_read") as conn:
+                    preprocessing = await bundle_store.get_preprocessing(conn, version_name)
+                    resource = f"preprocessing.{preprocessing.version_id}"
+                    return preprocessing, await outbox.last_seqs(conn, [resource])
+            except NotFound:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _closing(items: AsyncIterator[T]) -> contextlib.aclosing[AsyncGenerator[T, None]]:
+    """Ends a watch with its call and not at the next garbage collection."""
+    return contextlib.aclosing(cast("AsyncGenerator[T, None]", items))
+
+
+async def _get(conn: Connection, name: str) -> Dataset:
+    return await sql.get_dataset(conn, project_of(name), last_segment(name))
+
+
+async def _append(conn: Connection, dataset: Dataset, what: str) -> None:
+    await outbox.append(
+        conn,
+        kind="dataset",
+        resource_id=dataset.id,
+        what=what,
+        name=dataset.name,
+        event=dataset_event(dataset),
+    )
+
+
+def _bad_field(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{field}: {description}",
+        reason="INVALID_FIELD",
+        violations=[Violation(field, "INVALID_FIELD", description)],
+    )
