@@ -2,71 +2,22 @@
 
 import asyncio
 import contextlib
-import dataclasses
-import fcntl
 import functools
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from detflow.local import nats, postgres, process
-from detflow.local.supervisor import Program, StackError, Supervisor
-
-BASE_PORT = 7100
-"""Port of the gateway; the services follow in the order of `postgres.SERVICES`."""
+from detflow.local.running import BASE_PORT, Running, StackError, locked
+from detflow.local.supervisor import Program, Supervisor
 
 _PORT_SECONDS = 3.0
-
-
-def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Returns $DETFLOW_DATA_DIR, or detflow's folder among the user's application data."""
-    if chosen := environ.get("DETFLOW_DATA_DIR"):
-        return Path(chosen).expanduser().resolve()
-    shared = environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(shared).expanduser().resolve() / "detflow"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """A stack that runs now.
-
-    Attributes:
-        pid: Process id of its supervisor.
-        port: Port of its gateway.
-        ready: Whether every process has become ready.
-    """
-
-    pid: int
-    port: int
-    ready: bool
-
-    @property
-    def address(self) -> str:
-        """Address of the gateway, as the client takes it."""
-        return f"127.0.0.1:{self.port}"
-
-
-def running(data_dir: Path) -> Running | None:
-    """Returns the stack that uses `data_dir` now, or None."""
-    path = data_dir / "lock"
-    if not path.exists():
-        return None
-    with path.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = file.read()
-            # Between taking the lock and writing who holds it the file is empty.
-            return Running(**json.loads(text)) if text else Running(pid=0, port=0, ready=False)
-    return None
 
 
 @contextlib.asynccontextmanager
@@ -90,7 +41,7 @@ async def stack(
     Raises:
         StackError: Another stack uses the folder, a port is taken or a process does not start.
     """
-    with _lock(data_dir) as (data_dir, note):
+    with locked(data_dir) as (data_dir, note):
         note(Running(pid=os.getpid(), port=port, ready=False))
         await asyncio.to_thread(_wait_for_ports, port)
         supervisor = Supervisor(
@@ -107,41 +58,6 @@ async def stack(
             raise StackError(str(error)) from error
         finally:
             await supervisor.stop()
-
-
-@contextlib.contextmanager
-def _lock(data_dir: Path) -> Iterator[tuple[Path, Callable[[Running], None]]]:
-    """Makes the folder and holds its lock; yields its full path and what writes down who holds it.
-
-    The kernel gives the lock back however the process ends: a lock file is never stale.
-    """
-    data_dir = data_dir.resolve()
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StackError(
-            f"cannot use {data_dir} ({error.strerror}): choose another with --data-dir"
-        ) from error
-    with open(handle, "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = json.loads(file.read() or "{}")
-            raise StackError(
-                f"detflow runs already on {data_dir}: pid {other.get('pid')},"
-                f" http://127.0.0.1:{other.get('port')}; stop it or choose another --data-dir"
-            ) from None
-
-        def note(state: Running) -> None:
-            text = json.dumps(dataclasses.asdict(state))
-            file.seek(0)
-            file.write(text)
-            file.truncate()
-            file.flush()
-
-        yield data_dir, note
-        file.truncate(0)
 
 
 def _wait_for_ports(port: int) -> None:

@@ -15,15 +15,12 @@ from pathlib import Path
 
 from detflow.local.logs import Log
 from detflow.local.process import die_with_parent
+from detflow.local.running import StackError
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 10.0
 _STABLE_SECONDS = 30.0
 _MAX_EARLY_EXITS = 3
-
-
-class StackError(Exception):
-    """The stack cannot start or go on; the message is one sentence with the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import pytest
 
 from detflow.local import stack as local_stack
 from detflow.local.process import free_port
-from detflow.local.supervisor import Program, StackError, Supervisor
+from detflow.local.running import Running, StackError, locked, running
+from detflow.local.supervisor import Program, Supervisor
 
 
 def marker(path: Path) -> Callable[[], Awaitable[bool]]:
@@ -149,14 +150,14 @@ async def test_taken_port_is_named(tmp_path: Path) -> None:
         with pytest.raises(StackError, match=rf"port {port} is in use.*--port"):
             async with local_stack.stack(tmp_path, port=port):
                 raise AssertionError("it must not start")
-    assert local_stack.running(tmp_path) is None
+    assert running(tmp_path) is None
 
 
 async def test_second_stack_on_a_folder_says_who_runs(tmp_path: Path) -> None:
-    with local_stack._lock(tmp_path) as (_, note):
-        note(local_stack.Running(pid=4711, port=7100, ready=True))
-        assert local_stack.running(tmp_path) == local_stack.Running(pid=4711, port=7100, ready=True)
+    with locked(tmp_path) as (_, note):
+        note(Running(pid=4711, port=7100, ready=True))
+        assert running(tmp_path) == Running(pid=4711, port=7100, ready=True)
         with pytest.raises(StackError, match=r"runs already on .*pid 4711, http://127.0.0.1:7100"):
             async with local_stack.stack(tmp_path):
                 raise AssertionError("it must not start")
-    assert local_stack.running(tmp_path) is None
+    assert running(tmp_path) is None

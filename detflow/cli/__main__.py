@@ -1,0 +1,5 @@
+"""`python -m detflow.cli` is `detflow`."""
+
+from detflow.cli import main
+
+main()

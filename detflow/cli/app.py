@@ -1,0 +1,32 @@
+"""The commands and their groups."""
+
+import typer
+
+from detflow.cli import datasets, stack, trainings, versions
+from detflow.cli.session import Address, Json, Project, Session
+
+app = typer.Typer(
+    name="detflow",
+    help="Train object-detection models on this machine and measure them honestly.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@app.callback()
+def options(
+    context: typer.Context, json: Json = False, project: Project = "", address: Address = ""
+) -> None:
+    """Train object-detection models on this machine and measure them honestly."""
+    context.ensure_object(Session).take(json=json, project=project, address=address)
+
+
+app.command("up")(stack.up)
+app.command("demo")(stack.demo)
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(versions.app, name="versions")
+app.command("train")(trainings.train)
+app.add_typer(trainings.app, name="trainings")
+app.command("metrics")(trainings.metrics)
+app.command("models")(trainings.models)

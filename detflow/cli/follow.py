@@ -1,0 +1,194 @@
+"""A training on the screen: its progress, and what came of it."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import typer
+
+from detflow.cli import output
+from detflow.cli.session import Session
+from detflow.client.trainings import LIVE_STATES
+from detflow.errors import from_status
+from detflow.v1 import common_pb2, metrics_pb2, training_pb2
+
+_State = training_pb2.Training.State
+
+
+def follow(s: Session, name: str, *, ask: bool = True) -> training_pb2.Training:
+    """Shows a training's progress until it has ended, and returns it.
+
+    Ctrl-C leaves the training running, or pauses it if the user says so; without `ask` it goes on
+    to the caller.
+    """
+    try:
+        with s.bar() as bar:
+            display = _Display(bar)
+            for message in s.client.trainings.watch(name):
+                if message.HasField("training"):
+                    display.on_training(message.training)
+                elif message.HasField("progress"):
+                    display.on_progress(message.progress)
+                elif message.HasField("epoch"):
+                    display.on_epoch(message.epoch)
+    except KeyboardInterrupt:
+        if not ask:
+            raise
+        _interrupted(s, name)
+        raise typer.Exit(0) from None
+    return s.client.trainings.get(name)
+
+
+def _interrupted(s: Session, name: str) -> None:
+    if sys.stdin.isatty() and not s.json:
+        try:
+            if typer.confirm("\nThe training goes on. Pause it?", default=False):
+                s.client.trainings.stop(name, mode="pause")
+                output.say(f"pausing; go on with `detflow trainings resume {name}`")
+                return
+        except typer.Abort:
+            output.say()
+    output.complain(
+        f"the training goes on: see it with `detflow trainings watch {name}`, stop it with"
+        f" `detflow trainings stop {name}`"
+    )
+
+
+class _Display:
+    """Turns the messages of a watch into the state of a progress bar."""
+
+    def __init__(self, bar: output.Bar) -> None:
+        self._bar = bar
+        self._begin = time.monotonic()
+        self._state = _State.Name(training_pb2.Training.QUEUED)
+        self._percent = 0.0
+        self._map50 = ""
+
+    def on_training(self, training: training_pb2.Training) -> None:
+        self._state = _State.Name(training.state)
+        elapsed = output.duration(time.monotonic() - self._begin)
+        if training.state in (training_pb2.Training.QUEUED, training_pb2.Training.PROVISIONING):
+            self._percent = 0.0
+            details = f"attempt {training.attempt}, " if training.attempt > 1 else ""
+            self._show(f"{details}elapsed {elapsed}, left: calculating")
+        else:
+            self._show(f"elapsed {elapsed}{self._map50}")
+
+    def on_progress(self, progress: training_pb2.TrainingProgress) -> None:
+        self._percent = max(self._percent, progress.percent)
+        left = (
+            output.duration(progress.eta_seconds)
+            if progress.HasField("eta_seconds")
+            else "calculating"
+        )
+        losses = " ".join(
+            f"{name.removesuffix('_loss')} {value:.3f}"
+            for name, value in sorted(progress.losses.items())
+        )
+        self._show(
+            f"epoch {progress.epoch}/{progress.num_epochs}, elapsed"
+            f" {output.duration(progress.elapsed_seconds)}, left {left}"
+            + (f", losses {losses}" if losses else "")
+            + self._map50
+        )
+
+    def on_epoch(self, epoch: training_pb2.EpochMetrics) -> None:
+        if "val/map50" in epoch.values:
+            self._map50 = f", mAP50 {epoch.values['val/map50']:.3f}"
+
+    def _show(self, details: str) -> None:
+        self._bar.update(self._state, self._percent, details)
+
+
+def finish(s: Session, training: training_pb2.Training) -> None:
+    """Prints what came of a training that has ended.
+
+    Raises:
+        DetflowError: What it failed of.
+        Exit: With 1, if it was paused or given up.
+    """
+    if training.state == training_pb2.Training.FAILED:
+        raise from_status(training.failure.status)
+    evaluations = s.client.metrics.evaluations(training.name)
+    if s.json:
+        output.say_json(
+            {
+                "training": output.as_dict(training),
+                "evaluations": [output.as_dict(evaluation) for evaluation in evaluations],
+            }
+        )
+    elif evaluations:
+        output.say(f"{_State.Name(training.state)} {training.name}")
+        say_evaluations(evaluations)
+    if training.state in LIVE_STATES or (
+        training.state != training_pb2.Training.SUCCEEDED and not evaluations
+    ):
+        output.complain(
+            f"the training is {_State.Name(training.state)} after {training.num_epochs_done} of"
+            f" {training.epochs} epochs"
+            + (
+                f": go on with `detflow trainings resume {training.name}`"
+                if training.state == training_pb2.Training.PAUSED
+                else ""
+            )
+        )
+        raise typer.Exit(1)
+
+
+def say_evaluations(evaluations: Sequence[metrics_pb2.Evaluation]) -> None:
+    """Prints evaluations as a table, then the classes of the first split measured."""
+    measured = [e for e in evaluations if e.state == metrics_pb2.Evaluation.SUCCEEDED]
+    output.say_table(
+        (
+            "SPLIT",
+            "mAP50-95",
+            "mAP50",
+            "mAP75",
+            "PRECISION",
+            "RECALL",
+            "F1",
+            "AT CONFIDENCE",
+            "IMAGES",
+        ),
+        (
+            (
+                split_name(evaluation),
+                figure(evaluation.coco.map50_95),
+                figure(evaluation.coco.map50),
+                figure(evaluation.coco.map75),
+                figure(evaluation.best_f1.precision),
+                figure(evaluation.best_f1.recall),
+                figure(evaluation.best_f1.f1),
+                f">= {evaluation.best_f1.confidence_threshold:.3f}",
+                f"{evaluation.num_images}",
+            )
+            for evaluation in measured
+        ),
+        empty="not measured yet",
+    )
+    for evaluation in evaluations:
+        if evaluation.state == metrics_pb2.Evaluation.FAILED:
+            output.say(
+                f"{split_name(evaluation)} could not be measured:"
+                f" {output.printable(evaluation.failure.status.message)}"
+            )
+    if measured:
+        output.say()
+        output.say_table(
+            (f"CLASS ({split_name(measured[0])})", "AP50-95", "AP50", "BOXES"),
+            (
+                (one.class_name, figure(one.ap50_95), figure(one.ap50), f"{one.num_ground_truths}")
+                for one in measured[0].classes
+            ),
+            empty="no classes",
+        )
+
+
+def split_name(evaluation: metrics_pb2.Evaluation) -> str:
+    """Returns "val" or "test"."""
+    return common_pb2.Split.Name(evaluation.split).removeprefix("SPLIT_").lower()
+
+
+def figure(value: float) -> str:
+    """Renders a figure of 0..1, or a dash where there was nothing to measure."""
+    return "-" if value < 0 else f"{value:.3f}"
