@@ -26,7 +26,6 @@ from detflow.names import last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.v1 import (
-    common_pb2,
     dataset_pb2,
     dataset_pb2_grpc,
     events_pb2,
@@ -67,15 +66,14 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
     async def ListProjects(  # noqa: D102
         self, request: project_pb2.ListProjectsRequest, context: Context
     ) -> project_pb2.ListProjectsResponse:
-        query = "projects"
-        key = decode_token(request.page_token, query) or [0]
+        key = decode_token(request.page_token, "projects") or [0]
         size = page_size(request.page_size)
         async with self._db.connection() as conn:
             projects = await store.list_projects(conn, int(key[0]), size + 1)
         more = len(projects) > size
         return project_pb2.ListProjectsResponse(
             projects=[_project_to_proto(project) for project in projects[:size]],
-            next_page_token=encode_token(query, projects[size - 1].position) if more else "",
+            next_page_token=encode_token("projects", projects[size - 1].position) if more else "",
         )
 
 
@@ -278,13 +276,8 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
             raise missing from error
         if dataset.state != dataset_pb2.Dataset.READY:
             state = dataset_pb2.Dataset.State.Name(dataset.state)
-            remedy = (
-                "wait until it is READY"
-                if dataset.state == dataset_pb2.Dataset.IMPORTING
-                else "import it again"
-            )
             raise FailedPrecondition(
-                f"{name} is {state}; {remedy}",
+                f"{name} is {state}; wait until its import is READY, or import it again",
                 reason="DATASET_NOT_READY",
                 metadata={"resource": name, "state": state},
             )
@@ -326,16 +319,11 @@ def version_to_proto(version: domain.Version) -> version_pb2.Version:
         update_time=_timestamp(version.update_time),
     )
     if version.bundle:
-        num_train, num_val, num_test = version.bundle.num_images
-        message.num_images.CopyFrom(
-            version_pb2.SplitCounts(train=num_train, val=num_val, test=num_test)
-        )
-        manifest = version.bundle.manifest
-        message.manifest.CopyFrom(
-            common_pb2.StoredObject(
-                key=manifest.key, size_bytes=manifest.size_bytes, sha256=manifest.sha256
-            )
-        )
+        counts, manifest = version.bundle.num_images, version.bundle.manifest
+        message.num_images.train, message.num_images.val, message.num_images.test = counts
+        message.manifest.key = manifest.key
+        message.manifest.size_bytes = manifest.size_bytes
+        message.manifest.sha256 = manifest.sha256
     if version.training_id:
         message.training = f"{version.name}/trainings/{version.training_id}"
     if version.failure is not None:

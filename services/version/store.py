@@ -1,7 +1,4 @@
-"""Projects and versions in Postgres.
-
-Each function runs the SQL beside it, inside the caller's transaction.
-"""
+"""Projects and versions in Postgres: SQL beside its function, in the caller's transaction."""
 
 from __future__ import annotations
 
