@@ -1,4 +1,4 @@
-"""The ASGI application: pages by Starlette, everything under /v1/ by the descriptors' routes."""
+"""The ASGI application: a few pages, and everything under /v1/ by the routes of the descriptors."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
 from google.protobuf.message import Message
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from detflow import telemetry
 from gateway import backends as channels
@@ -29,6 +26,7 @@ from gateway.stream import Receive, Send
 
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
+Page = Callable[[Request], Awaitable[Response]]
 
 MAX_JSON_BYTES = 1 << 20
 BODY_SECONDS = 30.0
@@ -87,7 +85,7 @@ class Gateway:
                 route = binding.rpc.name
                 await self._call(binding, values, scope, headers, receive, answer, request_id)
             else:
-                await self._pages(scope, receive, answer.send)
+                await self._page(scope, receive, answer)
         except upload.ClientGone:
             log.info("upload broken off by the client", request_id=request_id)
         except Exception as error:
@@ -106,15 +104,22 @@ class Gateway:
                 request_id=request_id,
             )
 
+    async def _page(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        page = self._pages.get(scope["path"])
+        if page is None:
+            raise _no_route()
+        if scope["method"] not in ("GET", "HEAD"):
+            raise _wrong_method(("GET", "HEAD"))
+        response = await page(Request(scope, receive))
+        await response(scope, receive, answer.send)
+
     def _find(self, method: str, raw_path: bytes) -> tuple[Binding, tuple[str, ...]]:
         try:
             match = self._router.find(method, raw_path)
         except UnsafePath:
             match = None
         if match is None:
-            raise HttpError(
-                404, "NOT_FOUND", "there is nothing at this path; see /docs", reason="NO_ROUTE"
-            )
+            raise _no_route()
         if match.binding is None:
             raise _wrong_method(match.allowed)
         return match.binding, match.values
@@ -282,7 +287,12 @@ def _too_large() -> HttpError:
         "RESOURCE_EXHAUSTED",
         f"a JSON body may have {MAX_JSON_BYTES} bytes",
         reason="BODY_TOO_LARGE",
-        headers={"connection": "close"},
+    )
+
+
+def _no_route() -> HttpError:
+    return HttpError(
+        404, "NOT_FOUND", "there is nothing at this path; see /docs", reason="NO_ROUTE"
     )
 
 
@@ -297,7 +307,7 @@ def _wrong_method(allowed: tuple[str, ...]) -> HttpError:
     )
 
 
-def _pages(gateway: Gateway) -> Starlette:
+def _pages(gateway: Gateway) -> dict[str, Page]:
     document = openapi.document(gateway._backends.bindings)
     document_bytes = orjson.dumps(document)
     etag = f'"{hashlib.sha256(document_bytes).hexdigest()[:32]}"'
@@ -307,14 +317,11 @@ def _pages(gateway: Gateway) -> Starlette:
         "cache-control": "no-cache",
     }
 
-    def _html(text: str) -> Response:
-        return Response(text, media_type="text/html", headers=html_headers)
-
     async def get_home(_request: Request) -> Response:
-        return _html(home)
+        return Response(home, media_type="text/html", headers=html_headers)
 
     async def get_docs(_request: Request) -> Response:
-        return _html(docs)
+        return Response(docs, media_type="text/html", headers=html_headers)
 
     async def get_openapi(request: Request) -> Response:
         headers = {"etag": etag, "cache-control": "no-cache"}
@@ -333,16 +340,7 @@ def _pages(gateway: Gateway) -> Starlette:
     async def get_metrics(_request: Request) -> Response:
         return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def not_found(_request: Request, _error: Exception) -> Response:
-        raise HttpError(
-            404, "NOT_FOUND", "there is nothing at this path; see /docs", reason="NO_ROUTE"
-        )
-
-    async def wrong_method(_request: Request, error: Exception) -> Response:
-        headers = error.headers if isinstance(error, HTTPException) else None
-        raise _wrong_method(tuple(sorted((headers or {}).get("Allow", "GET").split(", "))))
-
-    handlers = {
+    return {
         "/": get_home,
         "/docs": get_docs,
         "/openapi.json": get_openapi,
@@ -350,9 +348,3 @@ def _pages(gateway: Gateway) -> Starlette:
         "/readyz": get_readyz,
         "/metrics": get_metrics,
     }
-    application = Starlette(
-        routes=[Route(path, handler) for path, handler in handlers.items()],
-        exception_handlers={404: not_found, 405: wrong_method},
-    )
-    application.router.redirect_slashes = False
-    return application

@@ -1,7 +1,7 @@
-"""Says what is wrong with a JSON value that does not fit a message, field by field.
+"""Checks a JSON value against a message, field by field, and says everything that does not fit.
 
-Only runs when parsing has failed: protobuf's own errors name one field at most and print the whole
-schema.
+It runs before protobuf's own parser, which takes `[]` for a message and two spellings of one field
+without a word, names one field at most and prints the whole schema into its errors.
 """
 
 from __future__ import annotations

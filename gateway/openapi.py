@@ -8,9 +8,9 @@ nothing is said twice.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from google.api import field_behavior_pb2
@@ -93,7 +93,7 @@ def document(bindings: Iterable[Binding]) -> Json:
 
 
 def _load_descriptions() -> dict[str, str]:
-    file = importlib.resources.files("gateway") / "descriptions.json"
+    file = Path(__file__).with_name("descriptions.json")
     texts: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return texts
 

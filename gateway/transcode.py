@@ -103,18 +103,21 @@ def fill(message: Message, data: Any) -> None:
     Raises:
         InvalidArgument: It does not fit; the violations name the fields.
     """
-    try:
-        json_format.ParseDict(data, message)
-    except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        violations = diagnose.explain(cast(Descriptor, message.DESCRIPTOR), data)
-        if not violations:
+    violations = diagnose.explain(cast(Descriptor, message.DESCRIPTOR), data)
+    cause: Exception | None = None
+    if not violations:
+        try:
+            json_format.ParseDict(data, message)
+        except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
+            cause = error
             violations = [Violation("", "INVALID_JSON", "the value does not fit the request")]
+    if violations:
         first = violations[0]
         raise InvalidArgument(
             f"{first.field or 'body'}: {first.description}",
             reason="INVALID_JSON",
             violations=violations,
-        ) from error
+        ) from cause
 
 
 def _parse_body(binding: Binding, body: bytes | None) -> Any:

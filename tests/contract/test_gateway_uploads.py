@@ -1,0 +1,154 @@
+"""Archives through a real gateway: streamed, bounded, broken off, refused early."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from gateway_rig import Rig, details, running
+
+from detflow import errors
+from detflow.v1 import dataset_pb2
+from gateway import upload
+
+PATH = "/v1/projects/p/uploads"
+ZIP = {"content-type": "application/zip"}
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with running(max_upload_bytes=100 * MIB) as one:
+        yield one
+
+
+async def blocks(count: int, size: int) -> AsyncIterator[bytes]:
+    for number in range(count):
+        yield bytes([number % 256]) * size
+
+
+async def test_archive_arrives_whole_in_chunks_of_at_most_one_mebibyte(rig: Rig) -> None:
+    sizes: list[int] = []
+    parents: list[str] = []
+
+    async def receive(requests: Any, _context: Any) -> Any:
+        digest = hashlib.sha256()
+        async for one in requests:
+            if one.WhichOneof("part") == "parent":
+                parents.append(one.parent)
+            else:
+                sizes.append(len(one.chunk))
+                digest.update(one.chunk)
+        return dataset_pb2.Upload(
+            name="projects/p/uploads/u", size_bytes=sum(sizes), sha256=digest.hexdigest()
+        )
+
+    rig.backend.replies["UploadArchive"] = receive
+    expected = hashlib.sha256()
+    async for block in blocks(333, 12345):
+        expected.update(block)
+    answer = await rig.http.post(PATH, content=blocks(333, 12345), headers=ZIP)
+    assert answer.status_code == 200
+    assert answer.json()["sha256"] == expected.hexdigest()
+    assert answer.json()["sizeBytes"] == str(333 * 12345)
+    assert parents == ["projects/p"]
+    assert max(sizes) == MIB
+
+
+async def test_empty_archive_is_the_services_to_judge(rig: Rig) -> None:
+    answer = await rig.http.post(PATH, content=b"", headers=ZIP)
+    assert answer.json()["sizeBytes"] == "0"
+
+
+async def test_wrong_type_is_415_and_too_large_is_413(rig: Rig) -> None:
+    for kind in ("application/json", "multipart/form-data; boundary=x", "text/plain"):
+        answer = await rig.http.post(PATH, content=b"PK", headers={"content-type": kind})
+        assert answer.status_code == 415
+    declared = await rig.http.post(PATH, content=b"x" * (100 * MIB + 1), headers=ZIP)
+    assert details(declared, "ErrorInfo")["reason"] == "ARCHIVE_LIMIT"
+    assert not rig.backend.calls
+    real = await rig.http.post(PATH, content=blocks(101, MIB), headers=ZIP)
+    assert real.status_code == 413
+
+
+async def test_early_refusal_of_the_service_is_the_answer(rig: Rig) -> None:
+    async def refuse(requests: Any, _context: Any) -> Any:
+        async for one in requests:
+            if one.chunk:
+                raise errors.ResourceExhausted("the store is full", reason="STORE_FULL")
+
+    rig.backend.replies["UploadArchive"] = refuse
+    answer = await rig.http.post(PATH, content=blocks(50, MIB), headers=ZIP)
+    assert answer.status_code == 429
+    assert details(answer, "ErrorInfo")["reason"] == "STORE_FULL"
+    missing = await rig.http.post("/v1/projects/UPPER/uploads", content=b"PK", headers=ZIP)
+    assert missing.status_code == 400
+
+
+async def swallow(requests: Any, _context: Any) -> Any:
+    """Reads all there is and never answers: a cancel may look like an end at first."""
+    async for _ in requests:
+        pass
+    await asyncio.Event().wait()
+
+
+async def begin_upload(rig: Rig) -> asyncio.StreamWriter:
+    _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/zip\r\n"
+        f"Content-Length: {64 * MIB}\r\n\r\n".encode()
+    )
+    return writer
+
+
+async def test_abort_of_the_client_cancels_the_rpc(rig: Rig) -> None:
+    arrived = asyncio.Event()
+
+    async def receive(requests: Any, _context: Any) -> Any:
+        async for one in requests:
+            if one.chunk:
+                arrived.set()
+        await asyncio.Event().wait()
+
+    rig.backend.replies["UploadArchive"] = receive
+    writer = await begin_upload(rig)
+    writer.write(b"x" * (2 * MIB))
+    await arrived.wait()
+    writer.close()
+    async with asyncio.timeout(5):
+        await rig.backend.cancelled.wait()
+
+
+async def test_a_service_that_does_not_read_stops_the_client(rig: Rig) -> None:
+    release = asyncio.Event()
+
+    async def stuck(requests: Any, _context: Any) -> Any:
+        await release.wait()
+        return dataset_pb2.Upload(size_bytes=sum([len(one.chunk) async for one in requests]))
+
+    rig.backend.replies["UploadArchive"] = stuck
+    writer = await begin_upload(rig)
+    sent = 0
+    with pytest.raises(TimeoutError):
+        while sent < 64 * MIB:
+            writer.write(b"x" * MIB)
+            sent += MIB
+            async with asyncio.timeout(1):
+                await writer.drain()
+    assert sent < 40 * MIB
+    release.set()
+    writer.close()
+
+
+async def test_a_client_that_stalls_is_sent_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "IDLE_SECONDS", 0.1)
+    rig.backend.replies["UploadArchive"] = swallow
+    code, body = await rig.raw(
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/zip\r\n"
+        "Content-Length: 100\r\n\r\nPK".encode()
+    )
+    assert code == 408
+    assert b"BODY_TIMEOUT" in body
+    async with asyncio.timeout(5):
+        await rig.backend.cancelled.wait()
