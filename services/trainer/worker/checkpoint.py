@@ -64,7 +64,7 @@ class Checkpoints:
             Exception: The checkpoint before this one could not be stored.
         """
         self.wait()
-        snapshot = _copy({"format": FORMAT, "epoch": epoch, **state})
+        snapshot = copy_to_cpu({"format": FORMAT, "epoch": epoch, **state})
         self._pending = self._thread.submit(self._store_one, epoch, snapshot, report)
 
     def wait(self) -> None:
@@ -127,7 +127,9 @@ def save_weights(store: ObjectStore, spec: Spec, weights: dict[str, Any]) -> Sto
         weights: model (id), yaml (the library's description), class_names, image_size, epoch,
             state_dict (fp32).
     """
-    return store.put(spec.key("best.pt"), _to_bytes({"format": WEIGHTS_FORMAT, **_copy(weights)}))
+    return store.put(
+        spec.key("best.pt"), _to_bytes({"format": WEIGHTS_FORMAT, **copy_to_cpu(weights)})
+    )
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
@@ -136,12 +138,12 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _copy(value: Any) -> Any:
+def copy_to_cpu(value: Any) -> Any:
     """Copies tensors to the CPU, contiguous, in containers of any depth."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
+        return {key: copy_to_cpu(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_copy(item) for item in value]
+        return [copy_to_cpu(item) for item in value]
     return value

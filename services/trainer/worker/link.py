@@ -49,6 +49,7 @@ class Link:
         self._orders = orders
         self._spool = spool
         self._progress: TrainingProgress | None = None
+        self._sent_progress: TrainingProgress | None = None
         self._client = Client()
         self._loop = asyncio.new_event_loop()
         self._written = asyncio.Event()
@@ -75,11 +76,6 @@ class Link:
     def report(self, progress: TrainingProgress) -> None:
         """Publishes progress soon; of several within a tenth of a second the newest."""
         self._progress = progress
-
-    @property
-    def progress(self) -> TrainingProgress | None:
-        """Progress last reported."""
-        return self._progress
 
     def flush(self, seconds: float) -> bool:
         """Waits until every record is stored; returns False if that takes longer than `seconds`."""
@@ -117,6 +113,7 @@ class Link:
                 group.create_task(self._publish_progress())
                 group.create_task(self._keep_lease())
         finally:
+            await self._send_progress()
             await self._client.close()
 
     async def _connect(self) -> None:
@@ -160,17 +157,20 @@ class Link:
                 self._spool.remove(record)
 
     async def _publish_progress(self) -> None:
-        subject = f"detflow.progress.training.{self._training_id}"
-        sent: TrainingProgress | None = None
         while True:
+            await self._send_progress()
             await asyncio.sleep(_PROGRESS_SECONDS)
-            newest = self._progress
-            if newest is sent or newest is None or not self._client.is_connected:
-                continue
-            if not self._orders.fenced:
-                with contextlib.suppress(*_NATS_ERRORS):  # a newer one follows
-                    await self._client.publish(subject, newest.SerializeToString())
-            sent = newest
+
+    async def _send_progress(self) -> None:
+        newest = self._progress
+        if newest is None or newest is self._sent_progress or not self._client.is_connected:
+            return
+        self._sent_progress = newest
+        if not self._orders.fenced:
+            with contextlib.suppress(*_NATS_ERRORS):  # a newer one follows
+                await self._client.publish(
+                    f"detflow.progress.training.{self._training_id}", newest.SerializeToString()
+                )
 
     async def _keep_lease(self) -> None:
         subject = f"detflow.lease.{self._training_id}"

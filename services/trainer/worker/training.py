@@ -59,10 +59,11 @@ def run(
         ", ".join(f"{len(images)} {name} images" for name, images in bundle.splits.items()),
     )
     orders.check()
+    checkpoint = spec.checkpoint and load_checkpoint(store, spec.checkpoint, spec.folder)
     trainer = YoloTrainer(spec, bundle)
-    if spec.checkpoint is not None:
-        trainer.restore(load_checkpoint(store, spec.checkpoint, spec.folder))
-        records.log(f"goes on after epoch {spec.checkpoint.epoch}")
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        records.log(f"goes on after epoch {spec.epochs_done}")
     try:
         _train(trainer, spec, store, orders, records, progress)
     finally:

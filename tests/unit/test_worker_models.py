@@ -1,0 +1,151 @@
+"""The YOLO models in the worker, without the process around them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shapes_bundle import write_bundle
+
+from detflow.errors import FailedPrecondition, InvalidArgument
+from detflow.store import ObjectStore
+from detflow.v1.common_pb2 import StoredObject
+from services.trainer.worker import library
+from services.trainer.worker.bundle import Bundle, Image, fetch_bundle
+from services.trainer.worker.spec import Spec
+
+IMAGE_SIZE = 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Imports torch and ultralytics with the environment that the worker sets before."""
+    before = dict(os.environ)
+    library.prepare(tmp_path_factory.mktemp("ultralytics"))
+    library.silence()
+    library.load_nms()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("models")
+    store = ObjectStore(f"file://{folder / 'store'}")
+    manifest = write_bundle(store, {"train": 4, "val": 2, "test": 0})
+    return fetch_bundle(store, manifest, folder / "bundles", check=lambda: None)
+
+
+def spec(folder: Path, model: str = "yolov8n", **hyperparameters: float | bool | str) -> Spec:
+    return Spec(
+        training="projects/p/versions/v/trainings/t1",
+        attempt=1,
+        model=model,
+        batch_size=4,
+        epochs=3,
+        hyperparameters={
+            "image_size": IMAGE_SIZE,
+            "warmup_epochs": 0,
+            "mosaic": 0,
+            **hyperparameters,
+        },
+        manifest=StoredObject(),
+        checkpoint=None,
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize("scale", "nsmlx")
+@pytest.mark.parametrize("family", ["yolov5", "yolov8"])
+def test_every_model_computes_finite_losses(
+    family: str, scale: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    from services.trainer.worker.evaluation import EvaluationSet, forward
+    from services.trainer.worker.yolo import YoloTrainer
+
+    trainer = YoloTrainer(spec(tmp_path, family + scale), bundle)
+    images = EvaluationSet(bundle.splits["val"], image_size=IMAGE_SIZE, batch_size=2)
+    (batch,) = images
+    predictions, raw = forward(trainer.ema.ema, batch, trainer.device)
+    height, width = batch.pixels.shape[2:]
+    anchors = sum(height * width // stride**2 for stride in (8, 16, 32))
+    assert predictions.shape == (2, 4 + len(bundle.class_names), anchors)
+    losses = trainer.ema.ema.loss(batch.targets(), raw)[1]
+    assert set(losses) == {"box_loss", "cls_loss", "dfl_loss"}
+    assert all(np.isfinite(float(value)) for value in losses.values())
+
+
+def test_diverged_training_is_refused_with_the_remedy(bundle: Bundle, tmp_path: Path) -> None:
+    import torch
+
+    from services.trainer.worker.yolo import YoloTrainer
+
+    trainer = YoloTrainer(spec(tmp_path, lr0=0.5), bundle)
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    trainer.start(1)
+    try:
+        with pytest.raises(FailedPrecondition, match="lower lr0") as caught:
+            trainer.train_epoch(1, lambda step: None)
+    finally:
+        trainer.close()
+    assert caught.value.reason == "LOSS_NOT_FINITE"
+
+
+def test_restored_trainer_continues_exactly_where_the_saved_one_stood(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    from services.trainer.worker.checkpoint import copy_to_cpu
+    from services.trainer.worker.yolo import YoloTrainer
+
+    def trainer(name: str) -> YoloTrainer:
+        """Makes a trainer whose images depend on the epoch alone: nothing is augmented."""
+        (tmp_path / name).mkdir()
+        made = YoloTrainer(spec(tmp_path / name, flip_lr=0, hsv_h=0, hsv_s=0, hsv_v=0), bundle)
+        affine = made.train_loader.dataset.transforms.transforms[0].transforms[2]
+        affine.translate = affine.scale = 0.0
+        return made
+
+    def epochs(trainer: YoloTrainer, first: int, last: int) -> list[dict[str, float]]:
+        trainer.start(first)
+        try:
+            return [
+                trainer.train_epoch(epoch, lambda step: None) | trainer.measure(epoch, lambda: None)
+                for epoch in range(first, last + 1)
+            ]
+        finally:
+            trainer.close()
+
+    whole = trainer("whole")
+    epochs(whole, 1, 1)
+    state = copy_to_cpu(whole.state(1))
+    resumed = trainer("resumed")
+    resumed.restore(state)
+    timed = {"data_wait_share", "images_per_second"}
+    for first, second in zip(epochs(whole, 2, 3), epochs(resumed, 2, 3), strict=True):
+        for name in first.keys() - timed:
+            assert second[name] == pytest.approx(first[name], rel=1e-4), name
+
+
+def test_unknown_hyperparameter_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    from services.trainer.worker.yolo import YoloTrainer
+
+    with pytest.raises(InvalidArgument, match="'learning_rate'"):
+        YoloTrainer(spec(tmp_path, learning_rate=0.1), bundle)
+
+
+def test_perfect_detections_score_one_and_a_wrong_class_scores_less() -> None:
+    from services.trainer.worker.evaluation import Detections, Score
+
+    boxes = np.array([[10, 10, 20, 20], [50, 40, 20, 10]], dtype=np.float64)
+    image = Image(1, Path("x.jpg"), 100, 80, np.array([0, 1]), boxes)
+    corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+    confidences = np.array([0.9, 0.8], dtype=np.float32)
+    for classes, low, high in ((np.array([0, 1]), 0.99, 1.0), (np.array([0, 0]), 0.3, 0.6)):
+        score = Score()
+        score.add(image, Detections(corners.astype(np.float32), confidences, classes))
+        assert low <= score.values()["val/map50_95"] <= high

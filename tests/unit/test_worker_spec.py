@@ -1,0 +1,119 @@
+"""What the worker makes of its specification, and of what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import grpc
+import obstore.exceptions
+import pytest
+from shapes_bundle import spec_json
+
+from detflow.errors import DataLoss, DetflowError, InvalidArgument
+from detflow.v1.common_pb2 import StoredObject
+from detflow.v1.training_pb2 import TrainingProgress
+from services.trainer.worker.failures import explain
+from services.trainer.worker.progress import Progress
+from services.trainer.worker.spec import Spec, read_spec
+
+MANIFEST = StoredObject(key="bundles/manifests/a.json", size_bytes=3, sha256="ab" * 32)
+
+
+def read(folder: Path, text: str) -> Spec:
+    path = folder / "spec.json"
+    path.write_text(text)
+    return read_spec(path)
+
+
+def example(folder: Path, epochs: int = 4, **more: object) -> Spec:
+    return read(
+        folder, spec_json(MANIFEST, epochs=epochs, hyperparameters={"image_size": 64}, **more)
+    )
+
+
+def test_specification_is_read_with_plain_values(tmp_path: Path) -> None:
+    text = spec_json(
+        MANIFEST, epochs=4, hyperparameters={"lr0": 0.01, "cos_lr": True, "optimizer": "SGD"}
+    )
+    spec = read(tmp_path, text)
+    assert spec.hyperparameters == {"lr0": 0.01, "cos_lr": True, "optimizer": "SGD"}
+    assert spec.training_id == "t1" and spec.checkpoint is None and spec.epochs_done == 0
+    assert spec.manifest == MANIFEST
+    assert spec.folder == tmp_path
+    assert spec.key("best.pt") == "trainings/t1/1/best.pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "spec.json"),
+        (json.dumps({"training": "t", "attempt": 1}), "model, batch_size, epochs, manifest"),
+        (json.dumps({"attempt": "many"}), "spec.json"),
+        (json.dumps({"unknown": 1}), "unknown"),
+    ],
+)
+def test_bad_specification_is_refused_naming_what_is_wrong(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        read(tmp_path, text)
+
+
+def chained(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (MemoryError(), grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "OUT_OF_MEMORY",
+        ),
+        (
+            obstore.exceptions.GenericError("connection refused"),
+            grpc.StatusCode.UNAVAILABLE,
+            "STORE_UNAVAILABLE",
+        ),
+        (OSError(28, "No space left"), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+        (
+            chained(RuntimeError("outer"), DataLoss("gone", reason="OBJECT_LOST")),
+            grpc.StatusCode.DATA_LOSS,
+            "OBJECT_LOST",
+        ),
+        (ValueError("secret text"), grpc.StatusCode.INTERNAL, "WORKER_FAILED"),
+    ],
+)
+def test_failures_say_whether_another_attempt_can_help(
+    tmp_path: Path, error: Exception, code: grpc.StatusCode, reason: str
+) -> None:
+    explained = explain(error, example(tmp_path))
+    assert isinstance(explained, DetflowError)
+    assert (explained.code, explained.reason) == (code, reason)
+    assert "secret" not in explained.message
+    if reason == "OUT_OF_MEMORY":
+        assert "batch_size=16" in explained.message and "image_size=64" in explained.message
+
+
+def test_progress_of_a_resumed_training_starts_at_its_checkpoint_and_never_falls(
+    tmp_path: Path,
+) -> None:
+    said: list[TrainingProgress] = []
+    spec = example(tmp_path, checkpoint={"epoch": 2})
+    progress = Progress(spec, said.append)
+    progress.stage("prepare data")
+    progress.begin("cpu", num_steps=2)
+    for epoch in (3, 4):
+        for step in (1, 2):
+            progress.step(epoch=epoch, step=step, losses={}, learning_rate=0.1, data_wait_share=0.0)
+    progress.stage("predict", 0.5)
+    progress.stage("predict", 1.0)
+    percents = [one.percent for one in said]
+    assert percents == [49.0, 61.25, 73.5, 85.75, 98.0, 99.0, 100.0]
+    assert not said[0].HasField("eta_seconds")
+    assert said[4].eta_seconds == 0.0
+    assert (said[4].epoch, said[4].num_epochs, said[4].step, said[4].num_steps) == (4, 4, 2, 2)
