@@ -14,49 +14,58 @@ from services.preprocess.pool import WorkerPool
 from services.preprocess.scratch import Scratch
 from services.preprocess.service import DatasetService, PreprocessService
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 
-async def serve() -> None:
-    """Serves until SIGTERM."""
-    async with Service("preprocess", migrations=Path(__file__).parent / "migrations") as s:
-        scratch = Scratch(s.settings.data_dir / "preprocess")
-        pool = WorkerPool(s.settings.preprocess_processes)
-        importer = Importer(
-            db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch, limits=Limits()
-        )
-        pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch)
-        s.add(
-            add_DatasetServiceServicer_to_server,
-            DatasetService(
-                db=s.db,
-                store=s.store,
-                watcher=s.watcher,
-                scratch=scratch,
-                max_upload_bytes=s.settings.max_upload_bytes,
-                wake=importer.loop.wake,
-            ),
-        )
-        s.add(
-            add_PreprocessServiceServicer_to_server,
-            PreprocessService(db=s.db, watcher=s.watcher),
-        )
-        work = [
-            s.spawn(importer.loop.run(), "importer"),
-            s.spawn(pipeline.loop.run(), "pipeline"),
-            s.spawn(VersionEvents(pipeline.loop.wake).consumer(s.bus, s.db).run(), "consumer"),
-        ]
-        try:
-            await s.serve()
-        finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            await pool.close()
-            scratch.close()
+
+async def serve(s: Service, limits: Limits) -> None:
+    """Serves until SIGTERM.
+
+    Args:
+        s: The connected service.
+        limits: How much an archive may hold.
+    """
+    scratch = Scratch(s.settings.data_dir / "preprocess")
+    pool = WorkerPool(s.settings.preprocess_processes)
+    importer = Importer(
+        db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch, limits=limits
+    )
+    pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch)
+    s.add(
+        add_DatasetServiceServicer_to_server,
+        DatasetService(
+            db=s.db,
+            store=s.store,
+            watcher=s.watcher,
+            scratch=scratch,
+            max_upload_bytes=s.settings.max_upload_bytes,
+            wake=importer.loop.wake,
+        ),
+    )
+    s.add(add_PreprocessServiceServicer_to_server, PreprocessService(db=s.db, watcher=s.watcher))
+    work = [
+        s.spawn(importer.loop.run(), "importer"),
+        s.spawn(pipeline.loop.run(), "pipeline"),
+        s.spawn(VersionEvents(pipeline.loop.wake).consumer(s.bus, s.db).run(), "consumer"),
+    ]
+    try:
+        await s.serve()
+    finally:  # claims are given back before the connections close
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        await pool.close()
+        scratch.close()
+
+
+async def start() -> None:
+    """Connects and serves."""
+    async with Service("preprocess", migrations=MIGRATIONS) as s:
+        await serve(s, Limits())
 
 
 def main() -> None:
     """Runs the process."""
-    run(serve)
+    run(start)
 
 
 if __name__ == "__main__":

@@ -288,6 +288,8 @@ def _check_directory_size(path: Path, limits: Limits) -> None:
 
 
 def _unpack(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
+    if entry.offset < 0:  # the beginning of the file is missing
+        raise struct.error("no entry at the declared place")
     file.seek(entry.offset)
     header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if header[0] != b"PK\x03\x04":

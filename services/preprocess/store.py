@@ -30,7 +30,8 @@ _DATASET = """
   content_sha256, failure, create_time, import_time, num_failures
 """
 _IMAGE_COLUMNS = tuple(
-    "dataset_id position path sha256 width height shard_key shard_offset size_bytes class_ids boxes".split()
+    "dataset_id position path sha256 width height shard_key shard_offset size_bytes"
+    " class_ids boxes".split()
 )
 
 
