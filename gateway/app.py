@@ -39,7 +39,7 @@ _REQUESTS = Counter(
 )
 _SECONDS = Histogram(
     "detflow_gateway_request_seconds",
-    "Time from the request to the last byte of a unary answer",
+    "Time from a request to the last byte of its answer",
     ["route"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )

@@ -10,7 +10,7 @@ from gateway_rig import Rig, details, running
 
 from detflow import errors
 from detflow.v1 import dataset_pb2
-from gateway import upload
+from gateway import app, upload
 
 PATH = "/v1/projects/p/uploads"
 ZIP = {"content-type": "application/zip"}
@@ -152,3 +152,16 @@ async def test_a_client_that_stalls_is_sent_away(rig: Rig, monkeypatch: pytest.M
     assert b"BODY_TIMEOUT" in body
     async with asyncio.timeout(5):
         await rig.backend.cancelled.wait()
+
+
+async def test_a_json_body_that_stalls_is_sent_away(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    code, body = await rig.raw(
+        b"POST /v1/projects?projectId=abc HTTP/1.1\r\nHost: localhost\r\n"
+        b'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"dis'
+    )
+    assert code == 408
+    assert b"BODY_TIMEOUT" in body
+    assert not rig.backend.calls
