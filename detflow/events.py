@@ -184,7 +184,8 @@ class Bus:
         log.warning("nats", error=repr(error))
 
     async def _on_disconnect(self) -> None:
-        log.warning("nats disconnected")
+        if not self._nc.is_closed:
+            log.warning("nats disconnected")
 
     async def _on_reconnect(self) -> None:
         self.generation += 1

@@ -6,6 +6,7 @@ Servicers just raise; `Boundary` is the only place that turns exceptions into gR
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
@@ -112,11 +113,14 @@ def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
 
 
 def _streaming(method: str, inner: Any) -> Any:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+    # A coroutine that writes, not a generator: a generator may be closed from another context,
+    # where the span could not be ended.
+    async def call(request: Any, context: Context) -> None:
         async with _Call(method, context):
             check(request)
-            async for response in inner(request, context):
-                yield response
+            async with contextlib.aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
 
     return call
 
@@ -147,7 +151,7 @@ class _Call:
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         code = "OK"
         try:
-            if error is not None and not isinstance(error, GeneratorExit):
+            if error is not None:
                 translated = self._translate(error)
                 code = translated.code.name
                 await self._abort(translated)

@@ -216,6 +216,7 @@ class Relay:
 async def _wait(wake: asyncio.Event) -> None:
     """Waits for a notification, a lost connection or the poll interval."""
     try:
-        await asyncio.wait_for(wake.wait(), _POLL_SECONDS)
+        async with asyncio.timeout(_POLL_SECONDS):
+            await wake.wait()
     except TimeoutError:
         pass

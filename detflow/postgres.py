@@ -119,7 +119,7 @@ class Database:
         async with self.connection() as conn:
             await conn.execute("select pg_advisory_lock($1)", _MIGRATION_LOCK)
             try:
-                # `create schema if not exists` would ask for the right to create it even if it is there.
+                # `create schema if not exists` asks for the right to create it in any case.
                 if not await conn.fetchval("select to_regnamespace($1)", self.schema):
                     await conn.execute(f'create schema "{self.schema}"')
                 await conn.execute(

@@ -118,9 +118,12 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Libraries that use asyncio.wait_for may swallow a cancellation (CPython 3.11), so it is
+        # repeated until every task has ended.
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=1.0)
         await self.bus.close()
         await self.db.close()
         if self._crash is not None and error is None:
@@ -215,7 +218,8 @@ class Service:
             for name in ("", *self._service_names):
                 await self._health.set(name, status)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _HEALTH_SECONDS)
+                async with asyncio.timeout(_HEALTH_SECONDS):
+                    await self._stop.wait()
 
 
 async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -164,7 +164,8 @@ class Watcher:
         if self._closed:
             raise Unavailable("the server is shutting down; reconnect with your cursor")
         try:
-            await asyncio.wait_for(self._ready.wait(), 10)
+            async with asyncio.timeout(10):
+                await self._ready.wait()
         except TimeoutError as error:
             raise Unavailable("the event stream is away for the moment; retry") from error
         mailbox = _Mailbox(subjects, progress_subject)
@@ -254,7 +255,8 @@ class Watcher:
             if mailbox.changes:
                 continue
             try:
-                await asyncio.wait_for(mailbox.wake.wait(), wait_seconds)
+                async with asyncio.timeout(wait_seconds):
+                    await mailbox.wake.wait()
             except TimeoutError:
                 if mailbox.gauge is None:
                     yield Beat(cursor)

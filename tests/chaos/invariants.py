@@ -1,5 +1,6 @@
 """Checkers of the invariants of a deployment, from its databases, event stream and object store."""
 
+import itertools
 from collections import defaultdict
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def check_histories(events: Events) -> None:
                 if event.WhichOneof("what") == kind and resource.startswith(kind):
                     found = getattr(event, kind)
                     states.append((found.revision, found.state, graph))
-        for (before, source, graph), (after, target, _) in zip(states, states[1:], strict=False):
+        for (before, source, graph), (after, target, _) in itertools.pairwise(states):
             assert after == before + 1, f"{resource}: revision {before} -> {after}"
             assert target == source or target in graph[source], (
                 f"{resource}: {source} -> {target} at revision {after}"
