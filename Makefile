@@ -37,9 +37,11 @@ check: $(READY)  ## formatting, lint, types, import rules, proto rules, generate
 	$(BIN)/buf lint protos
 	bash tools/breaking.sh
 	bash tools/protos.sh --check
+	$(BIN)/python tools/descriptions.py --check
 
 protos: $(READY)  ## generate the stubs in detflow/v1 from protos/
 	bash tools/protos.sh
+	$(BIN)/python tools/descriptions.py
 
 lock: $(READY)  ## resolve pyproject.toml into requirements.lock again
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-header --no-emit-index-url \
