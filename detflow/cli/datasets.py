@@ -7,6 +7,7 @@ import typer
 from detflow.cli import output
 from detflow.cli.session import Address, Json, Project, session
 from detflow.client.projects import DEFAULT_PROJECT
+from detflow.errors import InvalidArgument
 from detflow.v1 import common_pb2, dataset_pb2
 
 app = typer.Typer(help="Labelled images, imported once.", rich_markup_mode=None)
@@ -41,9 +42,14 @@ def import_(
         def show(progress: common_pb2.Progress) -> None:
             bar.update(progress.stage, progress.percent, rate(progress))
 
-        dataset = s.client.datasets.import_(
-            source, project=s.project, name=name, skip_invalid=skip_invalid, progress=show
-        )
+        try:
+            dataset = s.client.datasets.import_(
+                source, project=s.project, name=name, skip_invalid=skip_invalid, progress=show
+            )
+        except InvalidArgument as error:
+            # The service speaks of its field; here it is an option.
+            error.message = error.message.replace("skip_invalid", "--skip-invalid")
+            raise
     if s.json:
         output.say_json(dataset)
         return

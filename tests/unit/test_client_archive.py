@@ -1,0 +1,86 @@
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from detflow.client.archive import default_name, opened
+from detflow.errors import InvalidArgument, Unavailable
+
+
+def test_folder_is_packed_without_compression_and_without_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "강아지.jpg").write_bytes(b"x" * 5000)
+    (tmp_path / "images" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("x")
+    (tmp_path / "data.yaml").write_text("names: [dog]")
+    with opened(str(tmp_path)) as file, zipfile.ZipFile(file) as archive:
+        assert archive.namelist() == ["data.yaml", "images/강아지.jpg"]
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "images").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "set" / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
+    with opened(str(tmp_path / "set")) as file, zipfile.ZipFile(file) as archive:
+        assert archive.namelist() == ["images/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/data/cells.zip", "cells"),
+        ("/data/cells/", "cells"),
+        ("/data/v1.2", "v1.2"),
+        ("https://example.org/sets/cells.zip?token=1", "cells"),
+        ("https://example.org/sets/cells/", "cells"),
+    ],
+)
+def test_dataset_is_named_after_its_source(source: str, name: str) -> None:
+    assert default_name(source) == name
+
+
+def test_missing_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"nothing\.zip \(No such file"):
+        with opened(str(tmp_path / "nothing.zip")):
+            pass
+    with pytest.raises(InvalidArgument, match="holds no files") as caught:
+        with opened(str(tmp_path)):
+            pass
+    assert caught.value.reason == "EMPTY_DATASET"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, directory=str(tmp_path), **kwargs)  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None:
+            return None
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_url_is_fetched(tmp_path: Path, url: str) -> None:
+    (tmp_path / "a.zip").write_bytes(b"archive")
+    with opened(f"{url}/a.zip") as file:
+        assert file.read() == b"archive"
+    with pytest.raises(Unavailable, match="answers 404"):
+        with opened(f"{url}/b.zip"):
+            pass
+    with pytest.raises(Unavailable, match="cannot fetch"):
+        with opened("http://127.0.0.1:1/a.zip"):
+            pass

@@ -1,0 +1,257 @@
+"""The SDK against a gRPC server whose answers the test writes down."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_status import rpc_status
+
+from detflow import errors
+from detflow.client import Client
+from detflow.v1 import (
+    common_pb2,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    project_pb2_grpc,
+    trainer_pb2,
+    trainer_pb2_grpc,
+    training_pb2,
+    version_pb2,
+    version_pb2_grpc,
+)
+
+Context = Any
+
+
+def fail(context: Context, error: errors.DetflowError) -> None:
+    context.abort_with_status(rpc_status.to_status(errors.to_status(error)))
+
+
+@dataclass
+class Versions(version_pb2_grpc.VersionServiceServicer):
+    """Answers WatchVersions from a list of streams; an error in a stream ends it."""
+
+    streams: list[list[Any]] = field(default_factory=list)
+    cursors: list[str] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
+
+    def WatchVersions(self, request: Any, context: Context) -> Iterator[Any]:
+        self.cursors.append(request.cursor)
+        for item in self.streams.pop(0):
+            if isinstance(item, errors.DetflowError):
+                fail(context, item)
+            yield item
+
+    def GetVersion(self, request: Any, context: Context) -> Any:
+        self.deadlines.append(context.time_remaining())
+        if len(self.deadlines) < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return version_pb2.Version(name=request.name)
+
+
+class Projects(project_pb2_grpc.ProjectServiceServicer):
+    def GetProject(self, request: Any, context: Context) -> Any:
+        fail(context, errors.NotFound("no such project"))
+
+    def CreateProject(self, request: Any, context: Context) -> Any:
+        fail(context, errors.AlreadyExists("someone was as quick"))
+
+
+@dataclass
+class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
+    """Keeps one dataset; an archive whose bytes are "bad" fails."""
+
+    kept: dict[str, dataset_pb2.Dataset] = field(default_factory=dict)
+    chunks: list[int] = field(default_factory=list)
+
+    def UploadArchive(self, parts: Any, context: Context) -> Any:
+        first, *rest = parts
+        assert first.parent == "projects/default"
+        self.chunks = [len(part.chunk) for part in rest]
+        return dataset_pb2.Upload(name="projects/default/uploads/u")
+
+    def CreateDataset(self, request: Any, context: Context) -> Any:
+        assert request.request_id
+        name = request.dataset.display_name
+        if any(kept.display_name == name for kept in self.kept.values()):
+            fail(context, errors.AlreadyExists(f"the project has a dataset named {name!r}"))
+        dataset = dataset_pb2.Dataset(
+            name=f"projects/default/datasets/d{len(self.kept)}",
+            display_name=name,
+            state=dataset_pb2.Dataset.IMPORTING,
+        )
+        self.kept[dataset.name] = dataset
+        if not request.skip_invalid:
+            bad = errors.InvalidArgument(
+                "1 label is wrong",
+                reason="INVALID_LABELS",
+                violations=[errors.Violation("labels/a.txt:3", "BAD_BOX", "has no area")],
+            )
+            dataset.failure.CopyFrom(errors.failure(bad))
+        return dataset
+
+    def WatchDataset(self, request: Any, context: Context) -> Iterator[Any]:
+        dataset = self.kept[request.name]
+        yield dataset_pb2.WatchDatasetResponse(cursor="1", dataset=dataset)
+        progress = common_pb2.Progress(stage="check", percent=50)
+        yield dataset_pb2.WatchDatasetResponse(cursor="2", progress=progress)
+        failed = dataset.HasField("failure")
+        dataset.state = dataset_pb2.Dataset.FAILED if failed else dataset_pb2.Dataset.READY
+        yield dataset_pb2.WatchDatasetResponse(cursor="3", dataset=dataset)
+
+    def ListDatasets(self, request: Any, context: Context) -> Any:
+        # A page holds one, so that the client has to turn pages.
+        names = sorted(self.kept, reverse=True)
+        at = int(request.page_token or 0)
+        return dataset_pb2.ListDatasetsResponse(
+            datasets=[self.kept[name] for name in names[at : at + 1]],
+            next_page_token=str(at + 1) if at + 1 < len(names) else "",
+        )
+
+    def DeleteDataset(self, request: Any, context: Context) -> Any:
+        del self.kept[request.name]
+        return dataset_pb2.DeleteDatasetResponse()
+
+
+class Trainer(trainer_pb2_grpc.TrainerServiceServicer):
+    def StartTraining(self, request: Any, context: Context) -> Any:
+        training = training_pb2.Training()
+        training.CopyFrom(request.training)
+        training.name = f"{request.parent}/trainings/t"
+        return training
+
+    def ListModels(self, request: Any, context: Context) -> Any:
+        return trainer_pb2.ListModelsResponse(models=[trainer_pb2.Model(name="models/yolov8n")])
+
+
+@dataclass
+class Rig:
+    client: Client
+    versions: Versions
+    datasets: Datasets
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    pool = ThreadPoolExecutor(4)
+    server = grpc.server(pool)
+    versions = Versions()  # type: ignore[abstract]
+    datasets = Datasets()  # type: ignore[abstract]
+    version_pb2_grpc.add_VersionServiceServicer_to_server(versions, server)
+    project_pb2_grpc.add_ProjectServiceServicer_to_server(Projects(), server)  # type: ignore[abstract]
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(datasets, server)
+    trainer_pb2_grpc.add_TrainerServiceServicer_to_server(Trainer(), server)  # type: ignore[abstract]
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    names = ("VERSION", "PREPROCESS", "TRAINER", "METRICS")
+    with Client("127.0.0.1:1", environ={f"DETFLOW_{n}_ADDRESS": address for n in names}) as client:
+        yield Rig(client, versions, datasets)
+    server.stop(None).wait()
+    pool.shutdown()
+
+
+def at(cursor: str, name: str = "v") -> version_pb2.WatchVersionsResponse:
+    return version_pb2.WatchVersionsResponse(cursor=cursor, version=version_pb2.Version(name=name))
+
+
+def test_watch_goes_on_at_its_cursor_when_the_stream_breaks(rig: Rig) -> None:
+    beat = version_pb2.WatchVersionsResponse(cursor="3", heartbeat=common_pb2.Heartbeat())
+    rig.versions.streams = [
+        [at("1"), at("2"), errors.Unavailable("draining")],
+        [beat, errors.ResourceExhausted("too slow", reason="SLOW_WATCHER")],
+        [at("4")],
+    ]
+    assert [message.cursor for message in rig.client.versions.watch()] == ["1", "2", "4"]
+    assert rig.versions.cursors == ["", "2", "3"]
+
+
+def test_watch_begins_again_when_its_cursor_has_expired(rig: Rig) -> None:
+    rig.versions.streams = [
+        [at("1"), errors.Unavailable("draining")],
+        [errors.OutOfRange("too old", reason="CURSOR_EXPIRED")],
+        [at("9")],
+    ]
+    assert [message.cursor for message in rig.client.versions.watch()] == ["1", "9"]
+    assert rig.versions.cursors == ["", "1", ""]
+
+
+def test_watch_raises_what_waiting_does_not_mend(rig: Rig) -> None:
+    rig.versions.streams = [[errors.NotFound("no such project")]]
+    with pytest.raises(errors.NotFound, match="no such project"):
+        next(rig.client.versions.watch())
+
+
+def test_call_is_repeated_while_the_service_is_away_and_has_a_deadline(rig: Rig) -> None:
+    assert rig.client.versions.get("projects/p/versions/v").name == "projects/p/versions/v"
+    assert len(rig.versions.deadlines) == 3
+    assert all(0 < seconds < 16 for seconds in rig.versions.deadlines)
+
+
+def test_nobody_there_is_said_with_the_remedy() -> None:
+    with Client("127.0.0.1:1", environ={}) as client:
+        with pytest.raises(errors.Unavailable, match="start it with `detflow up`") as caught:
+            client.models()
+    assert caught.value.reason == "UNREACHABLE"
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:x", ":7100", "h:65535"])
+def test_address_must_be_host_and_port(address: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match="host:port"):
+        Client(address)
+
+
+def test_import_reports_progress_and_refusal_names_the_label(rig: Rig, tmp_path: Path) -> None:
+    archive = tmp_path / "cells.zip"
+    archive.write_bytes(b"x" * (2 * (1 << 20) + 5))
+    stages: list[str] = []
+    with pytest.raises(errors.InvalidArgument) as caught:
+        rig.client.datasets.import_(archive, progress=lambda p: stages.append(p.stage))
+    assert caught.value.violations == (
+        errors.Violation("labels/a.txt:3", "BAD_BOX", "has no area"),
+    )
+    assert rig.datasets.chunks == [1 << 20, 1 << 20, 5]
+    assert stages == ["upload", "upload", "upload", "check"]
+
+    # The failed one is still listed; the next import of the same name takes its place.
+    assert [d.state for d in rig.client.datasets.list()] == [dataset_pb2.Dataset.FAILED]
+    dataset = rig.client.datasets.import_(archive, skip_invalid=True)
+    assert dataset.state == dataset_pb2.Dataset.READY
+    assert len(rig.datasets.kept) == 1
+
+    with pytest.raises(errors.AlreadyExists, match="cells"):
+        rig.client.datasets.import_(archive, skip_invalid=True)
+    assert len(rig.datasets.kept) == 1
+
+
+def test_dataset_is_found_by_name_id_or_resource_over_all_pages(rig: Rig) -> None:
+    for number in range(3):
+        name = f"projects/default/datasets/d{number}"
+        rig.datasets.kept[name] = dataset_pb2.Dataset(name=name, display_name=f"set {number % 2}")
+    find = rig.client.datasets.find
+    assert find("set 1").name == "projects/default/datasets/d1"
+    assert find("set 0").name == "projects/default/datasets/d2"  # the newest of two
+    assert find("d0").display_name == "set 0"
+    with pytest.raises(errors.NotFound, match="detflow datasets list"):
+        find("set 7")
+
+
+def test_training_carries_what_was_set_and_nothing_else(rig: Rig) -> None:
+    training = rig.client.trainings.start(
+        "projects/p/versions/v", model="yolov8n", epochs=3, hyperparameters={"lr0": 0.01}
+    )
+    assert (training.model, training.epochs) == ("yolov8n", 3)
+    assert not training.HasField("batch_size")
+    assert dict(training.hyperparameters) == {"lr0": 0.01}
+
+
+def test_unknown_augmentation_is_refused_before_the_call(rig: Rig) -> None:
+    with pytest.raises(errors.InvalidArgument, match="hflip, vflip"):
+        rig.client.versions.create("projects/p/datasets/d", augment=["spin"])
+
+
+def test_project_made_by_someone_else_meanwhile_is_fine(rig: Rig) -> None:
+    rig.client.projects.ensure("shared")
