@@ -26,7 +26,7 @@ from services.metrics.service import to_evaluation
 
 log = telemetry.get_logger(__name__)
 
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 5.0
 MAX_TRIES = 8
 _POLL_SECONDS = 1.0
 _DEADLINE_SECONDS = 1800.0
@@ -64,8 +64,14 @@ class Evaluator:
             job = await store.claim_job(conn, lease=uuid.uuid4().hex, lease_seconds=LEASE_SECONDS)
         if job is None:
             return False
-        with telemetry.span("evaluate", {"traceparent": job.traceparent}):
-            await self._measure(job)
+        try:
+            with telemetry.span("evaluate", {"traceparent": job.traceparent}):
+                await self._measure(job)
+        except asyncio.CancelledError:
+            # We are shutting down: whoever comes next need not wait for the lease to end.
+            async with self._db.transaction() as conn:
+                await store.update_job_lease(conn, job, seconds=0.0)
+            raise
         return True
 
     async def _measure(self, job: Job) -> None:
