@@ -76,18 +76,17 @@ class _Display:
 
     def on_progress(self, progress: training_pb2.TrainingProgress) -> None:
         self._percent = max(self._percent, progress.percent)
-        left = (
-            output.duration(progress.eta_seconds)
-            if progress.HasField("eta_seconds")
-            else "calculating"
-        )
+        left = "calculating" if self._percent < 1 else ""
+        if progress.HasField("eta_seconds"):
+            left = output.duration(progress.eta_seconds)
         losses = " ".join(
             f"{name.removesuffix('_loss')} {value:.3f}"
             for name, value in sorted(progress.losses.items())
         )
         self._show(
             f"epoch {progress.epoch}/{progress.num_epochs}, elapsed"
-            f" {output.duration(progress.elapsed_seconds)}, left {left}"
+            f" {output.duration(progress.elapsed_seconds)}"
+            + (f", left {left}" if left else "")
             + (f", losses {losses}" if losses else "")
             + self._map50
         )

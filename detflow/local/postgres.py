@@ -161,8 +161,7 @@ def prepare(directory: Path, services: Sequence[str] = SERVICES, *, fsync: bool 
     if not data.exists():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(partial, _NOBODY_UID, _NOBODY_UID)
+        _give_away(partial)
         secret(directory / f"{SUPERUSER}.password")
         _run(
             [
@@ -213,6 +212,19 @@ def clear_stale_pid(data: Path, timeout_seconds: float = 15.0) -> None:
                 f"a Postgres (pid {text}) of this data folder does not end: stop it first"
             )
         time.sleep(0.05)
+
+
+def _give_away(folder: Path) -> None:
+    """As root, makes a folder belong to the user Postgres will run as."""
+    if os.geteuid() != 0:
+        return
+    try:
+        os.chown(folder, _NOBODY_UID, _NOBODY_UID)
+    except OSError as error:
+        raise PostgresError(
+            f"Postgres cannot run as root, and root may not give {folder} to another user here"
+            f" ({error.strerror}): run detflow as an ordinary user"
+        ) from error
 
 
 def _is_postmaster(pid: int, data: Path) -> bool:
