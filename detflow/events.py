@@ -397,6 +397,8 @@ async def fetch(subscription: JetStreamContext.PullSubscription) -> list[Msg]:
             return list(await subscription.fetch(1, timeout=_FETCH_SECONDS))
     except TimeoutError:
         return []
+    except nats.js.errors.NotFoundError as error:
+        raise Unavailable("the consumer is gone; it is made anew") from error
 
 
 async def subscribe_from(

@@ -34,6 +34,7 @@ CONNECTION_ERRORS = (
     asyncpg.exceptions.TooManyConnectionsError,
     asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection lost in the middle of its hand-over
     OSError,
     TimeoutError,
 )
@@ -83,7 +84,11 @@ class Database:
         """
         with translate():
             async with self._pool.acquire(timeout=10) as conn:
-                yield conn
+                try:
+                    yield conn
+                except asyncpg.InternalClientError:
+                    conn.terminate()  # its protocol state is lost: it must not be lent again
+                    raise
 
     @contextlib.asynccontextmanager
     async def transaction(

@@ -25,6 +25,7 @@ from detflow.outbox import Relay
 from detflow.postgres import Database
 from detflow.settings import Settings
 from detflow.store import ObjectStore
+from detflow.tasks import cancel_all
 from detflow.watch import Watcher
 
 log = telemetry.get_logger(__name__)
@@ -118,12 +119,7 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Libraries that use asyncio.wait_for may swallow a cancellation (CPython 3.11), so it is
-        # repeated until every task has ended.
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=1.0)
+        await cancel_all(self._tasks)
         await self.bus.close()
         await self.db.close()
         if self._crash is not None and error is None:

@@ -46,7 +46,6 @@ from services.version.__main__ import MIGRATIONS, serve
 
 PARENT = "projects/default"
 DATASET = f"{PARENT}/datasets/d1"
-BACKGROUND = {"relay", "watcher", "projection", "health"}
 KOREAN = "한글 이름 🦊"
 
 
@@ -228,11 +227,6 @@ async def stack(
             send=Sender(bus),
         )
     service.stop()
-    # Python 3.11's wait_for may swallow a cancellation, so a background task may need a second one.
-    while process not in (await asyncio.wait({process}, timeout=3))[0]:
-        for task in asyncio.all_tasks():
-            if task.get_name() in BACKGROUND:
-                task.cancel()
     await process
     await preprocess.stop(None)
 

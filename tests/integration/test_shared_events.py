@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -13,20 +12,10 @@ from detflow.outbox import Relay
 from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2, version_pb2
 from detflow.watch import Beat, Change, Gauge, Item, Snapshot, Watcher
+from tests.background import running
 
 MakeDatabase = Callable[[str], Awaitable[Database]]
 SUBJECTS = ["detflow.v1.version.*.>"]
-
-
-@asynccontextmanager
-async def running(*works: Awaitable[None]) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def append(db: Database, resource_id: str, name: str) -> int:

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,6 +18,7 @@ from detflow.watch import Change, Snapshot, Watcher
 from services.version import domain, store
 from services.version.consumer import projection
 from services.version.service import announce
+from tests.background import running
 
 MakeDatabase = Callable[[str], Awaitable[Database]]
 Published = tuple[str, int, events_pb2.Event, datetime]
@@ -29,18 +29,6 @@ RUNS = [
     ["QUEUED", "STOPPED"],
     ["QUEUED", "PROVISIONING", "RUNNING", "EVALUATING", "SUCCEEDED"],
 ]
-
-
-@asynccontextmanager
-async def running(*works: Awaitable[None]) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        yield
-    finally:
-        while tasks:  # Python 3.11's wait_for may swallow a cancellation, then it needs another
-            for task in tasks:
-                task.cancel()
-            tasks = list((await asyncio.wait(tasks, timeout=2))[1])
 
 
 async def insert(db: Database, display_name: str = "") -> domain.Version:
