@@ -6,39 +6,45 @@ from pathlib import Path
 
 from detflow import channels
 from detflow.server import Service, run
-from detflow.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
-from detflow.v1.version_pb2_grpc import VersionServiceStub
+from detflow.v1 import trainer_pb2_grpc, version_pb2_grpc
+from services.trainer.attempt import Deadlines
 from services.trainer.consumer import consumers
+from services.trainer.executors import Executor
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.lease import LeaseDesk
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 
-async def _main() -> None:
-    async with Service("trainer", migrations=Path(__file__).parent / "migrations") as service:
+
+async def serve(
+    service: Service, executor: Executor | None = None, deadlines: Deadlines | None = None
+) -> None:
+    """Serves trainings and carries them out until the process is told to stop."""
+    async with service as s, channels.channel(s.settings.version_address) as versions:
         scheduler = Scheduler(
-            db=service.db,
-            bus=service.bus,
-            objects=service.store,
-            executor=LocalExecutor(service.settings),
+            db=s.db,
+            bus=s.bus,
+            objects=s.store,
+            executor=executor or LocalExecutor(s.settings),
+            deadlines=deadlines,
         )
-        async with channels.channel(service.settings.version_address) as versions:
-            service.add(
-                add_TrainerServiceServicer_to_server,
-                TrainerService(service.db, service.watcher, VersionServiceStub(versions)),
-            )
-            await LeaseDesk(service.db, service.bus, scheduler.observe).start()
-            for consumer in consumers(service.db, service.bus):
-                service.spawn(consumer.run(), "consumer")
-            service.spawn(scheduler.run(), "scheduler")
-            service.on_drain(scheduler.drain)
-            await service.serve()
+        s.add(
+            trainer_pb2_grpc.add_TrainerServiceServicer_to_server,
+            TrainerService(s.db, s.watcher, version_pb2_grpc.VersionServiceStub(versions)),
+        )
+        await LeaseDesk(s.db, s.bus, scheduler.observe).start()
+        for consumer in consumers(s.db, s.bus):
+            s.spawn(consumer.run(), "consumer")
+        s.spawn(scheduler.run(), "scheduler")
+        s.on_drain(scheduler.drain)
+        await s.serve()
 
 
 def main() -> None:
-    """Runs the service until SIGTERM."""
-    run(_main)
+    """Runs the service with the settings of the environment."""
+    run(lambda: serve(Service("trainer", migrations=MIGRATIONS)))
 
 
 if __name__ == "__main__":

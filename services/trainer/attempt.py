@@ -307,5 +307,6 @@ class Attempt:
     async def _wait(self) -> None:
         """Waits for news of the training or its worker, at most a tick."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), self._deadlines.tick)
+            async with asyncio.timeout(self._deadlines.tick):
+                await self._wake.wait()
         self._wake.clear()

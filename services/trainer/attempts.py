@@ -97,7 +97,7 @@ async def update_unreadable_checkpoint(conn: Connection, training: Training) -> 
 
 
 async def list_unused_checkpoints(conn: Connection) -> list[UnusedCheckpoint]:
-    """Reads checkpoints no attempt will go on from: outdated, unreadable or of an ended training."""
+    """Reads checkpoints no attempt goes on from: outdated, unreadable or of an ended training."""
     rows = await conn.fetch(
         """
         select training_id, epoch, attempt, object from (

@@ -348,11 +348,9 @@ def resolve(
     Raises:
         InvalidArgument: UNKNOWN_HYPERPARAMETER, OUT_OF_RANGE or WRONG_TYPE; a violation for each.
     """
-    violations = [
-        violation
-        for name, value in given.items()
-        if (violation := _BY_NAME[name].check(value) if name in _BY_NAME else _unknown(name))
-    ]
+    unknown = [_unknown(name) for name in sorted(given) if name not in _BY_NAME]
+    wrong = [entry.check(given[entry.name]) for entry in SCHEMA if entry.name in given]
+    violations = [*unknown, *filter(None, wrong)]
     if violations:
         first = violations[0]
         raise InvalidArgument(first.description, reason=first.reason, violations=violations)

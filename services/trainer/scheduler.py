@@ -52,6 +52,7 @@ class Scheduler:
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
         self._wake = asyncio.Event()
         self._draining = False
+        self._closed = False
         self._database_back = float("-inf")
         self._swept = float("-inf")
 
@@ -62,22 +63,20 @@ class Scheduler:
                 attempt.observe(request)
 
     async def run(self) -> None:
-        """Schedules forever."""
+        """Schedules until drained or cancelled."""
         listener = asyncio.create_task(self._listen(), name="training-listener")
         try:
             await self._retrying(self._discard_leftovers)
-            while True:
+            while not self._closed:
                 self._wake.clear()
                 await self._retrying(self._take_over)
                 await self._retrying(self._claim)
                 await self._retrying(self._sweep)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._deadlines.tick)
+                    async with asyncio.timeout(self._deadlines.tick):
+                        await self._wake.wait()
         finally:
-            listener.cancel()
-            for task in self._attempts:
-                task.cancel()
-            await asyncio.gather(listener, *self._attempts, return_exceptions=True)
+            await _cancel([listener, *self._attempts])
 
     async def drain(self) -> None:
         """Ends the workers of this process and gives their trainings back to the queue."""
@@ -86,6 +85,8 @@ class Scheduler:
             attempt.release()
         if self._attempts:
             await asyncio.wait(list(self._attempts), timeout=_DRAIN_SECONDS)
+        self._closed = True
+        self._wake.set()
 
     async def _retrying(self, work: Callable[[], object]) -> None:
         """Does a part of the round; while the database is away it is left to the next round."""
@@ -220,3 +221,12 @@ class Scheduler:
         for attempt in self._attempts.values():
             if attempt.training_id == training_id:
                 attempt.wake()
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancels tasks until they have ended: a library's `wait_for` may swallow a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)

@@ -67,7 +67,7 @@ class ProgressClock:
             self.reset()
 
     def stall(self) -> DeadlineExceeded | None:
-        """Returns what is wrong if there was no progress for too long. Call it every second or so."""
+        """Returns what is wrong if there was no progress for too long; ask every second."""
         now = self._now()
         if now - self._last_look > _SUSPENDED_SECONDS:
             self.reset()  # this process stood still, so it saw nothing

@@ -7,14 +7,15 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf import json_format
 
-from detflow.local.process import die_with_parent
 from detflow.names import last_segment
 from detflow.settings import Settings
 from detflow.v1.worker_pb2 import WorkerSpec
@@ -22,10 +23,22 @@ from services.trainer.executors import Exit
 
 WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")
 
+# Has the kernel kill the worker with this process. It runs in the child after exec, not between
+# fork and exec: there the fork handlers of gRPC crash the child of a process that serves calls.
+# Without a `preexec_fn` Python starts children by vfork, which runs no fork handlers.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)  # the parent died before
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 _LAST_LINES = 50
 _MAX_LINE_CHARACTERS = 2000
 _CHUNK_BYTES = 1 << 16
-# What a worker gets of the trainer's environment: the object store's credentials, not the database's.
+# What a worker gets of our environment: the object store's credentials, not the database's.
 _PASSED_ON = (
     "PATH",
     "HOME",
@@ -75,16 +88,19 @@ class LocalExecutor:
         folder = self._folder / last_segment(spec.training) / str(spec.attempt)
         await asyncio.to_thread(_write_spec, folder, spec)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                str(folder / "spec.json"),
+            # By the event loop's thread, with which the worker dies.
+            process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, in milliseconds
+                [
+                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+                    *self._command,
+                    str(folder / "spec.json"),
+                ],
                 cwd=folder,
                 env=self._environ,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGKILL),
             )
         except OSError:
             await asyncio.to_thread(_remove, folder)
@@ -104,54 +120,69 @@ class LocalExecutor:
 class LocalWorker:
     """A worker process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.pid = process.pid  # also the id of its process group
         self._process = process
         self._folder = folder
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._ended = asyncio.Event()
         self._output = asyncio.create_task(self._read_output())
-
-    @property
-    def pid(self) -> int:
-        """Process id; also the id of its process group."""
-        return self._process.pid
+        threading.Thread(
+            target=self._reap,
+            args=(asyncio.get_running_loop(),),
+            name=f"worker {process.pid}",
+            daemon=True,
+        ).start()
 
     async def wait(self) -> Exit:
         """Waits until it has ended."""
-        code = await self._process.wait()
+        await self._ended.wait()
         # A grandchild may hold the pipe open; what the worker itself wrote is there by then.
         await asyncio.wait([self._output], timeout=1.0)
-        return Exit(code, tuple(self._lines))
+        return Exit(self._process.returncode, tuple(self._lines))
 
     async def terminate(self, grace_seconds: float) -> None:
         """Ends its process group: SIGTERM, then SIGKILL after the grace period."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), grace_seconds)
+            async with asyncio.timeout(grace_seconds):
+                await self._ended.wait()
         self._signal(signal.SIGKILL)  # the group too, should the worker have left children
-        await self._process.wait()
+        await self._ended.wait()
 
     async def close(self) -> None:
         """Removes its folder and what is left of its process group."""
         self._signal(signal.SIGKILL)
-        await self._process.wait()
+        await self._ended.wait()
         self._output.cancel()
+        await asyncio.wait([self._output])
         await asyncio.to_thread(_remove, self._folder)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self.pid, number)
+
+    def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self._ended.set)
 
     async def _read_output(self) -> None:
         """Keeps the last lines, however much it writes and however long its lines are."""
-        assert self._process.stdout is not None
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
+        )
         rest = ""
-        while chunk := await self._process.stdout.read(_CHUNK_BYTES):
-            *lines, rest = (rest + chunk.decode(errors="replace")).splitlines(keepends=True) or [""]
-            if rest.endswith(("\n", "\r")):
-                lines, rest = [*lines, rest], ""
-            self._keep(lines)
-            rest = rest[-_MAX_LINE_CHARACTERS:]
-        self._keep([rest])
+        try:
+            while chunk := await reader.read(_CHUNK_BYTES):
+                lines = (rest + chunk.decode(errors="replace")).splitlines(keepends=True)
+                rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
+                self._keep(lines)
+                rest = rest[-_MAX_LINE_CHARACTERS:]
+        finally:
+            self._keep([rest])
+            transport.close()
 
     def _keep(self, lines: Sequence[str]) -> None:
         self._lines.extend(line.rstrip()[:_MAX_LINE_CHARACTERS] for line in lines if line.strip())

@@ -1,0 +1,418 @@
+"""A running trainer service around puppet workers, with a version service played by the test."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import trainer_puppet
+
+from detflow import channels
+from detflow.errors import NotFound
+from detflow.events import Bus, Header
+from detflow.interceptors import Boundary
+from detflow.postgres import Database
+from detflow.server import Service
+from detflow.settings import Settings
+from detflow.v1 import (
+    common_pb2,
+    events_pb2,
+    metrics_pb2,
+    trainer_pb2,
+    trainer_pb2_grpc,
+    training_pb2,
+    version_pb2,
+)
+from services.trainer.__main__ import MIGRATIONS, serve
+from services.trainer.attempt import Deadlines
+from services.trainer.executors.local import LocalExecutor
+from services.trainer.stall import Patience
+
+PROJECT = "projects/p"
+VERSION = f"{PROJECT}/versions/v1"
+MANIFEST = common_pb2.StoredObject(key="bundles/manifests/a.json", size_bytes=2, sha256="ab" * 32)
+PUPPET = (sys.executable, str(Path(__file__).parent / "trainer_puppet.py"))
+FAST = Deadlines(
+    tick=0.2,
+    lease=2.0,
+    grace=1.0,
+    records=3.0,
+    records_on_stop=1.0,
+    evaluation=60.0,
+    patience=Patience(provisioning=60.0, progress=60.0),
+)
+
+State = training_pb2.Training.State
+Call = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Versions:
+    """Plays the version service."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, version_pb2.Version] = {}
+        self.before_answer: Callable[[], Awaitable[None]] | None = None
+        self.put(VERSION)
+
+    def put(
+        self,
+        name: str,
+        state: "version_pb2.Version.State.ValueType" = version_pb2.Version.READY,
+    ) -> None:
+        version = version_pb2.Version(name=name, state=state)
+        if state not in (version_pb2.Version.PREPROCESSING, version_pb2.Version.FAILED):
+            version.manifest.CopyFrom(MANIFEST)
+        self.by_name[name] = version
+
+    async def GetVersion(
+        self, request: version_pb2.GetVersionRequest, context: Any
+    ) -> version_pb2.Version:
+        if request.name not in self.by_name:
+            raise NotFound(f"{request.name} does not exist")
+        version = version_pb2.Version()
+        version.CopyFrom(self.by_name[request.name])
+        if self.before_answer is not None:
+            await self.before_answer()
+        return version
+
+
+@dataclass
+class Puppet:
+    """A worker that said hello."""
+
+    bus: Bus
+    hello: dict[str, Any]
+
+    @property
+    def attempt(self) -> int:
+        return int(self.hello["attempt"])
+
+    @property
+    def pid(self) -> int:
+        return int(self.hello["pid"])
+
+    @property
+    def training(self) -> str:
+        return str(self.hello["training"])
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.hello["folder"])
+
+    async def tell(self, **order: Any) -> dict[str, Any]:
+        subject = f"test.puppet.{self.training.rsplit('/', 1)[1]}.{self.attempt}"
+        answer = await self.bus.request(subject, json.dumps(order).encode(), 10)
+        return dict(json.loads(answer))
+
+    async def started(self) -> None:
+        await self.tell(record={"started": {"firstEpoch": 1, "device": "cpu"}})
+
+    async def epoch(self, number: int, *, checkpoint: bool = True, **values: float) -> None:
+        metrics = {"attempt": self.attempt, "epoch": number, "values": values or {"lr": 0.1}}
+        record: dict[str, Any] = {"metrics": metrics}
+        if checkpoint:
+            key = f"trainings/{self.training}/{self.attempt}/checkpoint-{number:06d}.pt"
+            record["checkpoint"] = {"epoch": number, "object": trainer_puppet.stored(key)}
+        await self.tell(record={"epoch": record})
+
+    async def log(self, *lines: str) -> None:
+        await self.tell(record={"log": {"attempt": self.attempt, "lines": lines}})
+
+    async def evaluating(self) -> None:
+        await self.tell(record={"evaluating": {"weights": trainer_puppet.stored("best.pt")}})
+
+    async def finished(self) -> None:
+        predictions = {
+            "attempt": self.attempt,
+            "val": trainer_puppet.stored("predictions-val.parquet"),
+            "test": trainer_puppet.stored("predictions-test.parquet"),
+        }
+        await self.tell(record={"finished": {"predictions": predictions}})
+
+    async def failed(self, code: int, message: str) -> None:
+        status = {"code": code, "message": message}
+        await self.tell(record={"failed": {"failure": {"status": status}}})
+
+    async def finish(self) -> None:
+        """Does all that is left of a training, and exits."""
+        await self.evaluating()
+        await self.finished()
+        await self.tell(exit=0)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+
+@dataclass
+class Rig:
+    """What a test of the trainer needs."""
+
+    bus: Bus
+    db: Database
+    versions: Versions
+    settings: Settings
+    stub: "trainer_pb2_grpc.TrainerServiceAsyncStub"
+    hellos: "asyncio.Queue[Puppet]"
+    predictions: "dict[tuple[str, int], asyncio.Event]"
+    numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    async def puppet(self) -> Puppet:
+        """Waits for the next worker."""
+        return await asyncio.wait_for(self.hellos.get(), 20)
+
+    async def start(
+        self, parent: str = VERSION, request_id: str = "", **training: Any
+    ) -> training_pb2.Training:
+        message = training_pb2.Training(**{"model": "yolov8n", "epochs": 10, **training})
+        with channels.translate():
+            return await self.stub.StartTraining(
+                trainer_pb2.StartTrainingRequest(
+                    parent=parent, training=message, request_id=request_id
+                )
+            )
+
+    async def start_with(self, **hyperparameters: Any) -> training_pb2.Training:
+        message = training_pb2.Training()
+        message.hyperparameters.update(hyperparameters)
+        return await self.start(hyperparameters=message.hyperparameters)
+
+    async def get(self, name: str) -> training_pb2.Training:
+        with channels.translate():
+            return await self.stub.GetTraining(trainer_pb2.GetTrainingRequest(name=name))
+
+    async def stop(
+        self, name: str, mode: "training_pb2.StopMode.ValueType"
+    ) -> training_pb2.Training:
+        with channels.translate():
+            return await self.stub.StopTraining(
+                trainer_pb2.StopTrainingRequest(name=name, mode=mode)
+            )
+
+    async def resume(self, name: str) -> training_pb2.Training:
+        with channels.translate():
+            return await self.stub.ResumeTraining(trainer_pb2.ResumeTrainingRequest(name=name))
+
+    async def list_trainings(self, **fields: Any) -> trainer_pb2.ListTrainingsResponse:
+        with channels.translate():
+            return await self.stub.ListTrainings(
+                trainer_pb2.ListTrainingsRequest(**{"parent": VERSION, **fields})
+            )
+
+    async def watch(
+        self, name: str, cursor: str = ""
+    ) -> AsyncGenerator[trainer_pb2.WatchTrainingResponse, None]:
+        with channels.translate():
+            async for item in self.stub.WatchTraining(
+                trainer_pb2.WatchTrainingRequest(name=name, cursor=cursor)
+            ):
+                yield item
+
+    async def until(
+        self, name: str, matches: Callable[[training_pb2.Training], bool]
+    ) -> training_pb2.Training:
+        """Waits by watches for a state of a training; a watch ends at each final state."""
+        async with asyncio.timeout(25):
+            while True:
+                async with contextlib.aclosing(self.watch(name)) as stream:
+                    async for item in stream:
+                        if item.HasField("training") and matches(item.training):
+                            return item.training
+
+    async def until_state(
+        self, name: str, state: "training_pb2.Training.State.ValueType"
+    ) -> training_pb2.Training:
+        return await self.until(name, lambda training: training.state == state)
+
+    async def until_epochs(self, name: str, number: int) -> None:
+        """Waits until an epoch was accepted."""
+        async with asyncio.timeout(20), contextlib.aclosing(self.watch(name)) as stream:
+            async for item in stream:
+                if item.HasField("epoch") and item.epoch.epoch >= number:
+                    return
+                if item.HasField("training") and item.training.num_epochs_done >= number:
+                    return
+
+    async def running(self, **training: Any) -> tuple[training_pb2.Training, Puppet]:
+        """Starts a training and brings it to RUNNING."""
+        started = await self.start(**training)
+        puppet = await self.puppet()
+        await puppet.started()
+        return await self.until_state(started.name, State.RUNNING), puppet
+
+    async def evaluate(
+        self,
+        name: str,
+        split: "common_pb2.Split.ValueType",
+        *,
+        attempt: int = 1,
+        state: "metrics_pb2.Evaluation.State.ValueType" = metrics_pb2.Evaluation.SUCCEEDED,
+    ) -> None:
+        """Publishes an evaluation as the metrics service does."""
+        what = "val" if split == common_pb2.SPLIT_VAL else "test"
+        evaluation = metrics_pb2.Evaluation(
+            name=f"{name}/evaluations/{what}", state=state, split=split, attempt=attempt
+        )
+        if state == metrics_pb2.Evaluation.FAILED:
+            evaluation.failure.status.code = 15
+            evaluation.failure.status.message = "predictions are gone"
+        subject = f"detflow.v1.evaluation.{name.rsplit('/', 1)[1]}.completed"
+        await self.publish(subject, next(self.numbers), events_pb2.Event(evaluation=evaluation))
+
+    async def evaluate_both(self, name: str, *, attempt: int = 1) -> None:
+        """Measures an attempt, once its predictions are announced."""
+        async with asyncio.timeout(20):
+            await self.predictions[name.rsplit("/", 1)[1], attempt].wait()
+        await self.evaluate(name, common_pb2.SPLIT_VAL, attempt=attempt)
+        await self.evaluate(name, common_pb2.SPLIT_TEST, attempt=attempt)
+
+    async def version_event(self, what: str, seq: int, version: str = VERSION) -> None:
+        """Publishes that a version was deleted or undeleted."""
+        subject = f"detflow.v1.version.{version.rsplit('/', 1)[1]}.{what}"
+        event = events_pb2.Event(version=version_pb2.Version(name=version))
+        await self.publish(subject, seq, event)
+
+    async def publish(self, subject: str, seq: int, event: events_pb2.Event) -> None:
+        headers = {
+            Header.EVENT_ID: f"event-{next(self.numbers)}",
+            Header.SEQ: str(seq),
+            "ce-time": datetime.now(UTC).isoformat(),
+        }
+        await self.bus.publish_durable(subject, event.SerializeToString(), headers)
+
+    async def events(self, training_id: str) -> list[events_pb2.Event]:
+        """Everything the training's history says, in order."""
+        async with self.db.connection() as conn:
+            rows = await conn.fetch(
+                "select payload from outbox where resource = $1 order by seq",
+                f"training.{training_id}",
+            )
+        return [events_pb2.Event.FromString(row["payload"]) for row in rows]
+
+    async def history(self, training_id: str) -> list[str]:
+        """The states a training went through."""
+        return [
+            State.Name(event.training.state)
+            for event in await self.events(training_id)
+            if event.HasField("training")
+        ]
+
+    @contextlib.asynccontextmanager
+    async def replica(
+        self, deadlines: Deadlines = FAST
+    ) -> "AsyncIterator[trainer_pb2_grpc.TrainerServiceAsyncStub]":
+        """Runs one more trainer on the same database."""
+        async with trainer(self.settings, deadlines) as address, channels.channel(address) as c:
+            yield trainer_pb2_grpc.TrainerServiceStub(c)
+
+
+def executor(settings: Settings) -> LocalExecutor:
+    """Starts puppets instead of workers."""
+    paths = f"{Path(__file__).parent}:{Path(__file__).parent.parent}"
+    return LocalExecutor(
+        settings, command=PUPPET, environ={**os.environ, "PYTHONPATH": paths, "SECRET": "x"}
+    )
+
+
+@contextlib.asynccontextmanager
+async def trainer(settings: Settings, deadlines: Deadlines = FAST) -> AsyncIterator[str]:
+    """Runs a trainer service in this process; yields its address."""
+    service = Service("trainer", migrations=MIGRATIONS, settings=settings)
+    process = asyncio.create_task(serve(service, executor(settings), deadlines))
+    ready = asyncio.create_task(service.serving.wait())
+    await asyncio.wait({process, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    if process.done():
+        await process
+    try:
+        yield service.address
+    finally:
+        service.stop()
+        await process
+
+
+@contextlib.asynccontextmanager
+async def running(
+    *,
+    bus: Bus,
+    nats_url: str,
+    database_url: str,
+    folder: Path,
+    deadlines: Deadlines = FAST,
+    num_slots: int = 1,
+) -> AsyncIterator[Rig]:
+    """Runs a trainer and what it depends on."""
+    versions = Versions()
+    server = grpc.aio.server(interceptors=[Boundary()])
+    handlers = {
+        "GetVersion": grpc.unary_unary_rpc_method_handler(
+            versions.GetVersion,
+            version_pb2.GetVersionRequest.FromString,
+            version_pb2.Version.SerializeToString,
+        )
+    }
+    service = "detflow.v1.VersionService"
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    settings = Settings(
+        database_url=database_url,
+        nats_url=nats_url,
+        store_url=f"file://{folder}/store",
+        version_address=f"127.0.0.1:{port}",
+        data_dir=folder / "data",
+        num_cpu_slots=num_slots,
+        drain_seconds=2,
+    )
+    hellos: asyncio.Queue[Puppet] = asyncio.Queue()
+
+    async def on_hello(msg: Any) -> None:
+        hellos.put_nowait(Puppet(bus, json.loads(msg.data)))
+
+    predictions: dict[tuple[str, int], asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def on_predictions(msg: Any) -> None:
+        attempt = events_pb2.Event.FromString(msg.data).predictions.attempt
+        predictions[msg.subject.split(".")[3], attempt].set()
+
+    subscriptions = [
+        await bus.subscribe("test.puppet.hello", on_hello),
+        await bus.subscribe("detflow.v1.training.*.predictions_written", on_predictions),
+    ]
+    db = await Database.connect(database_url, "trainer", max_size=3)
+    try:
+        async with trainer(settings, deadlines) as address, channels.channel(address) as channel:
+            yield Rig(
+                bus=bus,
+                db=db,
+                versions=versions,
+                settings=settings,
+                stub=trainer_pb2_grpc.TrainerServiceStub(channel),
+                hellos=hellos,
+                predictions=predictions,
+            )
+    finally:
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
+        await db.close()
+        await server.stop(None)
+
+
+async def main() -> None:
+    """Runs a trainer with puppets as a process of its own, to be killed."""
+    settings = Settings.load()
+    service = Service("trainer", migrations=MIGRATIONS, settings=settings)
+    await serve(service, executor(settings), FAST)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,121 @@
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detflow.errors import InvalidArgument
+from services.trainer.hyperparameters import SCHEMA, Type, resolve
+from services.trainer.models import MODELS, get_model
+
+COUNT_PARAMETERS = """
+import sys, torch
+from ultralytics.nn.tasks import parse_model, yaml_model_load
+for name in sys.argv[1:]:
+    config = yaml_model_load(f"{name}.yaml") | {"nc": 80}
+    with torch.device("meta"):
+        model, _ = parse_model(config, ch=3, verbose=False)
+    print(name, sum(p.numel() for p in model.parameters() if p.requires_grad))
+"""
+
+V8N = get_model("yolov8n")
+
+
+def check(batch_size: int = 16, epochs: int = 100, **given: Any) -> dict[str, object]:
+    return dict(resolve(given, model=V8N, batch_size=batch_size, epochs=epochs))
+
+
+@pytest.mark.slow
+def test_parameter_counts_are_those_of_the_built_models() -> None:
+    """In a process of its own: torch is for workers, and here it would slow every other test."""
+    names = [model.id for model in MODELS]
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_PARAMETERS, *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    counts = {words[0]: int(words[1]) for words in lines if words and words[0] in names}
+    assert counts == {model.id: model.num_parameters for model in MODELS}
+
+
+def test_models_are_shown_as_on_the_founding_page() -> None:
+    assert [model.display_name for model in MODELS] == [
+        f"YOLO {version}{size}"
+        for version in ("v5", "v8")
+        for size in ("", " Small", " Medium", " Large", " XLarge")
+    ]
+    assert len({model.id for model in MODELS}) == len(MODELS)
+    assert {model.input_size_px for model in MODELS} == {640}
+    assert get_model("").id == "yolov5s"
+
+
+def test_unknown_model_suggests_and_lists() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        get_model("yolo8n")
+    assert "did you mean yolov8n?" in caught.value.message
+    assert all(model.id in caught.value.message for model in MODELS)
+
+
+def test_every_default_is_within_its_own_range() -> None:
+    for entry in SCHEMA:
+        for value in entry.defaults().values():
+            assert entry.check(value) is None, entry.name
+        assert (entry.minimum is None) == (entry.type in (Type.BOOLEAN, Type.CHOICE))
+        assert bool(entry.choices) == (entry.type is Type.CHOICE)
+
+
+def test_nothing_given_means_every_default() -> None:
+    values = check()
+    assert list(values) == [entry.name for entry in SCHEMA]
+    assert (values["image_size"], values["optimizer"], values["seed"]) == (640, "AdamW", 0)
+
+
+def test_nominal_batch_size_follows_the_batch_up_to_64() -> None:
+    assert check(batch_size=4)["nominal_batch_size"] == 4
+    assert check(batch_size=256)["nominal_batch_size"] == 64
+    assert check(batch_size=4, nominal_batch_size=64)["nominal_batch_size"] == 64
+
+
+def test_short_training_is_not_all_warm_up_and_no_mosaic() -> None:
+    short = check(epochs=12)
+    assert (short["warmup_epochs"], short["close_mosaic"]) == (1.2, 2)
+    assert check(epochs=12, warmup_epochs=3.0)["warmup_epochs"] == 3.0
+    long = check(epochs=200)
+    assert (long["warmup_epochs"], long["close_mosaic"]) == (3.0, 10)
+
+
+def test_whole_numbers_may_arrive_as_doubles() -> None:
+    value = check(image_size=256.0)["image_size"]
+    assert value == 256 and isinstance(value, int)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in SCHEMA])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e10, None, [], {}, "", "x"])
+def test_no_nonsense_passes(name: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check(**{name: value})
+    (violation,) = caught.value.violations
+    assert violation.field == f"training.hyperparameters.{name}"
+    assert violation.reason in ("OUT_OF_RANGE", "WRONG_TYPE")
+    assert "must be" in violation.description
+
+
+@given(st.dictionaries(st.text(max_size=8), st.floats() | st.booleans() | st.text(max_size=3)))
+def test_any_input_is_resolved_or_refused_with_a_violation_each(given: dict[str, Any]) -> None:
+    names = {entry.name for entry in SCHEMA}
+    try:
+        values = check(**given) if not {"batch_size", "epochs"} & set(given) else check()
+    except InvalidArgument as error:
+        fields = {
+            violation.field.removeprefix("training.hyperparameters.")
+            for violation in error.violations
+        }
+        assert fields >= set(given) - names
+    else:
+        assert set(values) == names
