@@ -5,6 +5,7 @@ The shared package is imported inside the fixtures: tests of pure modules need n
 
 import itertools
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
@@ -18,6 +19,8 @@ from detflow.local import nats as local_nats
 from detflow.local import postgres as local_postgres
 
 if TYPE_CHECKING:
+    from stack_rig import Stack
+
     from detflow.events import Bus
     from detflow.postgres import Database
     from detflow.store import ObjectStore
@@ -157,3 +160,14 @@ def store(tmp_path: Path) -> "ObjectStore":
     from detflow.store import ObjectStore
 
     return ObjectStore(f"file://{tmp_path / 'store'}")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Stack]":
+    """The whole stack as processes; it must end on SIGTERM and leave nothing behind."""
+    from stack_rig import end, free_base_port, start
+
+    running = start(tmp_path_factory.mktemp("data"), free_base_port())
+    yield running
+    end(running, signal.SIGTERM)
+    assert running.process.returncode == 0

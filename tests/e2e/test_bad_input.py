@@ -3,7 +3,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from e2e_rig import Stack, detflow, free_base_port
+from stack_rig import Stack, detflow, free_base_port
 
 from detflow.local.demo_data import write_dataset
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from e2e_rig import command, end, environment, free_base_port, start
+from stack_rig import command, end, environment, free_base_port, start
 
 from detflow.client import Client
 from detflow.errors import DetflowError

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from e2e_rig import Stack
+from stack_rig import Stack
 
 from detflow.local.demo_data import write_dataset
 
