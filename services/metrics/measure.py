@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import Any
 
+import orjson
 from obstore.exceptions import BaseError
 
 from detflow.errors import DataLoss, DetflowError, ResourceExhausted, Unavailable, failure
@@ -60,7 +61,7 @@ def _ground_truth(store: ObjectStore, manifest: StoredObject, split: str) -> Sto
 
 def _read_json(store: ObjectStore, obj: StoredObject) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(store.get(obj))
+        content: dict[str, Any] = orjson.loads(store.get(obj))
     except ValueError as error:
         raise DataLoss(
             f"stored object {obj.key} is no JSON; preprocess the version again",
