@@ -103,7 +103,7 @@ class Versions:
                 [message.version] if message.HasField("version") else message.snapshot.versions
             )
             version = next((version for version in changed if version.name == name), None)
-            if version is None and not message.HasField("snapshot"):
+            if version is None and (not message.HasField("snapshot") or message.snapshot.more):
                 continue
             if version is None or version.HasField("delete_time"):
                 raise NotFound(f"{name} was deleted", metadata={"version": name})

@@ -200,27 +200,33 @@ Global___Upload: _TypeAlias = Upload  # noqa: Y015
 
 @_typing.final
 class UploadArchiveRequest(_message.Message):
-    """One message of an upload: the first names the project, the others carry bytes."""
+    """One message of an upload: the first names the project, then come the bytes, the last says how many there were. An
+    upload without its last message was cut off, and is refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PARENT_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}; in the first message only."""
     chunk: _builtins.bytes
     """The next bytes of the archive; at most 1 MiB."""
+    size_bytes: _builtins.int
+    """Size of the whole archive; in the last message only."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         chunk: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "parent", b"parent", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "parent", b"parent", "part", b"part", "size_bytes", b"size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "parent", b"parent", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "parent", b"parent", "part", b"part", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["parent", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["parent", "chunk", "size_bytes"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -197,7 +197,8 @@ class Version(_message.Message):
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """PREPROCESSING -> READY -> QUEUED -> PROVISIONING -> TRAINING -> EVALUATING -> COMPLETED;
-        PREPROCESSING -> FAILED; QUEUED .. EVALUATING -> FAILED | STOPPED | PAUSED; FAILED | STOPPED | PAUSED -> QUEUED.
+        PREPROCESSING -> FAILED; QUEUED .. EVALUATING -> FAILED | STOPPED | PAUSED; FAILED | STOPPED | PAUSED -> QUEUED;
+        PROVISIONING | TRAINING | EVALUATING -> QUEUED (next attempt after a crash).
         """
 
     STATE_UNSPECIFIED: Version.State.ValueType  # 0
@@ -545,7 +546,7 @@ class WatchVersionsResponse(_message.Message):
     """Where to resume after this message."""
     @_builtins.property
     def snapshot(self) -> Global___VersionsSnapshot:
-        """Every version that is not in the trash, as it is now; the first message."""
+        """Every version that is not in the trash, as it is now; the first messages."""
 
     @_builtins.property
     def version(self) -> Global___Version:
@@ -580,18 +581,22 @@ class VersionsSnapshot(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSIONS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """The next message goes on with the snapshot; only its last part has a cursor."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
-        """Newest first."""
+        """Newest first; at most 500 in one message."""
 
     def __init__(
         self,
         *,
         versions: _abc.Iterable[Global___Version] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

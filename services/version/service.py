@@ -6,7 +6,7 @@ The methods are documented in the protos. They raise; the interceptor makes a st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeAlias
 
@@ -39,6 +39,7 @@ from services.version import domain, store
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which no handler here needs
 
+_PART = 500  # versions in one message of a snapshot: well below gRPC's 4 MiB
 _RECENT = timedelta(hours=1)  # longer than an event may wait in the outbox or the stream
 
 
@@ -227,16 +228,13 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         async with self._db.connection() as conn:
             await store.get_project(conn, project_id)
 
-        async def snapshot() -> Snapshot[version_pb2.VersionsSnapshot]:
+        async def snapshot() -> Snapshot[list[version_pb2.Version]]:
             async with self._db.transaction(isolation="repeatable_read") as conn:
                 versions = await store.list_versions(conn, project_id)
                 # Of older changes no event is still under way; deleted ones are not in the list.
                 recent = await store.list_recent_version_ids(conn, project_id, _RECENT)
                 seqs = await outbox.last_seqs(conn, [f"version.{id_}" for id_ in recent])
-            return Snapshot(
-                version_pb2.VersionsSnapshot(versions=[version_to_proto(v) for v in versions]),
-                seqs,
-            )
+            return Snapshot([version_to_proto(version) for version in versions], seqs)
 
         def of_this_project(change: Change) -> bool:
             return project_of(change.event.version.name) == project_id
@@ -247,10 +245,12 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
             snapshot=snapshot,
             matches=of_this_project,
         ):
-            response = version_pb2.WatchVersionsResponse(cursor=item.cursor)
             if isinstance(item, Snapshot):
-                response.snapshot.CopyFrom(item.value)
-            elif isinstance(item, Change):
+                for part in _parts(item.value, item.cursor):
+                    yield part
+                continue
+            response = version_pb2.WatchVersionsResponse(cursor=item.cursor)
+            if isinstance(item, Change):
                 response.version.CopyFrom(item.event.version)
             else:
                 response.heartbeat.SetInParent()
@@ -282,6 +282,20 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                 metadata={"resource": name, "state": state},
             )
         return dataset
+
+
+def _parts(
+    versions: list[version_pb2.Version], cursor: str
+) -> Iterator[version_pb2.WatchVersionsResponse]:
+    """Cuts a snapshot into messages that fit; only after the last can the watch be resumed."""
+    for start in range(0, max(len(versions), 1), _PART):
+        more = start + _PART < len(versions)
+        yield version_pb2.WatchVersionsResponse(
+            cursor="" if more else cursor,
+            snapshot=version_pb2.VersionsSnapshot(
+                versions=versions[start : start + _PART], more=more
+            ),
+        )
 
 
 async def announce(conn: Connection, version: domain.Version, what: str) -> None:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
-from detflow.local.demo_data import write_dataset
 from grpc import aio
 
 from detflow import channels
 from detflow.errors import DetflowError, Unavailable
 from detflow.events import Bus
 from detflow.local import nats, postgres
+from detflow.local.demo_data import write_dataset
 from detflow.local.process import is_free
 from detflow.local.stack import stack
 from detflow.local.supervisor import Supervisor
@@ -31,12 +31,13 @@ from detflow.v1 import (
     version_pb2,
     version_pb2_grpc,
 )
+from tests.background import running
 from tests.chaos import invariants
 
 T = TypeVar("T")
 SEED = 20
 KILLS = 20
-EPOCHS = 12
+EPOCHS = 40
 PROJECT = "projects/default"
 TARGETS = ["version", "preprocess", "trainer", "metrics", "gateway", "postgres", "nats", "worker"]
 TRANSIENT = (Unavailable,)
@@ -57,7 +58,7 @@ class Deployment:
 
     async def close(self) -> None:
         for channel in self._channels:
-            await channel.close()
+            await channel.close(None)
 
     async def patiently(self, call: Callable[[], Awaitable[T]], seconds: float = 30.0) -> T:
         """Repeats a call while the service is away; anything but UNAVAILABLE is a finding."""
@@ -173,31 +174,38 @@ async def _cause_trouble(
     training = await deployment.patiently(lambda: start(deployment, trained))
 
     seen: dict[str, list[int]] = {}
-    watching = asyncio.create_task(follow_versions(deployment, seen))
     schedule = [*(TARGETS * KILLS)[: KILLS - 2], "worker", "trainer"]
     chance.shuffle(schedule)
-    for number, target in enumerate(schedule):
-        training = await keep_going(deployment, training)
-        async with asyncio.timeout(90):
-            while not deployment.kill(target):
-                await asyncio.sleep(0.05)
+    async with running(follow_versions(deployment, seen)):
+        for number, target in enumerate(schedule):
+            training = await kill_during(deployment, target, training)
+            await create_version(deployment, dataset.name, f"during kill {number}", acknowledged)
+            await asyncio.sleep(chance.uniform(0.0, 1.5))  # moves the next kill to another moment
+        for name in acknowledged:
+            await wait_for_version(deployment, name)
+        async with asyncio.timeout(420):
+            while training.state != training_pb2.Training.SUCCEEDED:
                 training = await keep_going(deployment, training)
-        await create_version(deployment, dataset.name, f"during kill {number}", acknowledged)
-        await asyncio.sleep(chance.uniform(0.0, 1.5))  # moves the next kill to another moment
+                await asyncio.sleep(0.3)
+        final = await wait_for(
+            deployment,
+            lambda: deployment.versions.GetVersion(version_pb2.GetVersionRequest(name=trained)),
+            lambda v: v.state == version_pb2.Version.COMPLETED,
+        )
+        await check_everything(deployment, data_dir, acknowledged, training, final, seen)
 
-    for name in acknowledged:
-        await wait_for_version(deployment, name)
-    async with asyncio.timeout(420):
-        while training.state != training_pb2.Training.SUCCEEDED:
+
+async def kill_during(
+    deployment: Deployment, target: str, training: training_pb2.Training
+) -> training_pb2.Training:
+    """Kills a process as soon as there is one, while the training is under way."""
+    async with asyncio.timeout(90):
+        while True:
             training = await keep_going(deployment, training)
-            await asyncio.sleep(0.3)
-    final = await wait_for(
-        deployment,
-        lambda: deployment.versions.GetVersion(version_pb2.GetVersionRequest(name=trained)),
-        lambda v: v.state == version_pb2.Version.COMPLETED,
-    )
-    await check_everything(deployment, data_dir, acknowledged, training, final, seen)
-    watching.cancel()
+            assert training.state != training_pb2.Training.SUCCEEDED, f"no time to kill {target}"
+            if deployment.kill(target):
+                return training
+            await asyncio.sleep(0.05)
 
 
 async def check_everything(
