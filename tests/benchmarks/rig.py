@@ -1,0 +1,90 @@
+"""The real stack as processes, with a small READY version in it, for the benchmarks to load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from detflow.client import Client
+from detflow.local import stack
+from detflow.local.demo_data import write_dataset
+from detflow.local.nats import NatsServer
+from detflow.local.process import free_port, is_free
+from detflow.local.supervisor import Program
+
+_IDLE_TRAINER = Path(__file__).parent / "idle_trainer.py"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rig:
+    """A running stack.
+
+    Attributes:
+        port: Port of the gateway; version, preprocess, trainer and metrics follow.
+        client: SDK client; its calls block.
+        nats_url: Address of NATS, with its token.
+        version: Resource name of a READY version of a few images.
+    """
+
+    port: int
+    client: Client
+    nats_url: str
+    version: str
+
+
+@contextlib.asynccontextmanager
+async def running(*, idle_worker: bool = False) -> AsyncIterator[Rig]:
+    """Runs a stack in a temporary folder.
+
+    Args:
+        idle_worker: Start a worker that does nothing, so that the benchmark can play it.
+    """
+    urls: list[str] = []
+    make = stack._services
+
+    def services(data_dir: Path, port: int, cluster: Any, server: NatsServer) -> Sequence[Program]:
+        urls.append(server.url)
+        return [
+            dataclasses.replace(program, command=[sys.executable, str(_IDLE_TRAINER)])
+            if idle_worker and program.name == "trainer"
+            else program
+            for program in make(data_dir, port, cluster, server)
+        ]
+
+    port = _free_base_port()
+    with tempfile.TemporaryDirectory(prefix="detflow-bench-") as name:
+        folder = Path(name)
+        with mock.patch.object(stack, "_services", services):
+            async with stack.stack(folder / "data", port=port):
+                client = Client(f"127.0.0.1:{port}", environ={})
+                version = await asyncio.to_thread(_make_version, client, folder / "shapes")
+                yield Rig(port=port, client=client, nats_url=urls[0], version=version)
+                client.close()
+
+
+def _make_version(client: Client, folder: Path) -> str:
+    write_dataset(folder, 20)
+    dataset = client.datasets.import_(folder)
+    created = client.versions.create(dataset.name)
+    return str(client.versions.wait(created.name).name)
+
+
+def _free_base_port() -> int:
+    while True:
+        base = free_port()
+        if base < 65000 and all(is_free(base + number) for number in range(5)):
+            return base
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Returns the smallest value that at least `percent` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * int(percent * 100) // 10_000) - 1)]
