@@ -38,6 +38,7 @@ _STREAMS = {
         name=DEAD_STREAM, subjects=["detflow.dead.>"], max_age=30 * _DAY_SECONDS
     ),
 }
+_CONNECT_SECONDS = 5.0
 _REQUEST_SECONDS = 2.0
 _FETCH_SECONDS = 1.0  # a pending fetch does not wake after a server restart, so it must be short
 _ACK_WAIT_SECONDS = 30.0
@@ -79,20 +80,22 @@ class Bus:
         """
         bus = cls()
         try:
-            await bus._nc.connect(
-                url.split(","),
-                name=name,
-                connect_timeout=5,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds; fractions work
-                ping_interval=2,
-                max_outstanding_pings=2,
-                pending_size=16 << 20,
-                error_cb=bus._on_error,
-                disconnected_cb=bus._on_disconnect,
-                reconnected_cb=bus._on_reconnect,
-            )
+            # A client that reconnects forever also begins forever, so the beginning is limited here.
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await bus._nc.connect(
+                    url.split(","),
+                    name=name,
+                    connect_timeout=5,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds; fractions work
+                    ping_interval=2,
+                    max_outstanding_pings=2,
+                    pending_size=16 << 20,
+                    error_cb=bus._on_error,
+                    disconnected_cb=bus._on_disconnect,
+                    reconnected_cb=bus._on_reconnect,
+                )
         except (nats.errors.Error, OSError, TimeoutError) as error:
             await bus._nc.close()
             raise Unavailable("cannot connect to NATS; check DETFLOW_NATS_URL") from error

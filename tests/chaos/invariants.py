@@ -2,6 +2,7 @@
 
 import itertools
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import asyncpg
@@ -9,7 +10,6 @@ import orjson
 import psutil
 
 from detflow.events import EVENTS_STREAM, Bus, delivered, fetch, subscribe_from
-from detflow.local import postgres
 from detflow.store import ObjectStore
 from detflow.v1 import events_pb2, training_pb2, version_pb2
 from detflow.v1.common_pb2 import StoredObject
@@ -91,14 +91,14 @@ def check_attempts(events: Events) -> None:
                     assert event.predictions.attempt == current, resource
 
 
-async def check_outboxes(cluster: postgres.Cluster, events: Events) -> None:
+async def check_outboxes(database_urls: Mapping[str, str], events: Events) -> None:
     """I4: every event of every outbox is in the stream exactly once, in order."""
     for resource, history in events.items():
         assert [seq for seq, _, _ in history] == list(range(1, len(history) + 1)), resource
     published = {event_id for history in events.values() for _, event_id, _ in history}
     recorded = set[str]()
-    for service in postgres.SERVICES:
-        conn = await asyncpg.connect(cluster.url(service))
+    for service, url in database_urls.items():
+        conn = await asyncpg.connect(url, server_settings={"search_path": service})
         rows = await conn.fetch("select event_id, publish_time from outbox")
         dead = await conn.fetch("select * from inbox_failure where attempts >= 5")
         await conn.close()

@@ -14,7 +14,7 @@ from grpc import aio
 from detflow import channels
 from detflow.errors import DetflowError, Unavailable
 from detflow.events import Bus
-from detflow.local import nats, postgres
+from detflow.local import postgres
 from detflow.local.demo_data import write_dataset
 from detflow.local.process import is_free
 from detflow.local.stack import stack
@@ -69,6 +69,10 @@ class Deployment:
                         return await call()
                 except TRANSIENT:
                     await asyncio.sleep(0.1)
+
+    def setting(self, service: str, variable: str) -> str:
+        """Reads what a running service was told."""
+        return psutil.Process(self.supervisor.pids()[service]).environ()[variable]
 
     def worker(self) -> psutil.Process | None:
         trainer = self.supervisor.pids().get("trainer")
@@ -239,13 +243,13 @@ async def check_everything(
     )
     assert len(evaluations.evaluations) == 2
 
-    server = nats.prepare(data_dir / "nats")
-    bus = await Bus.connect(server.url, "chaos")
+    bus = await Bus.connect(deployment.setting("version", "DETFLOW_NATS_URL"), "chaos")
     events = await invariants.read_events(bus)
     await bus.close()
     invariants.check_histories(events)  # I2
     invariants.check_attempts(events)  # I3
-    await invariants.check_outboxes(postgres.prepare(data_dir / "postgres"), events)  # I4
+    urls = {name: deployment.setting(name, "DETFLOW_DATABASE_URL") for name in postgres.SERVICES}
+    await invariants.check_outboxes(urls, events)  # I4
     invariants.check_objects(  # I5
         ObjectStore((data_dir / "store").as_uri()), manifests, [training.weights]
     )
