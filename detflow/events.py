@@ -80,7 +80,7 @@ class Bus:
         """
         bus = cls()
         try:
-            # A client that reconnects forever also begins forever, so the beginning is limited here.
+            # A client that reconnects forever also begins forever: the beginning is limited here.
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await bus._nc.connect(
                     url.split(","),
