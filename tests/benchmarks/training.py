@@ -19,11 +19,7 @@ from typing import Any
 from detflow.local import nats as local_nats
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
-
-# Started as `python -m tests.benchmarks`, this folder is not on the path, as it is under pytest.
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from shapes_bundle import spec_json, write_bundle
+from tests.shapes_bundle import spec_json, write_bundle
 
 _RECIPE: Mapping[str, float | bool | str] = {
     "image_size": 128,

@@ -14,8 +14,6 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 from google.protobuf import json_format
-from shapes_bundle import CLASS_NAMES, SIZE_PX, spec_json, write_bundle
-from worker_rig import Worker, running_worker
 
 from detflow.errors import from_status
 from detflow.events import Bus
@@ -23,6 +21,8 @@ from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.training_pb2 import StopMode
 from detflow.v1.worker_pb2 import Checkpoint, LeaseResponse
+from tests.shapes_bundle import CLASS_NAMES, SIZE_PX, spec_json, write_bundle
+from tests.worker_rig import Worker, running_worker
 
 COUNTS = {"train": 21, "val": 8, "test": 3}
 TINY = {"image_size": 64, "warmup_epochs": 0, "close_mosaic": 1, "nominal_batch_size": 10}

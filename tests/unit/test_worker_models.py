@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shapes_bundle import write_bundle
 
 from detflow.errors import FailedPrecondition, InvalidArgument
 from detflow.store import ObjectStore
@@ -16,6 +15,7 @@ from detflow.v1.common_pb2 import StoredObject
 from services.trainer.worker import library
 from services.trainer.worker.bundle import Bundle, Image, fetch_bundle
 from services.trainer.worker.spec import Spec
+from tests.shapes_bundle import write_bundle
 
 IMAGE_SIZE = 64
 

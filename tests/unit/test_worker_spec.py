@@ -8,7 +8,6 @@ from pathlib import Path
 import grpc
 import obstore.exceptions
 import pytest
-from shapes_bundle import spec_json
 
 from detflow.errors import DataLoss, DetflowError, InvalidArgument
 from detflow.v1.common_pb2 import StoredObject
@@ -16,6 +15,7 @@ from detflow.v1.training_pb2 import TrainingProgress
 from services.trainer.worker.failures import explain
 from services.trainer.worker.progress import Progress
 from services.trainer.worker.spec import Spec, read_spec
+from tests.shapes_bundle import spec_json
 
 MANIFEST = StoredObject(key="bundles/manifests/a.json", size_bytes=3, sha256="ab" * 32)
 

@@ -134,6 +134,7 @@ def save_weights(store: ObjectStore, spec: Spec, weights: dict[str, Any]) -> Sto
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
+    torch.serialization.set_crc32_options(False)  # the SHA-256 beside it is the better check
     torch.save(state, buffer)
     return buffer.getvalue()
 

@@ -5,6 +5,7 @@ Call `prepare` before anything imports ultralytics or torch: they read their env
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -20,6 +21,9 @@ _ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "KMP_BLOCKTIME": "0",
 }
+# From malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MAX_KEPT_BLOCK_BYTES, _MAX_KEPT_BYTES = 1 << 30, (1 << 31) - 1
 _INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
 
 
@@ -36,6 +40,7 @@ def prepare(folder: Path) -> None:
     for name in ("ULTRALYTICS_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     _place_font(folder / "Arial.ttf")
+    _keep_freed_memory()
 
 
 def silence() -> None:
@@ -43,6 +48,17 @@ def silence() -> None:
     from ultralytics.utils import SETTINGS
 
     SETTINGS.update(dict.fromkeys(_INTEGRATIONS, False))  # type: ignore[no-untyped-call]
+
+
+def tune_cpu() -> None:
+    """Makes torch compute with one thread and take the tiniest numbers for zero, as GPUs do.
+
+    Vanishing activations and gradients of a young network are such numbers; CPUs are slow at them.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def load_nms() -> None:
@@ -63,3 +79,12 @@ def _place_font(path: Path) -> None:
     if spec is None or spec.origin is None or path.is_symlink():
         return
     path.symlink_to(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+def _keep_freed_memory() -> None:
+    """Stops glibc from returning memory to the kernel and fetching it, zeroed, in every step."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return  # another C library
+    libc.mallopt(_M_MMAP_THRESHOLD, _MAX_KEPT_BLOCK_BYTES)
+    libc.mallopt(_M_TRIM_THRESHOLD, _MAX_KEPT_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,12 +11,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import callbacks
 from ultralytics.utils.metrics import DetMetrics
 
 from detflow.errors import FailedPrecondition, InvalidArgument
+from services.trainer.worker import library
 from services.trainer.worker.bundle import Bundle
 from services.trainer.worker.data import Prefetcher, TrainDataset
 from services.trainer.worker.evaluation import EvaluationSet, Score, forward, select
@@ -123,10 +127,12 @@ class YoloTrainer(DetectionTrainer):
         self._best: dict[str, Any] = {"epoch": 0, "fitness": -1.0, "state_dict": None}
         # The library would add its telemetry and the experiment trackers it finds.
         callbacks.add_integration_callbacks = lambda instance: None
+        # Its own seeding imports torch's compiler, which takes seconds.
+        engine.init_seeds = _seed  # type: ignore[attr-defined]
         super().__init__(overrides=library_arguments(spec), _callbacks={"": []})
         self._spec = spec
         if self.device.type == "cpu":
-            torch.set_num_threads(1)
+            library.tune_cpu()
         self._setup_train()  # type: ignore[no-untyped-call]
         self.model.to(memory_format=torch.channels_last)
         self.ema.ema.to(memory_format=torch.channels_last)
@@ -188,6 +194,14 @@ class YoloTrainer(DetectionTrainer):
     def get_validator(self) -> Any:
         """Returns the names of the metrics, which is all the library needs of a validator here."""
         return SimpleNamespace(metrics=DetMetrics())
+
+    def build_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Builds the library's optimizer, in the form that updates all weights in one pass."""
+        optimizer = super().build_optimizer(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.SGD):  # AdamW is an Adam
+            for group in optimizer.param_groups:
+                group |= {"fused": True, "foreach": False}
+        return optimizer
 
     # The loop.
 
@@ -363,6 +377,13 @@ def _bf16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _seed(seed: int = 0, deterministic: bool = False) -> None:
+    """Seeds what the augmentations and the weights are drawn from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _not_finite(name: str, epoch: int, learning_rate: float) -> FailedPrecondition:
