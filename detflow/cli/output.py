@@ -10,9 +10,11 @@ import orjson
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from detflow.errors import DetflowError
 
@@ -101,23 +103,28 @@ class Bar:
         self._silent = silent
         self._stage = ""
         self._tenth = -1
-        self._live: Progress | None = None
-        self._task = TaskID(0)
+        self._live: Live | None = None
         if sys.stdout.isatty() and not silent:
-            self._live = Progress(
+            self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=None),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[details]}"),
+                expand=True,
+            )
+            self._task = self._progress.add_task("", total=100.0)
+            self._details = Text()
+            # What is said beside the bar has a line of its own: a narrow terminal keeps both.
+            self._live = Live(
+                Group(self._progress, self._details),
                 console=Console(highlight=False),
                 transient=True,
+                refresh_per_second=8,
             )
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
-            self._task = self._live.add_task("", total=100.0, details="")
         return self
 
     def __exit__(
@@ -134,12 +141,10 @@ class Bar:
         if self._silent:
             return
         if self._live is not None:
-            self._live.update(
-                self._task,
-                description=escape(printable(stage)),
-                completed=percent,
-                details=escape(printable(details)),
+            self._progress.update(
+                self._task, description=escape(printable(stage)), completed=percent
             )
+            self._details.plain = printable(details)
             return
         tenth = int(percent // 10)
         if stage != self._stage or tenth > self._tenth:
