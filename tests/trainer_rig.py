@@ -50,6 +50,7 @@ FAST = Deadlines(
     records=3.0,
     records_on_stop=1.0,
     evaluation=60.0,
+    sweep=0.2,
     patience=Patience(provisioning=60.0, progress=60.0),
 )
 
@@ -314,6 +315,15 @@ class Rig:
         """Runs one more trainer on the same database."""
         async with trainer(self.settings, deadlines) as address, channels.channel(address) as c:
             yield trainer_pb2_grpc.TrainerServiceStub(c)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
+    """Waits for what announces itself to nobody: the end of a stranger's process, a file, a row."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(0.05)
 
 
 def executor(settings: Settings) -> LocalExecutor:

@@ -39,6 +39,7 @@ class Deadlines:
         records: For records of a worker that has ended to be applied.
         records_on_stop: The same while a user waits.
         evaluation: From the predictions to their evaluations.
+        sweep: Between two looks for checkpoints to delete.
         patience: For progress.
     """
 
@@ -48,6 +49,7 @@ class Deadlines:
     records: float = 30.0
     records_on_stop: float = 2.0
     evaluation: float = 600.0
+    sweep: float = 5.0
     patience: Patience = field(default_factory=Patience)
 
     @property

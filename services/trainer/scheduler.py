@@ -24,7 +24,6 @@ from services.trainer.executors import Executor
 log = telemetry.get_logger(__name__)
 
 _CHANNEL = "training"
-_SWEEP_SECONDS = 5.0
 _DRAIN_SECONDS = 15.0
 
 
@@ -151,7 +150,7 @@ class Scheduler:
 
     async def _sweep(self) -> None:
         """Deletes checkpoints that no attempt will go on from: first the object, then its row."""
-        if time.monotonic() - self._swept < _SWEEP_SECONDS:
+        if time.monotonic() - self._swept < self._deadlines.sweep:
             return
         self._swept = time.monotonic()
         async with self._db.connection() as conn:
