@@ -36,8 +36,8 @@ class Rig:
     """Clients of the service under test."""
 
     service: Service
-    datasets: dataset_pb2_grpc.DatasetServiceStub
-    preprocessings: preprocess_pb2_grpc.PreprocessServiceStub
+    datasets: "dataset_pb2_grpc.DatasetServiceAsyncStub"
+    preprocessings: "preprocess_pb2_grpc.PreprocessServiceAsyncStub"
     bus: Bus
 
     async def upload(self, data: bytes, project: str = PROJECT) -> dataset_pb2.Upload:
@@ -154,7 +154,7 @@ async def running(
         nats_url=nats_url,
         store_url=f"file://{folder}/store",
         data_dir=folder / "data",
-        preprocess_processes=2,
+        preprocess_processes=1,
         max_upload_bytes=max_upload_bytes,
         drain_seconds=1.0,
         log_level="error",
@@ -192,3 +192,10 @@ def states(responses: Iterable[preprocess_pb2.WatchPreprocessingResponse]) -> li
         for r in responses
         if r.HasField("preprocessing")
     ]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for something that no event tells of, such as a file that disappears."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

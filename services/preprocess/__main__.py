@@ -1,13 +1,14 @@
 """Entry point of the preprocess service."""
 
-import asyncio
 from pathlib import Path
 
 from detflow.server import Service, run
+from detflow.tasks import cancel_all
 from detflow.v1.dataset_pb2_grpc import add_DatasetServiceServicer_to_server
 from detflow.v1.preprocess_pb2_grpc import add_PreprocessServiceServicer_to_server
 from services.preprocess.archive import Limits
 from services.preprocess.consumer import VersionEvents
+from services.preprocess.garbage import GarbageCollector
 from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline
 from services.preprocess.pool import WorkerPool
@@ -42,17 +43,17 @@ async def serve(s: Service, limits: Limits) -> None:
         ),
     )
     s.add(add_PreprocessServiceServicer_to_server, PreprocessService(db=s.db, watcher=s.watcher))
-    work = [
+    s.spawn(VersionEvents(pipeline.loop.wake).consumer(s.bus, s.db).run(), "consumer")
+    garbage = GarbageCollector(db=s.db, store=s.store)
+    work = {
         s.spawn(importer.loop.run(), "importer"),
         s.spawn(pipeline.loop.run(), "pipeline"),
-        s.spawn(VersionEvents(pipeline.loop.wake).consumer(s.bus, s.db).run(), "consumer"),
-    ]
+        s.spawn(garbage.loop.run(), "garbage"),
+    }
     try:
         await s.serve()
     finally:  # claims are given back before the connections close
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
+        await cancel_all(work)
         await pool.close()
         scratch.close()
 

@@ -12,8 +12,7 @@ from detflow.names import last_segment
 from detflow.postgres import Connection
 from detflow.v1.common_pb2 import StoredObject
 from services.preprocess.bundle import StoredShard
-from services.preprocess.domain import Preprocessing, PreprocessingState
-from services.preprocess.store import LEASE_SECONDS
+from services.preprocess.domain import LEASE_SECONDS, Preprocessing, PreprocessingState
 
 _PREPROCESSING = """
   version_id, version_name, dataset_id, recipe, state, revision, num_images, manifest, failure,

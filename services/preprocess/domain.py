@@ -20,6 +20,9 @@ EDGE_TOLERANCE_PX = 1.0
 ROUNDING_PX = 0.01
 """Clipping less than this is rounding of the label file and not worth a warning."""
 
+LEASE_SECONDS = 8.0
+"""How long a claim lasts without renewal; work of a killed process starts again after it."""
+
 
 class DatasetState(StrEnum):
     """IMPORTING -> READY | FAILED."""

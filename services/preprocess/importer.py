@@ -47,6 +47,8 @@ from services.preprocess.domain import (
 )
 from services.preprocess.formats import Format, Layout, find_layout
 from services.preprocess.formats.layout import MAX_CLASSES
+from services.preprocess.garbage import empty
+from services.preprocess.garbage_store import insert_garbage_unless_used
 from services.preprocess.leases import (
     MAX_FAILURES,
     RETRY_SECONDS,
@@ -89,8 +91,7 @@ class Importer:
         self.loop = WorkLoop("importer", self.step)
 
     async def step(self) -> bool:
-        """Imports the next dataset and removes garbage; False if there is no dataset to import."""
-        await self._remove_garbage()
+        """Imports the next dataset; False if there is none to import."""
         claim = new_id()
         async with self._db.transaction() as conn:
             dataset = await sql.claim_dataset(conn, claim)
@@ -156,7 +157,7 @@ class Importer:
     async def _discard(self, dataset: Dataset, claim: str) -> None:
         """Marks what this claim stored as garbage, unless the import was completed after all."""
         async with self._db.connection() as conn:
-            await sql.insert_garbage_unless_used(
+            await insert_garbage_unless_used(
                 conn, dataset.id, f"{dataset_prefix(dataset.id)}/{claim}"
             )
 
@@ -164,7 +165,8 @@ class Importer:
         """Does the import; raises a DetflowError that says all that is wrong with the archive."""
         progress = ProgressReporter(self._bus, f"detflow.progress.dataset.{dataset.id}")
         await progress.update("download")
-        await asyncio.to_thread(self._empty, dataset_prefix(dataset.id), f"/{claim}/")
+        prefix = dataset_prefix(dataset.id)
+        await asyncio.to_thread(empty, self._store, prefix, f"{prefix}/{claim}/")
         archive = folder / "archive.zip"
         await asyncio.to_thread(self._store.download, await self._upload_of(dataset), archive)
         await progress.update("read")
@@ -194,9 +196,7 @@ class Importer:
                     num_classes=len(layout.class_names) if layout.class_names else None,
                     samples=group,
                     store_url=self._store.url,
-                    shard_key=f"{dataset_prefix(dataset.id)}/{claim}/{number:05d}.tar"
-                    if keep
-                    else "",
+                    shard_key=f"{prefix}/{claim}/{number:05d}.tar" if keep else "",
                     scratch=folder,
                 )
 
@@ -257,20 +257,6 @@ class Importer:
                 raise ClaimLost
             await _append(conn, ready, "imported")
         log.info("dataset imported", dataset=dataset.name, images=statistics.num_images)
-
-    async def _remove_garbage(self) -> None:
-        async with self._db.connection() as conn:
-            prefixes = await sql.list_garbage(conn)
-        for prefix in prefixes:
-            await asyncio.to_thread(self._empty, prefix)
-            async with self._db.connection() as conn:
-                await sql.delete_garbage(conn, prefix)
-
-    def _empty(self, prefix: str, keep: str = "") -> None:
-        """Deletes the objects under a prefix, but not those whose key contains `keep`."""
-        for key in list(self._store.list(prefix)):
-            if not keep or keep not in key:
-                self._store.delete(key)
 
 
 def _listed(problems: Iterable[Problem]) -> ProblemList:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from detflow import telemetry
 from detflow.errors import Unavailable
-from services.preprocess.store import LEASE_SECONDS
+from detflow.tasks import cancel_all
+from services.preprocess.domain import LEASE_SECONDS
 
 log = telemetry.get_logger(__name__)
 
@@ -51,8 +53,9 @@ async def while_leased(renew: Callable[[], Awaitable[bool]], work: Coroutine[Any
                 raise ClaimLost
     finally:
         if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_all([cast("asyncio.Task[None]", task)])
+            if not task.cancelled():  # it failed while it was ending; the caller has its own reason
+                log.info("abandoned work failed", error=repr(task.exception()))
 
 
 class WorkLoop:
@@ -81,7 +84,6 @@ class WorkLoop:
                     continue
             except Unavailable as error:
                 log.warning("work waits", loop=self._name, error=str(error))
-            try:
-                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wake.wait()

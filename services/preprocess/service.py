@@ -59,7 +59,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         watcher: Fan-out of events.
         scratch: Where uploads are collected.
         max_upload_bytes: Largest archive that is accepted.
-        wake: Awaited when there is a dataset to import, or garbage.
+        wake: Awaited when there is a dataset to import.
     """
 
     def __init__(
@@ -202,7 +202,6 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                 conn, project_of(request.name), last_segment(request.name)
             )
             await _append(conn, dataset, "deleted")
-        await self._wake()
         log.info("dataset deleted", dataset=request.name)
         return dataset_pb2.DeleteDatasetResponse()
 

@@ -11,6 +11,7 @@ import asyncpg
 from detflow.errors import AlreadyExists, FailedPrecondition, NotFound
 from detflow.postgres import Connection
 from services.preprocess.domain import (
+    LEASE_SECONDS,
     Dataset,
     DatasetState,
     Image,
@@ -20,9 +21,7 @@ from services.preprocess.domain import (
     Upload,
     dataset_prefix,
 )
-
-LEASE_SECONDS = 12.0
-"""How long a claim lasts without renewal; work of a killed process starts again after it."""
+from services.preprocess.garbage_store import insert_garbage
 
 _DATASET = """
   id, project_id, display_name, state, upload_id, skip_invalid, wanted_format, format, class_names,
@@ -361,33 +360,3 @@ async def list_images(conn: Connection, dataset_id: str, positions: Sequence[int
         )
         for row in rows
     ]
-
-
-async def insert_garbage(conn: Connection, prefix: str) -> None:
-    """Marks the objects under a prefix to be deleted."""
-    await conn.execute("insert into garbage (prefix) values ($1) on conflict do nothing", prefix)
-
-
-async def insert_garbage_unless_used(conn: Connection, dataset_id: str, prefix: str) -> None:
-    """Marks the objects under a prefix to be deleted, unless images of the dataset are there."""
-    await conn.execute(
-        """
-        insert into garbage (prefix)
-        select $2 where not exists (
-          select 1 from image where dataset_id = $1 and starts_with(shard_key, $2 || '/')
-        )
-        on conflict do nothing
-        """,
-        dataset_id,
-        prefix,
-    )
-
-
-async def list_garbage(conn: Connection) -> list[str]:
-    """Reads the prefixes that are to be emptied."""
-    return [row["prefix"] for row in await conn.fetch("select prefix from garbage limit 100")]
-
-
-async def delete_garbage(conn: Connection, prefix: str) -> None:
-    """Forgets a prefix that is empty now."""
-    await conn.execute("delete from garbage where prefix = $1", prefix)

@@ -1,10 +1,10 @@
 """The real data set: blood cells in Pascal VOC layout with two boxes without area."""
 
 import pytest
-from preprocess_rig import DatasetState, Rig, reasons, rig
-from preprocess_samples import BCCD
 
 from detflow.v1 import dataset_pb2
+from tests.preprocess_rig import DatasetState, Rig, reasons, rig
+from tests.preprocess_samples import BCCD
 
 __all__ = ["rig"]
 

@@ -7,10 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from preprocess_samples import jpeg, pack
 
 from services.preprocess.archive import ArchiveError, Limits, list_entries, read_entry
 from services.preprocess.domain import InvalidData, Reason
+from tests.preprocess_samples import jpeg, pack
 
 SMALL = Limits(entries=20, total_bytes=1 << 20, entry_bytes=1 << 19, ratio=20, free_bytes=1 << 16)
 
@@ -132,8 +132,11 @@ def test_what_is_no_zip_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises((ArchiveError, InvalidData)) as caught:
         unpack_all(tmp_path, data)
     error = caught.value
-    problem = error.problem if isinstance(error, InvalidData) else error.problems.first()[0]
-    assert problem.reason is Reason.CORRUPT_ARCHIVE
+    if isinstance(error, ArchiveError):
+        assert error.problems.first()[0].reason is Reason.CORRUPT_ARCHIVE
+    else:
+        assert isinstance(error, InvalidData)
+        assert error.problem.reason is Reason.CORRUPT_ARCHIVE
 
 
 def test_an_archive_without_files_is_refused(tmp_path: Path) -> None:

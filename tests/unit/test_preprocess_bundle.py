@@ -9,7 +9,6 @@ import numpy as np
 import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
-from preprocess_samples import encode, jpeg, picture, with_orientation
 
 from services.preprocess.augment import Augmentation
 from services.preprocess.bundle import (
@@ -21,6 +20,7 @@ from services.preprocess.bundle import (
     transform_image,
 )
 from services.preprocess.domain import Image
+from tests.preprocess_samples import encode, jpeg, picture, with_orientation
 
 ALL = tuple(Augmentation)
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import pytest
-from preprocess_samples import DATA_YAML, voc_xml
 
 from services.preprocess.domain import InvalidData, Reason
 from services.preprocess.formats import Format, Labels, Layout, find_layout, parse_labels
+from tests.preprocess_samples import DATA_YAML, voc_xml
 
 ROW = b"0 0.5 0.5 0.25 0.5\n"
 XML = voc_xml(("cell", 1, 2, 10, 20))

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from preprocess_samples import encode, jpeg, picture, with_orientation
 
 from services.preprocess import images
 from services.preprocess.domain import InvalidData, Reason
 from services.preprocess.headers import ImageKind, read_header
+from tests.preprocess_samples import encode, jpeg, picture, with_orientation
 
 EXTENSIONS = [".jpg", ".png", ".bmp", ".webp", ".tiff"]
 

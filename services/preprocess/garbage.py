@@ -1,0 +1,56 @@
+"""Deleting from the object store what nothing points to any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from obstore.exceptions import BaseError
+
+from detflow import telemetry
+from detflow.postgres import Database
+from detflow.store import ObjectStore
+from services.preprocess import garbage_store as sql
+from services.preprocess.leases import WorkLoop
+
+log = telemetry.get_logger(__name__)
+
+_OLD_UPLOADS_SECONDS = 600.0
+
+
+class GarbageCollector:
+    """Empties the prefixes that were marked; several processes may do so side by side."""
+
+    def __init__(self, *, db: Database, store: ObjectStore) -> None:
+        self._db = db
+        self._store = store
+        self._next_old_uploads = 0.0
+        self.loop = WorkLoop("garbage", self.step)
+
+    async def step(self) -> bool:
+        """Empties what is marked now; always False, so that the loop waits before the next look."""
+        if time.monotonic() >= self._next_old_uploads:
+            self._next_old_uploads = time.monotonic() + _OLD_UPLOADS_SECONDS
+            async with self._db.transaction() as conn:
+                await sql.delete_old_uploads(conn)
+        async with self._db.connection() as conn:
+            prefixes = await sql.list_garbage(conn)
+        for prefix in prefixes:
+            try:
+                await asyncio.to_thread(empty, self._store, prefix)
+            except BaseError as error:  # the object store is away: the mark stays
+                log.warning("garbage waits", prefix=prefix, error=str(error))
+                break
+            async with self._db.connection() as conn:
+                await sql.delete_garbage(conn, prefix)
+        return False
+
+
+def empty(store: ObjectStore, prefix: str, keep: str = "") -> None:
+    """Deletes an object, or those under it whose key does not begin with `keep`."""
+    keys = list(store.list(prefix))
+    if not keys and store.exists(prefix):
+        keys = [prefix]
+    for key in keys:
+        if not keep or not key.startswith(keep):
+            store.delete(key)
