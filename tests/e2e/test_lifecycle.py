@@ -10,7 +10,9 @@ from stack_rig import command, end, environment, free_base_port, start
 
 from detflow.client import Client
 from detflow.errors import DetflowError
+from detflow.local.demo_data import write_dataset
 from detflow.local.running import running
+from detflow.v1 import training_pb2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -30,6 +32,42 @@ def test_killed_stack_leaves_nothing_and_starts_again_with_its_data(tmp_path: Pa
     finally:
         end(second, signal.SIGINT)
     assert second.process.returncode == 0
+
+
+def test_training_goes_on_after_the_whole_stack_was_killed(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shapes", 24)
+    port = free_base_port()
+    first = start(tmp_path / "data", port)
+    with Client(f"127.0.0.1:{port}") as client:
+        dataset = client.datasets.import_(tmp_path / "shapes")
+        version = client.versions.wait(client.versions.create(dataset.name).name)
+        training = client.trainings.start(
+            version.name,
+            model="yolov8n",
+            batch_size=8,
+            epochs=300,
+            hyperparameters={"image_size": 32},
+        )
+        for message in client.trainings.watch(training.name):
+            if message.HasField("epoch") and message.epoch.epoch >= 2:
+                break
+    end(first, signal.SIGKILL)  # checks that the worker is gone too
+    second = start(tmp_path / "data", port)
+    try:
+        with Client(f"127.0.0.1:{port}") as client:
+            for message in client.trainings.watch(training.name):
+                if message.HasField("epoch") and message.epoch.attempt == 2:
+                    assert message.epoch.epoch >= 3
+                    break
+            client.trainings.stop(training.name, mode="discard")
+            *_, last = client.trainings.watch(training.name)
+            assert last.training.state == training_pb2.Training.STOPPED
+            box = next(
+                s for s in client.metrics.series(training.name) if s.name == "train/box_loss"
+            )
+            assert list(box.epochs) == [*range(1, len(box.epochs) + 1)]
+    finally:
+        end(second, signal.SIGTERM)
 
 
 def test_killed_service_is_started_again_and_watches_go_on(tmp_path: Path) -> None:
