@@ -19,11 +19,10 @@ from detflow.local import nats as local_nats
 from detflow.local import postgres as local_postgres
 
 if TYPE_CHECKING:
-    from stack_rig import Stack
-
     from detflow.events import Bus
     from detflow.postgres import Database
     from detflow.store import ObjectStore
+    from tests.stack_rig import Stack
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -165,7 +164,7 @@ def store(tmp_path: Path) -> "ObjectStore":
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Stack]":
     """The whole stack as processes; it must end on SIGTERM and leave nothing behind."""
-    from stack_rig import end, free_base_port, start
+    from tests.stack_rig import end, free_base_port, start
 
     running = start(tmp_path_factory.mktemp("data"), free_base_port())
     yield running

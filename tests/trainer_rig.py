@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import trainer_puppet
 
 from detflow import channels
 from detflow.errors import NotFound
@@ -38,6 +37,7 @@ from services.trainer.__main__ import MIGRATIONS, serve
 from services.trainer.attempt import Deadlines
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.stall import Patience
+from tests import trainer_puppet
 
 PROJECT = "projects/p"
 VERSION = f"{PROJECT}/versions/v1"

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_rig import Rig, running
 
 from gateway.routes import ANY, bindings
+from tests.gateway_rig import Rig, running
 
 BINDINGS = list(bindings())
 NUM_REQUESTS = 3000

@@ -6,7 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_rig import Rig, details, failing, running
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
@@ -14,6 +13,7 @@ from grpc_status import rpc_status
 from detflow import errors
 from detflow.v1 import project_pb2, trainer_pb2, training_pb2, version_pb2
 from gateway.routes import ANY, Binding, bindings
+from tests.gateway_rig import Rig, details, failing, running
 
 V = "/v1/projects/p/versions/v"
 JSON = {"content-type": "application/json"}

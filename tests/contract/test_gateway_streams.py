@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_rig import Rig, details, running
 
 from detflow import errors
 from detflow.v1 import common_pb2, trainer_pb2, training_pb2
 from gateway import stream
+from tests.gateway_rig import Rig, details, running
 
 WATCH = "/v1/projects/p/versions/v/trainings/t:watch"
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_rig import Rig, details, running
 
 from detflow import errors
 from detflow.v1 import dataset_pb2
 from gateway import app, upload
+from tests.gateway_rig import Rig, details, running
 
 PATH = "/v1/projects/p/uploads"
 ZIP = {"content-type": "application/zip"}

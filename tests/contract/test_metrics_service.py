@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
 
 from detflow import channels, names
 from detflow.errors import DetflowError, InvalidArgument, NotFound, from_status
@@ -17,6 +16,7 @@ from detflow.store import ObjectStore
 from detflow.v1 import events_pb2, metrics_pb2, metrics_pb2_grpc, training_pb2
 from detflow.v1.common_pb2 import StoredObject
 from services.metrics.__main__ import MIGRATIONS, wire
+from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
 
 Stub: TypeAlias = "metrics_pb2_grpc.MetricsServiceAsyncStub"  # known to type checkers only
 Responses = list[metrics_pb2.WatchMetricsResponse]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_rig import PROJECT, VERSION, Rig, State, running
 
 from detflow import channels
 from detflow.errors import (
@@ -27,6 +26,7 @@ from detflow.v1.training_pb2 import (
     STOP_MODE_UNSPECIFIED,
 )
 from services.trainer.hyperparameters import SCHEMA
+from tests.trainer_rig import PROJECT, VERSION, Rig, State, running
 
 Version = version_pb2.Version
 

@@ -3,9 +3,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from stack_rig import Stack, detflow, free_base_port
 
 from detflow.local.demo_data import write_dataset
+from tests.stack_rig import Stack, detflow, free_base_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

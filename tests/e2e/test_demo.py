@@ -2,9 +2,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stack_rig import detflow, free_base_port
 
 from detflow.local.running import running
+from tests.stack_rig import detflow, free_base_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stack_rig import command, end, environment, free_base_port, start
 
 from detflow.client import Client
 from detflow.errors import DetflowError
 from detflow.local.demo_data import write_dataset
 from detflow.local.running import running
 from detflow.v1 import training_pb2
+from tests.stack_rig import command, end, environment, free_base_port, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

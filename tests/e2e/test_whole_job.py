@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from stack_rig import Stack
 
 from detflow.local.demo_data import write_dataset
+from tests.stack_rig import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_rig import Backend
 
 from detflow.v1 import trainer_pb2
+from tests.gateway_rig import Backend
 
 MIB = 1 << 20
 WATCH = "/v1/projects/p/versions/v/trainings/t:watch"

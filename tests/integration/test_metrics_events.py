@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
 
 from detflow import names
 from detflow.errors import from_status
@@ -26,6 +25,7 @@ from services.metrics import store as tables
 from services.metrics.consumer import CONSUMER, SUBJECTS, Bell, TrainingEvents
 from services.metrics.domain import Evaluation
 from services.metrics.evaluator import MAX_TRIES, Evaluator
+from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
 
 MakeDatabase = Callable[[str], Awaitable[Database]]
 TRUTH = ground_truth(1, 1, [(1, 0, [0, 0, 40, 40], 0)])

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-import trainer_rig
 from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2
-from trainer_rig import FAST, PROJECT, VERSION, Puppet, Rig, State, eventually
 
 from detflow.errors import FailedPrecondition, NotFound
 from detflow.events import Bus
@@ -28,6 +26,8 @@ from detflow.v1.training_pb2 import (
 )
 from services.trainer.attempt import Deadlines
 from services.trainer.stall import Patience
+from tests import trainer_rig
+from tests.trainer_rig import FAST, PROJECT, VERSION, Puppet, Rig, State, eventually
 
 
 class MakeRig(Protocol):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from trainer_rig import FAST, MANIFEST, PROJECT, Rig, State, executor, running
 
 from detflow import channels
 from detflow.errors import AlreadyExists, FailedPrecondition
@@ -16,6 +15,7 @@ from detflow.v1 import common_pb2, events_pb2, metrics_pb2, trainer_pb2, trainin
 from detflow.v1.common_pb2 import StoredObject
 from services.trainer import attempts, consumer, domain, store
 from services.trainer.attempt import Attempt
+from tests.trainer_rig import FAST, MANIFEST, PROJECT, Rig, State, executor, running
 
 ROUNDS = 50
 OWNER = "owner of the test"

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from metrics_fakes import Row, ground_truth, parquet
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,6 +16,7 @@ from detflow.errors import DataLoss
 from services.metrics import evaluate as subject
 from services.metrics.domain import Measurement, OperatingPoint
 from services.metrics.evaluate import evaluate
+from tests.metrics_fakes import Row, ground_truth, parquet
 
 
 def random_case(
