@@ -179,7 +179,7 @@ def read_entry(file: BinaryIO, entry: Entry, limits: Limits) -> bytes:
 
 def check_name(name: str) -> Problem | None:
     """Says what is wrong with an entry's name, if anything; names are never repaired."""
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+    if not name.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
         return Problem(
             name.encode("unicode_escape").decode(),
             Reason.BAD_NAME,

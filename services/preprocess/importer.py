@@ -16,7 +16,6 @@ from pathlib import Path
 from detflow import outbox, telemetry
 from detflow.errors import (
     DetflowError,
-    Internal,
     InvalidArgument,
     Unavailable,
     failure,
@@ -54,6 +53,7 @@ from services.preprocess.leases import (
     RETRY_SECONDS,
     ClaimLost,
     WorkLoop,
+    tell,
     while_leased,
 )
 from services.preprocess.messages import dataset_event, refusal
@@ -133,8 +133,7 @@ class Importer:
         if dataset.num_failures + 1 < MAX_FAILURES:
             await self._release(dataset, claim, failed=True, delay_seconds=RETRY_SECONDS)
             return
-        told = error if isinstance(error, WorkerDied) else Internal("internal error in the import")
-        await self._fail(dataset, claim, told)
+        await self._fail(dataset, claim, tell(error, "import"))
 
     async def _fail(self, dataset: Dataset, claim: str, error: DetflowError) -> None:
         async with self._db.transaction() as conn:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from detflow import telemetry
-from detflow.errors import Unavailable
+from detflow.errors import DetflowError, Internal, ResourceExhausted, Unavailable
 from detflow.tasks import cancel_all
 from services.preprocess.domain import LEASE_SECONDS
 
@@ -20,6 +21,23 @@ MAX_FAILURES = 3
 """Unexpected failures of one piece of work before it is given up."""
 
 T = TypeVar("T")
+
+
+def tell(error: Exception, work: str) -> DetflowError:
+    """Says on a resource why its work was given up.
+
+    Args:
+        error: What went wrong, for the last time.
+        work: What was being done, e.g. "import".
+    """
+    if isinstance(error, DetflowError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return ResourceExhausted(
+            f"no space is left on the server for the {work}; free some and begin again",
+            reason="DISK_FULL",
+        )
+    return Internal(f"internal error in the {work}; the log of the preprocess service has it")
 
 
 class ClaimLost(Exception):

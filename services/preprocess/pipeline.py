@@ -20,7 +20,6 @@ from detflow import outbox, telemetry
 from detflow.errors import (
     DetflowError,
     FailedPrecondition,
-    Internal,
     Unavailable,
     failure,
 )
@@ -47,6 +46,7 @@ from services.preprocess.leases import (
     RETRY_SECONDS,
     ClaimLost,
     WorkLoop,
+    tell,
     while_leased,
 )
 from services.preprocess.messages import preprocessing_event, transform_of
@@ -126,13 +126,7 @@ class Pipeline:
             if not final and preprocessing.num_failures + 1 < MAX_FAILURES:
                 await release(failed=True, delay_seconds=RETRY_SECONDS)
                 return
-            await self._fail(
-                preprocessing,
-                claim,
-                error
-                if isinstance(error, DetflowError)
-                else Internal("internal error in the preprocessing"),
-            )
+            await self._fail(preprocessing, claim, tell(error, "preprocessing"))
 
     async def _fail(self, preprocessing: Preprocessing, claim: str, error: DetflowError) -> None:
         async with self._db.transaction() as conn:

@@ -112,7 +112,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, requests: AsyncIterator[dataset_pb2.UploadArchiveRequest], path: Path
     ) -> str:
         """Writes the chunks of an upload to a file; returns the project id."""
-        parent, size_bytes = "", 0
+        parent, size_bytes, end = "", 0, -1
         file: BinaryIO = await asyncio.to_thread(path.open, "wb")
         try:
             async for request in requests:
@@ -121,6 +121,9 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                     raise _bad_field("parent", "name the project in the first message only")
                 if part == "parent":
                     parent = request.parent
+                    continue
+                if part == "size_bytes":
+                    end = request.size_bytes
                     continue
                 size_bytes += len(request.chunk)
                 if size_bytes > self._max_upload_bytes:
@@ -132,6 +135,13 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                 await asyncio.to_thread(file.write, request.chunk)
         finally:
             await asyncio.to_thread(file.close)
+        # A cancelled call can look like one that has ended, so the end is said explicitly.
+        if end != size_bytes:
+            raise InvalidArgument(
+                f"the upload was cut off after {size_bytes} bytes: its last message must give its"
+                " size; send the archive again",
+                reason=Reason.INCOMPLETE_UPLOAD,
+            )
         if not size_bytes:
             raise InvalidArgument(
                 "the upload holds no bytes; send the archive", reason=Reason.CORRUPT_ARCHIVE

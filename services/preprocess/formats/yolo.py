@@ -37,7 +37,7 @@ _LABEL_FOLDERS = frozenset({"labels"})
 _YAML_STEMS = frozenset({"data", "dataset", "obj", "custom"})
 _CLASS_FILES = frozenset({"classes.txt", "obj.names", "classes.names", "_darknet.labels"})
 _NO_LABELS = frozenset(
-    {"classes", "train", "val", "valid", "test", "predefined_classes", "notes", "license"}
+    "classes labels names train val valid test predefined_classes notes license".split()
 )
 _MAX_YAML_BYTES = 256 << 10
 _MAX_YAML_DEPTH = 10

@@ -33,9 +33,11 @@ create table dataset (
   claim                 text,
   lease_expires         timestamptz,
   num_failures          int not null default 0,        -- of the import itself, not of its data
-  constraint dataset_display_name unique (project_id, display_name),
   constraint dataset_request_id unique (project_id, request_id)
 );
+-- A failed import keeps its name for the record, and leaves it to the next try.
+create unique index dataset_display_name on dataset (project_id, display_name)
+  where state <> 'FAILED';
 create index dataset_list on dataset (project_id, id desc);
 create index dataset_to_import on dataset (id) where state = 'IMPORTING';
 
