@@ -35,6 +35,7 @@ from detflow.v1 import (
 )
 from services.trainer.__main__ import MIGRATIONS, serve
 from services.trainer.attempt import Deadlines
+from services.trainer.executors import Executor
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.stall import Patience
 from tests import trainer_puppet
@@ -51,7 +52,7 @@ FAST = Deadlines(
     records_on_stop=1.0,
     evaluation=60.0,
     sweep=0.2,
-    patience=Patience(provisioning=60.0, progress=60.0),
+    patience=Patience(),
 )
 
 State = training_pb2.Training.State
@@ -175,7 +176,9 @@ class Rig:
     async def start(
         self, parent: str = VERSION, request_id: str = "", **training: Any
     ) -> training_pb2.Training:
+        hyperparameters = training.pop("hyperparameters", {})
         message = training_pb2.Training(**{"model": "yolov8n", "epochs": 10, **training})
+        message.hyperparameters.update(hyperparameters)
         with channels.translate():
             return await self.stub.StartTraining(
                 trainer_pb2.StartTrainingRequest(
@@ -184,9 +187,7 @@ class Rig:
             )
 
     async def start_with(self, **hyperparameters: Any) -> training_pb2.Training:
-        message = training_pb2.Training()
-        message.hyperparameters.update(hyperparameters)
-        return await self.start(hyperparameters=message.hyperparameters)
+        return await self.start(hyperparameters=hyperparameters)
 
     async def get(self, name: str) -> training_pb2.Training:
         with channels.translate():
@@ -335,10 +336,14 @@ def executor(settings: Settings) -> LocalExecutor:
 
 
 @contextlib.asynccontextmanager
-async def trainer(settings: Settings, deadlines: Deadlines = FAST) -> AsyncIterator[str]:
+async def trainer(
+    settings: Settings,
+    deadlines: Deadlines = FAST,
+    make_executor: Callable[[Settings], Executor] = executor,
+) -> AsyncIterator[str]:
     """Runs a trainer service in this process; yields its address."""
     service = Service("trainer", migrations=MIGRATIONS, settings=settings)
-    process = asyncio.create_task(serve(service, executor(settings), deadlines))
+    process = asyncio.create_task(serve(service, make_executor(settings), deadlines))
     ready = asyncio.create_task(service.serving.wait())
     await asyncio.wait({process, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     if process.done():
@@ -359,6 +364,7 @@ async def running(
     folder: Path,
     deadlines: Deadlines = FAST,
     num_slots: int = 1,
+    make_executor: Callable[[Settings], Executor] = executor,
 ) -> AsyncIterator[Rig]:
     """Runs a trainer and what it depends on."""
     versions = Versions()
@@ -400,7 +406,10 @@ async def running(
     ]
     db = await Database.connect(database_url, "trainer", max_size=3)
     try:
-        async with trainer(settings, deadlines) as address, channels.channel(address) as channel:
+        async with (
+            trainer(settings, deadlines, make_executor) as address,
+            channels.channel(address) as channel,
+        ):
             yield Rig(
                 bus=bus,
                 db=db,

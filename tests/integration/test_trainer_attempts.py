@@ -272,7 +272,7 @@ async def test_outdated_checkpoints_are_deleted_and_all_after_success(
 
 
 async def test_stalled_worker_is_killed_and_replaced(make_rig: MakeRig) -> None:
-    impatient = dataclasses.replace(FAST, patience=Patience(provisioning=60, progress=1.0))
+    impatient = dataclasses.replace(FAST, patience=Patience(first_step=1.0))
     async with make_rig(impatient) as rig:
         training, first = await rig.running()
         await first.tell(ignore_sigterm=True)
@@ -287,13 +287,13 @@ async def test_stalled_worker_is_killed_and_replaced(make_rig: MakeRig) -> None:
 
 
 async def test_worker_that_never_starts_to_train_is_replaced(make_rig: MakeRig) -> None:
-    impatient = dataclasses.replace(FAST, patience=Patience(provisioning=1.0, progress=60))
+    impatient = dataclasses.replace(FAST, patience=Patience(provisioning=1.0))
     async with make_rig(impatient) as rig:
         training = await rig.start()
         assert [(await rig.puppet()).attempt for _ in range(4)] == [1, 2, 3, 4]
         failed = await rig.until_state(training.name, State.FAILED)
         assert reason(failed.failure) == "STALLED"
-        assert "preparing" in failed.failure.status.message
+        assert "starting" in failed.failure.status.message
 
 
 async def test_pause_ends_a_worker_that_ignores_it_within_seconds(rig: Rig) -> None:

@@ -20,8 +20,16 @@ class Clock:
                 return stall.reason
         return ""
 
-    def step(self, number: int) -> None:
-        self.watched.observe(TrainingProgress(stage="train", epoch=1, step=number))
+    def report(self, stage: str, step: int = 0) -> None:
+        self.watched.observe(
+            TrainingProgress(stage=stage, epoch=1, step=step, elapsed_seconds=self.seconds)
+        )
+
+    def train(self, steps: int, seconds: int = 1) -> None:
+        """Makes steps that take so long each."""
+        for number in range(steps):
+            assert self.wait(seconds) == ""
+            self.report("train", number + 1)
 
 
 @pytest.fixture
@@ -32,51 +40,66 @@ def clock() -> Clock:
 def test_provisioning_has_two_minutes_and_its_progress_counts(clock: Clock) -> None:
     clock.watched.observe_state(State.PROVISIONING, 0)
     assert clock.wait(120) == ""
-    clock.watched.observe(TrainingProgress(stage="prepare data", percent=1))
+    clock.report("prepare data")
     assert clock.wait(120) == ""
+    assert clock.wait(1) == "STALLED"
+
+
+def test_first_step_may_take_long_as_nothing_is_known_of_the_pace(clock: Clock) -> None:
+    clock.watched.observe_state(State.RUNNING, 0)
+    assert clock.wait(900) == ""
     assert clock.wait(1) == "STALLED"
 
 
 def test_fast_steps_make_a_minute_of_silence_a_stall(clock: Clock) -> None:
     clock.watched.observe_state(State.RUNNING, 0)
-    for number in range(30):
-        clock.wait(1)
-        clock.step(number)
+    clock.train(30)
     assert clock.wait(60) == ""
     assert clock.wait(1) == "STALLED"
 
 
 def test_slow_steps_are_given_twenty_times_their_own_pace(clock: Clock) -> None:
     clock.watched.observe_state(State.RUNNING, 0)
-    for number in range(3):
-        assert clock.wait(50) == ""
-        clock.step(number)
+    clock.train(3, seconds=50)
     assert clock.wait(1000) == ""
     assert clock.wait(1) == "STALLED"
 
 
-def test_slow_provisioning_does_not_stretch_the_deadline_of_the_training(clock: Clock) -> None:
-    clock.watched.observe_state(State.PROVISIONING, 0)
-    clock.wait(100)
-    clock.watched.observe(TrainingProgress(stage="prepare data"))
+def test_silent_validation_may_take_three_times_the_training_before_it(clock: Clock) -> None:
     clock.watched.observe_state(State.RUNNING, 0)
+    clock.train(200)
+    clock.report("validate")
+    assert clock.wait(3 * 199) == ""
+    clock.report("train", 1)
+    assert clock.wait(60) == ""  # its length says nothing about the steps
+    assert clock.wait(1) == "STALLED"
+
+
+def test_validation_that_reports_is_held_to_the_pace_of_the_steps(clock: Clock) -> None:
+    clock.watched.observe_state(State.RUNNING, 0)
+    clock.train(200)
+    clock.report("validate")
+    assert clock.wait(50) == ""
+    clock.report("validate")
     assert clock.wait(60) == ""
     assert clock.wait(1) == "STALLED"
 
 
 def test_repeated_report_is_no_progress_but_a_finished_epoch_is(clock: Clock) -> None:
     clock.watched.observe_state(State.RUNNING, 0)
-    clock.step(1)
+    clock.train(2)
+    last = TrainingProgress(stage="train", epoch=1, step=2, elapsed_seconds=clock.seconds)
     assert clock.wait(59) == ""
-    clock.step(1)
+    clock.watched.observe(last)
     clock.watched.observe_state(State.RUNNING, 1)
     assert clock.wait(60) == ""
+    clock.watched.observe(last)
     assert clock.wait(1) == "STALLED"
 
 
 def test_trainer_that_stood_still_itself_blames_nobody(clock: Clock) -> None:
     clock.watched.observe_state(State.RUNNING, 0)
-    clock.wait(10)
+    clock.train(2)
     clock.seconds += 500  # suspended
     assert clock.wait(61) == ""  # the first look notices the gap
     assert clock.wait(1) == "STALLED"

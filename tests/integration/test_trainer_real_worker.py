@@ -1,0 +1,78 @@
+"""The trainer with the real worker: a whole small training, and one whose worker is killed."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from detflow.events import Bus
+from detflow.store import ObjectStore
+from services.trainer.attempt import Deadlines
+from services.trainer.executors.local import LocalExecutor
+from tests import trainer_rig
+from tests.shapes_bundle import write_bundle
+from tests.trainer_rig import VERSION, Rig, State, eventually
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def rig(
+    bus: Bus,
+    nats_url: str,
+    make_database_url: Callable[[str], Awaitable[str]],
+    tmp_path: Path,
+) -> AsyncIterator[Rig]:
+    manifest = write_bundle(
+        ObjectStore(f"file://{tmp_path}/store"), {"train": 21, "val": 8, "test": 3}
+    )
+    async with trainer_rig.running(
+        bus=bus,
+        nats_url=nats_url,
+        database_url=await make_database_url("trainer"),
+        folder=tmp_path,
+        deadlines=Deadlines(),
+        make_executor=LocalExecutor,
+    ) as one:
+        one.versions.by_name[VERSION].manifest.CopyFrom(manifest)
+        yield one
+
+
+def worker_pid(rig: Rig) -> int:
+    """Finds the worker by its folder, as an operator would."""
+    folder = str(rig.settings.data_dir)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "services.trainer.worker" in command and any(
+            part.startswith(folder) for part in command
+        ):
+            return int(path.parent.name)
+    raise AssertionError("no worker runs")
+
+
+async def test_worker_killed_in_the_middle_goes_on_and_every_epoch_is_told_once(rig: Rig) -> None:
+    training = await rig.start(
+        epochs=4, batch_size=7, hyperparameters={"image_size": 64, "warmup_epochs": 0}
+    )
+    await rig.until_epochs(training.name, 1)
+    os.kill(worker_pid(rig), signal.SIGKILL)
+    async with asyncio.timeout(120):
+        await rig.predictions[training.name.rsplit("/", 1)[1], 2].wait()
+    await rig.evaluate_both(training.name, attempt=2)
+    done = await rig.until_state(training.name, State.SUCCEEDED)
+    assert (done.num_epochs_done, done.attempt) == (4, 2)
+    assert ObjectStore(rig.settings.store_url).get(done.weights)
+    events = await rig.events(training.name.rsplit("/", 1)[1])
+    epochs = [event.epoch.epoch for event in events if event.HasField("epoch")]
+    assert sorted(set(epochs)) == [1, 2, 3, 4] and len(epochs) <= 5
+
+    async def folders_are_gone() -> bool:
+        return not list((rig.settings.data_dir / "trainings").glob("*/*"))
+
+    await eventually(folders_are_gone)
