@@ -240,7 +240,7 @@ async def test_stopped_worker_exits_within_seconds_and_claims_no_failure(
         nats_url=nats_url,
         store=shared.store,
     ) as worker:
-        await worker.until(lambda worker: bool(worker.parts("epoch")))
+        await worker.until(lambda worker: bool(worker.parts("started")))
         if way == "SIGTERM":
             worker.process.terminate()
         else:

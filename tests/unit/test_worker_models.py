@@ -103,12 +103,8 @@ def test_restored_trainer_continues_exactly_where_the_saved_one_stood(
     from services.trainer.worker.yolo import YoloTrainer
 
     def trainer(name: str) -> YoloTrainer:
-        """Makes a trainer whose images depend on the epoch alone: nothing is augmented."""
         (tmp_path / name).mkdir()
-        made = YoloTrainer(spec(tmp_path / name, flip_lr=0, hsv_h=0, hsv_s=0, hsv_v=0), bundle)
-        affine = made.train_loader.dataset.transforms.transforms[0].transforms[2]
-        affine.translate = affine.scale = 0.0
-        return made
+        return YoloTrainer(spec(tmp_path / name, mosaic=1.0, close_mosaic=1), bundle)
 
     def epochs(trainer: YoloTrainer, first: int, last: int) -> list[dict[str, float]]:
         trainer.start(first)

@@ -82,8 +82,13 @@ class Checkpoints:
         stored = self._store.put(self._spec.key(f"checkpoint-{epoch:06d}.pt"), _to_bytes(state))
         reported = report(Checkpoint(epoch=epoch, object=stored))
         self._kept.append(_Kept(stored.key, reported))
-        while len(self._kept) > _NUM_KEPT and self._kept[1].reported.done():
+        while len(self._kept) > _NUM_KEPT and _is_stored(self._kept[1].reported):
             self._store.delete(self._kept.pop(0).key)
+
+
+def _is_stored(record: Future[int]) -> bool:
+    """Says whether a record is in JetStream; that of a fenced attempt is cancelled, hence done."""
+    return record.done() and not record.cancelled()
 
 
 def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import IterableSimpleNamespace
 
@@ -44,15 +44,16 @@ class TrainDataset(YOLODataset):
         batch_size: int,
     ) -> None:
         self._images = images
+        self._decoded: dict[int, Any] = {}
         num_bytes = len(images) * args.imgsz**2 * 3
-        fits = num_bytes < _RAM_SHARE * psutil.virtual_memory().available
+        self._keep: bool = num_bytes < _RAM_SHARE * psutil.virtual_memory().available
         super().__init__(
             img_path=str(images[0].path.parent),
             imgsz=args.imgsz,
             batch_size=batch_size,
             augment=True,
             hyp=args,
-            cache="ram" if fits else None,
+            cache="ram",  # mosaic draws from all images, not from those read last
             data={"names": dict(enumerate(class_names)), "channels": 3},
             task="detect",
         )
@@ -65,9 +66,21 @@ class TrainDataset(YOLODataset):
         """Returns labels as the library's transforms want them: boxes as centre and size, 0..1."""
         return [_label(image) for image in self._images]
 
+    def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        """Returns an image as the library does, but decodes it once only: on first use."""
+        loaded = self._decoded.get(i) or super().load_image(i, *args, **kwargs)
+        if self._keep:
+            self._decoded[i] = loaded
+        return loaded
+
     def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Says that the images fit: it was decided before."""
-        return True
+        """Says whether the images fit into memory, and tells the library."""
+        if not self._keep:
+            self.cache = None
+        return self._keep
+
+    def cache_images(self) -> None:
+        """Does nothing: waiting until every image is decoded would delay the first step."""
 
 
 def _label(image: Image) -> dict[str, Any]:
@@ -158,8 +171,10 @@ class Prefetcher:
             for epoch in epochs:
                 if epoch == max(without_mosaic_from, epochs.start):
                     self.dataset.close_mosaic(hyp=copy(args))
-                generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-                order = torch.randperm(len(self.dataset), generator=generator).tolist()
+                # An epoch's images depend on seed and epoch alone: the same after a resume.
+                random.seed(f"{self._seed}/{epoch}")
+                np.random.seed(random.getrandbits(32))
+                order = np.random.permutation(len(self.dataset)).tolist()
                 for step in range(len(self)):
                     chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
                     batch = self.dataset.collate_fn([self.dataset[index] for index in chosen])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -104,6 +105,7 @@ def _train(
             values = trainer.train_epoch(epoch, on_step)
             progress.stage("validate")
             values |= trainer.measure(epoch, orders.check)
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
             metrics = EpochMetrics(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
             )
