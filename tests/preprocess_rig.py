@@ -49,6 +49,7 @@ class Rig:
                     [
                         dataset_pb2.UploadArchiveRequest(parent=project),
                         *(dataset_pb2.UploadArchiveRequest(chunk=chunk) for chunk in chunks),
+                        dataset_pb2.UploadArchiveRequest(size_bytes=len(data)),
                     ]
                 )
             )

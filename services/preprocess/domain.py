@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+
+_LAST_NUMBER = re.compile(r"([0-9]{1,9})\]?$")
 
 MAX_PROBLEMS = 100
 """Problems kept and shown of any number found."""
@@ -251,9 +254,8 @@ class ProblemList:
 
 def place_key(where: str) -> tuple[str, int]:
     """Sorts places by path, then by line or element number."""
-    digits = "".join(c if c.isdigit() else " " for c in where).split()
-    head = where.rstrip("0123456789]")
-    return head, int(digits[-1]) if digits and head != where else 0
+    found = _LAST_NUMBER.search(where)
+    return (where[: found.start()], int(found[1])) if found else (where, 0)
 
 
 def check_box(

@@ -69,7 +69,9 @@ async def send(rig: Rig, *parts: Part) -> dataset_pb2.Upload:
 
 
 async def test_upload_is_stored_with_size_and_hash(rig: Rig) -> None:
-    upload = await send(rig, Part(parent=PROJECT), Part(chunk=b"abc"), Part(chunk=b"def"))
+    upload = await send(
+        rig, Part(parent=PROJECT), Part(chunk=b"abc"), Part(chunk=b"def"), Part(size_bytes=6)
+    )
     assert upload.name.startswith(f"{PROJECT}/uploads/")
     assert upload.size_bytes == 6
     assert upload.sha256 == "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721"
@@ -79,11 +81,12 @@ async def test_upload_is_stored_with_size_and_hash(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "parts",
     [
-        [Part(chunk=b"abc")],
+        [Part(chunk=b"abc"), Part(size_bytes=3)],
         [Part(parent=PROJECT), Part(parent=PROJECT)],
-        [Part(parent=PROJECT)],
-        [Part(parent=PROJECT), Part(chunk=b"")],
-        [Part(parent="elsewhere"), Part(chunk=b"abc")],
+        [Part(parent=PROJECT), Part(size_bytes=0)],
+        [Part(parent=PROJECT), Part(chunk=b""), Part(size_bytes=0)],
+        [Part(parent=PROJECT), Part(chunk=b"abc"), Part(size_bytes=4)],
+        [Part(parent="elsewhere"), Part(chunk=b"abc"), Part(size_bytes=3)],
         [Part()],
         [],
     ],
@@ -91,6 +94,12 @@ async def test_upload_is_stored_with_size_and_hash(rig: Rig) -> None:
 async def test_malformed_uploads_are_refused(rig: Rig, parts: list[Part]) -> None:
     with pytest.raises(InvalidArgument):
         await send(rig, *parts)
+
+
+async def test_upload_without_its_last_message_is_refused_as_cut_off(rig: Rig) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await send(rig, Part(parent=PROJECT), Part(chunk=b"abc"))
+    assert caught.value.reason == "INCOMPLETE_UPLOAD"
 
 
 async def test_an_abandoned_upload_leaves_nothing_behind(rig: Rig) -> None:
