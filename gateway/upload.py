@@ -97,7 +97,8 @@ async def _write_body(call: Any, receive: Receive, max_bytes: int) -> None:
             del waiting[:CHUNK_BYTES]
             if not await _write(call, dataset_pb2.UploadArchiveRequest(chunk=chunk)):
                 return
-    await call.done_writing()
+    if await _write(call, dataset_pb2.UploadArchiveRequest(size_bytes=num_bytes)):
+        await call.done_writing()
 
 
 async def _write(call: Any, message: Message) -> bool:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,15 +26,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 _numbers = itertools.count(1)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure() -> None:
-    """Keeps pytest-asyncio's start-up notice about its default loop scope from ending the run.
-
-    Every async fixture here is function-scoped, with which both of its defaults are the same.
-    """
-    warnings.filterwarnings("ignore", message="(?s).*asyncio_default_fixture_loop_scope")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import IO
 from detflow.client import archive
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.errors import AlreadyExists, NotFound, Unavailable, from_status
+from detflow.errors import NotFound, Unavailable, from_status
 from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
 
 _CHUNK_BYTES = 1 << 20
@@ -51,8 +51,15 @@ class Datasets:
         text = os.fspath(source)
         with archive.opened(text) as file:
             upload = self._upload(file, project, progress)
-        dataset = self._create(
-            project, name or archive.default_name(text), upload.name, skip_invalid
+        dataset = self._connection.call(
+            self._stub.CreateDataset,
+            dataset_pb2.CreateDatasetRequest(
+                parent=f"projects/{project}",
+                dataset=dataset_pb2.Dataset(display_name=name or archive.default_name(text)),
+                upload=upload.name,
+                skip_invalid=skip_invalid,
+                request_id=str(uuid.uuid4()),
+            ),
         )
         for message in self.watch(dataset.name):
             if message.HasField("dataset"):
@@ -113,32 +120,6 @@ class Datasets:
 
         return pages(fetch)
 
-    def _create(
-        self, project: str, display_name: str, upload: str, skip_invalid: bool
-    ) -> dataset_pb2.Dataset:
-        """Creates a dataset; a failed import of the same name gives way: nothing of it is kept."""
-
-        def create() -> dataset_pb2.Dataset:
-            return self._connection.call(
-                self._stub.CreateDataset,
-                dataset_pb2.CreateDatasetRequest(
-                    parent=f"projects/{project}",
-                    dataset=dataset_pb2.Dataset(display_name=display_name),
-                    upload=upload,
-                    skip_invalid=skip_invalid,
-                    request_id=str(uuid.uuid4()),
-                ),
-            )
-
-        try:
-            return create()
-        except AlreadyExists:
-            other = self.find(display_name, project)
-            if other.state != dataset_pb2.Dataset.FAILED:
-                raise
-        self.delete(other.name)
-        return create()
-
     def _upload(
         self,
         file: IO[bytes],
@@ -161,6 +142,7 @@ class Datasets:
                             percent=100.0 * num_done / max(num_total, 1),
                         )
                     )
+            yield dataset_pb2.UploadArchiveRequest(size_bytes=file.tell())
 
         for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
             file.seek(0)

@@ -105,6 +105,7 @@ async def upload(deployment: Deployment, archive: Path) -> str:
         with archive.open("rb") as file:
             while chunk := file.read(1 << 20):
                 yield dataset_pb2.UploadArchiveRequest(chunk=chunk)
+            yield dataset_pb2.UploadArchiveRequest(size_bytes=file.tell())
 
     name: str = (await deployment.datasets.UploadArchive(requests(), timeout=30)).name
     return name
