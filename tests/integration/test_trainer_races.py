@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -11,6 +11,7 @@ from detflow import channels
 from detflow.errors import AlreadyExists, FailedPrecondition
 from detflow.events import Bus, Delivered
 from detflow.names import new_id
+from detflow.postgres import Connection, Database
 from detflow.v1 import common_pb2, events_pb2, metrics_pb2, trainer_pb2, training_pb2
 from detflow.v1.common_pb2 import StoredObject
 from services.trainer import attempts, consumer, domain, store
@@ -67,21 +68,26 @@ def measured(training: domain.Training, split: "common_pb2.Split.ValueType") -> 
     )
 
 
+async def insert(conn: Connection, version: str) -> domain.Training:
+    """Queues a training."""
+    return await store.insert_training(
+        conn,
+        training_id=new_id(),
+        project="p",
+        version=version,
+        request_id="",
+        model="yolov8n",
+        batch_size=1,
+        epochs=1,
+        hyperparameters={},
+        manifest=MANIFEST,
+    )
+
+
 async def evaluating(rig: Rig, version: str) -> domain.Training:
     """A training of which only the test split is still to be measured, owned by the test."""
     async with rig.db.transaction() as conn:
-        queued = await store.insert_training(
-            conn,
-            training_id=new_id(),
-            project="p",
-            version=version,
-            request_id="",
-            model="yolov8n",
-            batch_size=1,
-            epochs=1,
-            hyperparameters={},
-            manifest=MANIFEST,
-        )
+        queued = await insert(conn, version)
         claim = await store.claim_training(conn, OWNER, FAST.lease_interval * 100)
         assert claim is not None and claim.training.id == queued.id
         for state in (domain.State.RUNNING, domain.State.EVALUATING):
@@ -190,32 +196,18 @@ async def test_start_racing_the_versions_deletion_leaves_nothing_live(rig: Rig) 
             assert ended.stop_mode == training_pb2.STOP_MODE_DISCARD
 
 
-async def test_of_several_claims_at_once_each_training_gets_one_owner(rig: Rig) -> None:
-    owners = [f"owner {number}" for number in range(4)]
+async def test_of_several_claims_at_once_exactly_one_gets_the_training(
+    make_database: Callable[[str], Awaitable[Database]],
+) -> None:
+    db = await make_database("trainer")
 
-    async def claim(owner: str) -> Any:
-        async with rig.db.transaction() as conn:
-            return await store.claim_training(conn, owner, FAST.lease_interval * 100)
+    async def claim(owner: str) -> store.Claim | None:
+        async with db.transaction() as conn:
+            return await store.claim_training(conn, owner, FAST.lease_interval)
 
-    for number in range(10):
-        async with rig.db.transaction() as conn:
-            queued = await store.insert_training(
-                conn,
-                training_id=new_id(),
-                project="p",
-                version=f"v{number}",
-                request_id="",
-                model="yolov8n",
-                batch_size=1,
-                epochs=1,
-                hyperparameters={},
-                manifest=MANIFEST,
-            )
-        claims = [c for c in await at_once(*map(claim, owners)) if c is not None]
-        async with rig.db.connection() as conn:
-            training = cast(domain.Training, await store.get_training(conn, queued.id))
-            rows = await conn.fetchval(
-                "select count(*) from attempt where training_id = $1", queued.id
-            )
-        assert (training.attempt, rows) == (1, 1)
-        assert len([c for c in claims if c.training.id == queued.id]) <= 1
+    for number in range(ROUNDS):
+        async with db.transaction() as conn:
+            queued = await insert(conn, f"v{number}")
+        answers = await at_once(*(claim(f"owner {n}") for n in range(4)))
+        (claimed,) = [answer for answer in answers if answer is not None]
+        assert (claimed.training.id, claimed.training.attempt) == (queued.id, 1)
