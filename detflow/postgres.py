@@ -65,6 +65,7 @@ class Database:
                 max_size=max_size,
                 timeout=10,
                 command_timeout=60,
+                reset=_keep,
                 server_settings={"search_path": schema, "application_name": f"detflow-{schema}"},
             )
         except CONNECTION_ERRORS as error:
@@ -144,6 +145,14 @@ class Database:
                 return
             await conn.execute(path.read_text())  # noqa: ASYNC240  # once, at start
             await conn.execute("insert into migration (name) values ($1)", name)
+
+
+async def _keep(connection: Connection) -> None:
+    """Leaves a connection as it is when it goes back to the pool.
+
+    asyncpg would reset the session, a second round trip for each use; nothing here leaves session
+    state behind: locks and settings are the transaction's.
+    """
 
 
 @contextlib.contextmanager

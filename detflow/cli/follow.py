@@ -155,10 +155,7 @@ def say_evaluations(evaluations: Sequence[metrics_pb2.Evaluation]) -> None:
                 figure(evaluation.coco.map50_95),
                 figure(evaluation.coco.map50),
                 figure(evaluation.coco.map75),
-                figure(evaluation.best_f1.precision),
-                figure(evaluation.best_f1.recall),
-                figure(evaluation.best_f1.f1),
-                f">= {evaluation.best_f1.confidence_threshold:.3f}",
+                *operating_point(evaluation),
                 f"{evaluation.num_images}",
             )
             for evaluation in measured
@@ -186,6 +183,19 @@ def say_evaluations(evaluations: Sequence[metrics_pb2.Evaluation]) -> None:
 def split_name(evaluation: metrics_pb2.Evaluation) -> str:
     """Returns "val" or "test"."""
     return common_pb2.Split.Name(evaluation.split).removeprefix("SPLIT_").lower()
+
+
+def operating_point(evaluation: metrics_pb2.Evaluation) -> tuple[str, str, str, str]:
+    """Renders precision, recall, F1 and their threshold; dashes without ground truth."""
+    if not evaluation.HasField("best_f1"):
+        return ("-", "-", "-", "-")
+    best = evaluation.best_f1
+    return (
+        figure(best.precision),
+        figure(best.recall),
+        figure(best.f1),
+        f">= {best.confidence_threshold:.3f}",
+    )
 
 
 def figure(value: float) -> str:

@@ -208,7 +208,9 @@ def _fill(response: metrics_pb2.WatchMetricsResponse, change: Change) -> bool:
     """Puts a change into a response; False if it is none for the caller."""
     if change.what == "epoch_completed":
         epoch = change.event.epoch
-        response.points.CopyFrom(metrics_pb2.MetricPoints(epoch=epoch.epoch, values=epoch.values))
+        response.points.CopyFrom(
+            metrics_pb2.MetricPoints(epoch=epoch.epoch, values=epoch.values, attempt=epoch.attempt)
+        )
     elif change.kind == "evaluation":
         response.evaluation.CopyFrom(change.event.evaluation)
     else:
