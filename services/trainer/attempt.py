@@ -18,7 +18,7 @@ from detflow.events import RECORDS_STREAM, Bus
 from detflow.postgres import Connection, Database
 from detflow.v1.common_pb2 import Failure
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerRecord, WorkerSpec
-from services.trainer import attempts, store
+from services.trainer import attempts, ownership, store
 from services.trainer.domain import ATTEMPTING, State, StopMode, Training, after_stop
 from services.trainer.executors import Executor, Exit, Handle
 from services.trainer.stall import Patience, ProgressClock
@@ -208,7 +208,7 @@ class Attempt:
         """Renews the lease; None if the attempt has ended or was taken over."""
 
         async def renew(conn: Connection) -> Training | None:
-            return await store.renew_lease(
+            return await ownership.renew_lease(
                 conn, self.training_id, self.number, self._owner, self._deadlines.lease_interval
             )
 
@@ -279,11 +279,11 @@ class Attempt:
 
     async def _give_back(self, conn: Connection) -> None:
         if await self._lock(conn) is not None:
-            await store.release_training(conn, self.training_id, self.number)
+            await ownership.release_training(conn, self.training_id, self.number)
 
     async def _expire(self, conn: Connection) -> None:
         if await self._lock(conn) is not None:
-            await store.expire_lease(conn, self.training_id, self.number)
+            await ownership.expire_lease(conn, self.training_id, self.number)
 
     async def _lock(self, conn: Connection) -> Training | None:
         """Locks the training if this attempt is still this process's to carry out."""

@@ -16,7 +16,7 @@ from detflow.names import new_id
 from detflow.postgres import Database
 from detflow.store import ObjectStore
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerSpec
-from services.trainer import attempts, store
+from services.trainer import attempts, ownership, store
 from services.trainer.attempt import Attempt, Deadlines
 from services.trainer.domain import ATTEMPTING, Training
 from services.trainer.executors import Executor
@@ -98,7 +98,9 @@ class Scheduler:
     async def _claim(self) -> None:
         while not self._draining and self._num_free_slots() > 0:
             async with self._db.transaction() as conn:
-                claim = await store.claim_training(conn, self.owner, self._deadlines.lease_interval)
+                claim = await ownership.claim_training(
+                    conn, self.owner, self._deadlines.lease_interval
+                )
             if claim is None:
                 return
             training = claim.training
@@ -123,7 +125,7 @@ class Scheduler:
         while True:
             async with self._db.transaction() as conn:
                 carried_out = [attempt.training_id for attempt in self._attempts.values()]
-                training = await store.lock_expired(conn, self.owner, carried_out)
+                training = await ownership.lock_expired(conn, self.owner, carried_out)
                 if training is None:
                     return
                 log.warning(
@@ -134,7 +136,7 @@ class Scheduler:
                 )
                 adopted = training.predictions_written and training.stop_mode is None
                 if adopted:
-                    await store.adopt_training(
+                    await ownership.adopt_training(
                         conn, training, self.owner, self._deadlines.lease_interval
                     )
                 else:

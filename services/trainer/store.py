@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import asyncpg
 import orjson
@@ -15,7 +14,6 @@ from detflow.errors import AlreadyExists, FailedPrecondition, NotFound
 from detflow.postgres import Connection
 from detflow.v1 import events_pb2, training_pb2
 from detflow.v1.common_pb2 import Failure, StoredObject
-from detflow.v1.worker_pb2 import Checkpoint
 from services.trainer.domain import (
     ATTEMPTING,
     FINAL,
@@ -30,18 +28,10 @@ from services.trainer.domain import (
     training_name,
 )
 
-_COLUMNS = """
+COLUMNS = """
   training.*, exists (select from attempt a where a.training_id = training.id
     and a.attempt = training.attempt and a.predictions is not null) as predictions_written
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A training taken on by a trainer process, and the checkpoint its new attempt goes on from."""
-
-    training: Training
-    checkpoint: Checkpoint | None
 
 
 def to_message(training: Training) -> training_pb2.Training:
@@ -75,7 +65,8 @@ def _timestamp(time: datetime.datetime | None) -> Timestamp | None:
     return message
 
 
-def _from_row(row: asyncpg.Record) -> Training:
+def from_row(row: asyncpg.Record) -> Training:
+    """Returns the training in a row of COLUMNS."""
     return Training(
         id=row["id"],
         project=row["project"],
@@ -101,11 +92,11 @@ def _from_row(row: asyncpg.Record) -> Training:
     )
 
 
-async def _announce(conn: Connection, row: asyncpg.Record | None) -> Training | None:
+async def announce(conn: Connection, row: asyncpg.Record | None) -> Training | None:
     """Appends the event of a transition that took place."""
     if row is None:
         return None
-    training = _from_row(row)
+    training = from_row(row)
     await append_event(
         conn, training, "state_changed", events_pb2.Event(training=to_message(training))
     )
@@ -161,7 +152,7 @@ async def insert_training(
         where not exists (select from deleted_version where version = $3 and deleted)
           and not exists (select from training where version = $3 and state = 'SUCCEEDED')
         on conflict do nothing
-        returning {_COLUMNS}
+        returning {COLUMNS}
         """,
         training_id,
         project,
@@ -173,7 +164,7 @@ async def insert_training(
         orjson.dumps(dict(hyperparameters)).decode(),
         manifest.SerializeToString(),
     )
-    training = await _announce(conn, row)
+    training = await announce(conn, row)
     if training is None:
         await check_startable(conn, project, version)
         raise AssertionError("a training could be neither inserted nor refused")
@@ -233,9 +224,9 @@ async def get_training(
 ) -> Training | None:
     """Reads a training by its id; `lock` keeps it from changing until the transaction ends."""
     row = await conn.fetchrow(
-        f"select {_COLUMNS} from training where id = $1 {'for update' if lock else ''}", training_id
+        f"select {COLUMNS} from training where id = $1 {'for update' if lock else ''}", training_id
     )
-    return _from_row(row) if row else None
+    return from_row(row) if row else None
 
 
 async def get_by_request(
@@ -243,12 +234,12 @@ async def get_by_request(
 ) -> Training | None:
     """Reads the training that a request id made before."""
     row = await conn.fetchrow(
-        f"select {_COLUMNS} from training where project = $1 and version = $2 and request_id = $3",
+        f"select {COLUMNS} from training where project = $1 and version = $2 and request_id = $3",
         project,
         version,
         request_id,
     )
-    return _from_row(row) if row else None
+    return from_row(row) if row else None
 
 
 async def list_trainings(
@@ -257,7 +248,7 @@ async def list_trainings(
     """Reads trainings of a version or a whole project, newest first, older than `before`."""
     rows = await conn.fetch(
         f"""
-        select {_COLUMNS} from training
+        select {COLUMNS} from training
         where project = $1 and ($2::text is null or version = $2) and ($3::text is null or id < $3)
         order by id desc limit $4
         """,
@@ -266,97 +257,7 @@ async def list_trainings(
         before,
         limit,
     )
-    return [_from_row(row) for row in rows]
-
-
-async def claim_training(conn: Connection, owner: str, lease: datetime.timedelta) -> Claim | None:
-    """Takes on the oldest queued training: QUEUED -> PROVISIONING, with owner and lease."""
-    row = await conn.fetchrow(
-        f"""
-        update training set state = 'PROVISIONING', revision = revision + 1, attempt = attempt + 1,
-          owner = $1, lease_expire_time = now() + $2,
-          num_epochs_done = coalesce((select max(epoch) from checkpoint
-            where training_id = training.id and not unreadable), 0)
-        where state = 'QUEUED' and id = (
-          select id from training where state = 'QUEUED' order by id limit 1 for update skip locked)
-        returning {_COLUMNS}
-        """,
-        owner,
-        lease,
-    )
-    training = await _announce(conn, row)
-    if training is None:
-        return None
-    last = await conn.fetchrow(
-        "select epoch, object from checkpoint where training_id = $1 and not unreadable"
-        " order by epoch desc, attempt desc limit 1",
-        training.id,
-    )
-    await conn.execute(
-        "insert into attempt (training_id, attempt, owner, checkpoint_epoch)"
-        " values ($1, $2, $3, $4)",
-        training.id,
-        training.attempt,
-        owner,
-        last["epoch"] if last else 0,
-    )
-    if last is None:
-        return Claim(training=training, checkpoint=None)
-    stored = StoredObject.FromString(last["object"])
-    return Claim(training=training, checkpoint=Checkpoint(epoch=last["epoch"], object=stored))
-
-
-async def renew_lease(
-    conn: Connection, training_id: str, attempt: int, owner: str, lease: datetime.timedelta
-) -> Training | None:
-    """Extends the lease of an attempt; None if it is not this owner's to carry out any more."""
-    row = await conn.fetchrow(
-        f"""
-        update training set lease_expire_time = now() + $4
-        where id = $1 and attempt = $2 and owner = $3 and state = any($5)
-        returning {_COLUMNS}
-        """,
-        training_id,
-        attempt,
-        owner,
-        lease,
-        list(ATTEMPTING),
-    )
-    return _from_row(row) if row else None
-
-
-async def lock_expired(conn: Connection, owner: str, carried_out: Iterable[str]) -> Training | None:
-    """Locks a training whose lease is over, except those that `owner` is known to carry out."""
-    row = await conn.fetchrow(
-        f"""
-        select {_COLUMNS} from training
-        where owner is not null and lease_expire_time < now()
-          and not (owner = $1 and id = any($2::text[]))
-        order by lease_expire_time limit 1 for update skip locked
-        """,
-        owner,
-        list(carried_out),
-    )
-    return _from_row(row) if row else None
-
-
-async def adopt_training(
-    conn: Connection, training: Training, owner: str, lease: datetime.timedelta
-) -> bool:
-    """Gives an attempt whose worker is done to a new owner, who waits for the evaluations."""
-    row = await conn.fetchrow(
-        """
-        update training set owner = $4, lease_expire_time = now() + $5
-        where id = $1 and attempt = $2 and owner = $3 and state = 'EVALUATING'
-        returning id
-        """,
-        training.id,
-        training.attempt,
-        training.owner,
-        owner,
-        lease,
-    )
-    return row is not None
+    return [from_row(row) for row in rows]
 
 
 async def update_state(
@@ -384,7 +285,7 @@ async def update_state(
           start_time = coalesce(start_time, case when $2 = 'RUNNING' then now() end),
           end_time = case when $2 = any($8) then now() end
         where id = $1 and state = any($3) and attempt = $4
-        returning {_COLUMNS}
+        returning {COLUMNS}
         """,
         training_id,
         target,
@@ -395,7 +296,7 @@ async def update_state(
         list(ATTEMPTING),
         list(FINAL),
     )
-    training = await _announce(conn, row)
+    training = await announce(conn, row)
     if training is not None and training.state not in ATTEMPTING:
         await conn.execute(
             "update attempt set end_time = now(), failure = $3"
@@ -413,39 +314,19 @@ async def settle_crash(conn: Connection, training: Training, why: Failure) -> Tr
     return await update_state(conn, training.id, target, attempt=training.attempt, failure=why)
 
 
-async def release_training(conn: Connection, training_id: str, attempt: int) -> Training | None:
-    """Queues a training whose owner shuts down; that counts as no crash."""
-    training = await update_state(conn, training_id, State.QUEUED, attempt=attempt)
-    if training is not None:
-        await conn.execute(
-            "update training set num_restarts = num_restarts - 1 where id = $1", training_id
-        )
-    return training
-
-
-async def expire_lease(conn: Connection, training_id: str, attempt: int) -> None:
-    """Ends the lease of an attempt at once, so that another process adopts it."""
-    await conn.execute(
-        "update training set lease_expire_time = '-infinity'"
-        " where id = $1 and attempt = $2 and owner is not null",
-        training_id,
-        attempt,
-    )
-
-
 async def stop_queued(conn: Connection, training_id: str, mode: StopMode) -> Training | None:
     """Stops a training that waits: QUEUED -> PAUSED | STOPPED."""
     row = await conn.fetchrow(
         f"""
         update training set state = $2, revision = revision + 1, stop_mode = $3, end_time = now()
         where id = $1 and state = 'QUEUED'
-        returning {_COLUMNS}
+        returning {COLUMNS}
         """,
         training_id,
         after_stop(mode),
         mode,
     )
-    return await _announce(conn, row)
+    return await announce(conn, row)
 
 
 async def update_stop_mode(conn: Connection, training_id: str, mode: StopMode) -> Training | None:
@@ -455,13 +336,12 @@ async def update_stop_mode(conn: Connection, training_id: str, mode: StopMode) -
     skip it.
     """
     row = await conn.fetchrow(
-        f"update training set stop_mode = $2 where id = $1 and state = any($3)"
-        f" returning {_COLUMNS}",
+        f"update training set stop_mode = $2 where id = $1 and state = any($3) returning {COLUMNS}",
         training_id,
         mode,
         list(ATTEMPTING),
     )
-    return await _announce(conn, row)
+    return await announce(conn, row)
 
 
 async def resume_training(conn: Connection, training_id: str) -> Training | None:
@@ -481,22 +361,22 @@ async def resume_training(conn: Connection, training_id: str) -> Training | None
             where d.version = training.version and d.deleted)
           and not exists (select from training t
             where t.version = training.version and t.state = 'SUCCEEDED')
-        returning {_COLUMNS}
+        returning {COLUMNS}
         """,
         training_id,
         list(RESUMABLE),
     )
-    return await _announce(conn, row)
+    return await announce(conn, row)
 
 
 async def list_live(conn: Connection, version: str) -> list[Training]:
     """Locks and reads the live trainings of a version."""
     rows = await conn.fetch(
-        f"select {_COLUMNS} from training where version = $1 and state = any($2) for update",
+        f"select {COLUMNS} from training where version = $1 and state = any($2) for update",
         version,
         list(LIVE),
     )
-    return [_from_row(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 async def update_deleted_version(

@@ -14,7 +14,7 @@ from detflow.names import new_id
 from detflow.postgres import Connection, Database
 from detflow.v1 import common_pb2, events_pb2, metrics_pb2, trainer_pb2, training_pb2
 from detflow.v1.common_pb2 import StoredObject
-from services.trainer import attempts, consumer, domain, store
+from services.trainer import attempts, consumer, domain, ownership, store
 from services.trainer.attempt import Attempt
 from tests.trainer_rig import FAST, MANIFEST, PROJECT, Rig, State, executor, running
 
@@ -88,7 +88,7 @@ async def evaluating(rig: Rig, version: str) -> domain.Training:
     """A training of which only the test split is still to be measured, owned by the test."""
     async with rig.db.transaction() as conn:
         queued = await insert(conn, version)
-        claim = await store.claim_training(conn, OWNER, FAST.lease_interval * 100)
+        claim = await ownership.claim_training(conn, OWNER, FAST.lease_interval * 100)
         assert claim is not None and claim.training.id == queued.id
         for state in (domain.State.RUNNING, domain.State.EVALUATING):
             moved = await store.update_state(conn, queued.id, state, attempt=1)
@@ -201,9 +201,9 @@ async def test_of_several_claims_at_once_exactly_one_gets_the_training(
 ) -> None:
     db = await make_database("trainer")
 
-    async def claim(owner: str) -> store.Claim | None:
+    async def claim(owner: str) -> ownership.Claim | None:
         async with db.transaction() as conn:
-            return await store.claim_training(conn, owner, FAST.lease_interval)
+            return await ownership.claim_training(conn, owner, FAST.lease_interval)
 
     for number in range(ROUNDS):
         async with db.transaction() as conn:
