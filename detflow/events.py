@@ -41,7 +41,7 @@ _STREAMS = {
 _CONNECT_SECONDS = 5.0
 _REQUEST_SECONDS = 2.0
 _FETCH_SECONDS = 1.0  # a pending fetch does not wake after a server restart, so it must be short
-_ACK_WAIT_SECONDS = 30.0
+_ACK_WAIT_SECONDS = 5.0  # how late a message comes again after its consumer was killed
 _MAX_ATTEMPTS = 5
 
 T = TypeVar("T")

@@ -74,12 +74,29 @@ async def append(
     return seq
 
 
-async def last_seqs(conn: Connection, resources: Sequence[str]) -> dict[str, int]:
+class Seqs(dict[str, int]):
+    """Last sequence number per resource ("kind.id").
+
+    Attributes:
+        waiting: Resources whose last event may not be in the stream yet.
+    """
+
+    waiting: frozenset[str] = frozenset()
+
+
+async def last_seqs(conn: Connection, resources: Sequence[str]) -> Seqs:
     """Returns the last sequence number of each resource ("kind.id") that has events."""
     rows = await conn.fetch(
-        "select resource, seq from outbox_seq where resource = any($1::text[])", list(resources)
+        """
+        select s.resource, s.seq, o.seq is not null and o.publish_time is null as waiting
+        from outbox_seq s left join outbox o on o.resource = s.resource and o.seq = s.seq
+        where s.resource = any($1::text[])
+        """,
+        list(resources),
     )
-    return {row["resource"]: row["seq"] for row in rows}
+    seqs = Seqs((row["resource"], row["seq"]) for row in rows)
+    seqs.waiting = frozenset(row["resource"] for row in rows if row["waiting"])
+    return seqs
 
 
 class Relay:

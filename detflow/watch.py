@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
@@ -21,6 +22,7 @@ from nats.aio.msg import Msg
 from detflow import telemetry
 from detflow.errors import InvalidArgument, OutOfRange, ResourceExhausted, Unavailable, Violation
 from detflow.events import EVENTS_STREAM, Bus, delivered, fetch, subscribe_from
+from detflow.outbox import Seqs
 from detflow.v1 import events_pb2
 
 log = telemetry.get_logger(__name__)
@@ -30,6 +32,8 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 15.0
 _GAUGE_INTERVAL_SECONDS = 0.1
 _MAX_PENDING = 1000
+_SETTLE_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 0.05
 _PROGRESS_SUBJECT = "detflow.progress.>"
 
 
@@ -105,6 +109,7 @@ class Watcher:
         self._epoch = ""
         self._position = 0  # stream position up to which everything was fanned out
         self._ready = asyncio.Event()
+        self._moved = asyncio.Event()  # set, and replaced, when the position moves
         self._closed = False
 
     async def run(self) -> None:
@@ -140,7 +145,7 @@ class Watcher:
         matches: Callable[[Change], bool] = lambda change: True,
         progress_subject: str | None = None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
-    ) -> AsyncIterator[Item[T]]:
+    ) -> AsyncGenerator[Item[T], None]:
         """Watches resources.
 
         Args:
@@ -175,7 +180,7 @@ class Watcher:
             seqs: Mapping[str, int] = {}
             seen = 0
             if resume is None:
-                first = await snapshot()
+                first, position = await self._settle(mailbox, snapshot, matches, position)
                 seqs = first.seqs
                 cursor = _encode_cursor(self._epoch, position)
                 yield replace(first, cursor=cursor)
@@ -195,6 +200,47 @@ class Watcher:
                 yield item
         finally:
             self._mailboxes.discard(mailbox)
+
+    async def _settle(
+        self,
+        mailbox: _Mailbox,
+        snapshot: Callable[[], Awaitable[Snapshot[T]]],
+        matches: Callable[[Change], bool],
+        position: int,
+    ) -> tuple[Snapshot[T], int]:
+        """Takes a snapshot and the stream position that divides it from what follows.
+
+        An event may be committed, and so in the snapshot, before it is in the stream; so this
+        waits, a second at most, until everything the snapshot has is there. After that second
+        (NATS is slow or away) a watcher that resumes from the snapshot's cursor may see changes
+        again that the snapshot had.
+        """
+        first = await snapshot()
+        try:
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while not await self._has_arrived(mailbox, first):
+                    first = await snapshot()
+        except TimeoutError:
+            return first, position
+        changes = [change for change in mailbox.changes if matches(change)]
+        is_known = [c.seq <= first.seqs.get(f"{c.kind}.{c.resource_id}", 0) for c in changes]
+        num_known = is_known.index(False) if False in is_known else len(is_known)
+        return first, changes[num_known - 1].stream_seq if num_known else position
+
+    async def _has_arrived(self, mailbox: _Mailbox, first: Snapshot[T]) -> bool:
+        """Waits for what a snapshot has; False means it may not be there: look again."""
+        _, last = await self._bus.stream_bounds(EVENTS_STREAM)
+        while self._position < last:
+            await self._moved.wait()
+        arrived = {f"{c.kind}.{c.resource_id}": c.seq for c in mailbox.changes}
+        waiting = first.seqs.waiting if isinstance(first.seqs, Seqs) else ()
+        if all(arrived.get(resource, 0) >= first.seqs[resource] for resource in waiting):
+            return True
+        moved = self._moved
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
+                await moved.wait()
+        return False
 
     async def _attach(self) -> None:
         """Finds where to go on; if the stream was made anew, every cursor is void."""
@@ -262,7 +308,6 @@ class Watcher:
                     yield Beat(cursor)
 
     def _dispatch(self, change: Change) -> None:
-        self._position = change.stream_seq
         tokens = change.subject.split(".")
         for mailbox in self._mailboxes:
             if not any(_covers(subject, tokens) for subject in mailbox.subjects):
@@ -279,6 +324,9 @@ class Watcher:
                 continue
             mailbox.changes.append(change)
             mailbox.wake.set()
+        self._position = change.stream_seq
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def _on_progress(self, msg: Msg) -> None:
         for mailbox in self._mailboxes:

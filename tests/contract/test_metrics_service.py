@@ -257,7 +257,7 @@ async def test_watch_gives_snapshot_changes_and_from_each_cursor_the_exact_suffi
     kinds = [response.WhichOneof("what") for response in received]
     assert kinds == ["snapshot", "points", "evaluation", "evaluation"]
     assert [list(s.epochs) for s in received[0].snapshot.series] == [[1]]
-    assert received[1].points == metrics_pb2.MetricPoints(epoch=2, values={"lr": 0.25})
+    assert received[1].points == metrics_pb2.MetricPoints(epoch=2, values={"lr": 0.25}, attempt=1)
     assert {r.evaluation.name.rsplit("/", 1)[1] for r in received[2:]} == {"val", "test"}
     for n, response in enumerate(received):
         assert await watch(stub, training, response.cursor) == received[n + 1 :]

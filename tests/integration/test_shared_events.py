@@ -190,6 +190,28 @@ async def test_watch_gives_snapshot_changes_and_the_exact_suffix_after_a_cursor(
         assert names(await take(resumed, 1)) == ["live"]
 
 
+async def test_snapshot_taken_before_its_event_is_published_is_resumed_without_repetition(
+    make_database: MakeDatabase, bus: Bus
+) -> None:
+    db = await make_database("version")
+    watcher = Watcher(bus)
+
+    async def snapshot() -> Snapshot[str]:
+        async with db.transaction(isolation="repeatable_read") as conn:
+            return Snapshot("now", await outbox.last_seqs(conn, ["version.a"]))
+
+    async with running(Relay(db, bus, "test").run(), watcher.run()):
+        for n in range(20):
+            await append(db, "a", f"known {n}")  # the relay has had no time yet
+            stream = watcher.follow(subjects=SUBJECTS, cursor="", snapshot=snapshot)
+            (first,) = await take(stream, 1)
+            await stream.aclose()
+            await append(db, "a", f"new {n}")
+            resumed = watcher.follow(subjects=SUBJECTS, cursor=first.cursor, snapshot=snapshot)
+            assert names(await take(resumed, 1)) == [f"new {n}"]
+            await resumed.aclose()
+
+
 async def test_watch_conflates_gauges_and_beats_when_idle(bus: Bus) -> None:
     watcher = Watcher(bus)
     async with running(watcher.run()):
