@@ -105,15 +105,16 @@ def test_progress_of_a_resumed_training_starts_at_its_checkpoint_and_never_falls
     said: list[TrainingProgress] = []
     spec = example(tmp_path, checkpoint={"epoch": 2})
     progress = Progress(spec, said.append)
-    progress.stage("prepare data")
+    progress.prepare(1, 3)
     progress.begin("cpu", num_steps=2)
     for epoch in (3, 4):
         for step in (1, 2):
             progress.step(epoch=epoch, step=step, losses={}, learning_rate=0.1, data_wait_share=0.0)
-    progress.stage("predict", 0.5)
-    progress.stage("predict", 1.0)
+    progress.predict(1, 2)
+    progress.predict(2, 2)
     percents = [one.percent for one in said]
     assert percents == [49.0, 61.25, 73.5, 85.75, 98.0, 99.0, 100.0]
     assert not said[0].HasField("eta_seconds")
+    assert (said[0].step, said[0].num_steps) == (1, 3)
     assert said[4].eta_seconds == 0.0
     assert (said[4].epoch, said[4].num_epochs, said[4].step, said[4].num_steps) == (4, 4, 2, 2)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 
 FORMAT = "detflow-bundle/1"
+_LOCK_SECONDS = 0.2
 SPLITS = ("train", "val", "test")
 _IMAGE_NAME = re.compile(r"[0-9]{8}\.jpg")
 
@@ -74,7 +76,7 @@ def fetch_bundle(
         manifest: Manifest of the bundle.
         cache: Folder of the machine's bundles.
         check: Called between objects; raises to stop.
-        on_progress: Told how many bytes of how many are there.
+        on_progress: Told how many shards of how many are there.
 
     Raises:
         DataLoss: An object is gone or is not what was recorded.
@@ -83,7 +85,7 @@ def fetch_bundle(
     """
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / manifest.sha256
-    with _locked(cache / f".{manifest.sha256}.lock"):
+    with _locked(cache / f".{manifest.sha256}.lock", check):
         if not _is_intact(folder):
             shutil.rmtree(folder, ignore_errors=True)
             part = cache / f".{manifest.sha256}.part"
@@ -98,10 +100,19 @@ def fetch_bundle(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock between processes; the kernel frees it when its holder dies."""
+def _locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock between processes; the kernel frees it when its holder dies.
+
+    It asks again and again: a call that waits could not be stopped.
+    """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                check()
+                time.sleep(_LOCK_SECONDS)
         yield
 
 
@@ -121,14 +132,8 @@ def _download(
             reason="BUNDLE_FORMAT",
         )
     (folder / "manifest.json").write_bytes(content)
-    done, total = (
-        0,
-        sum(
-            shard["size_bytes"]
-            for split in manifest["splits"].values()
-            for shard in split["shards"]
-        ),
-    )
+    num_shards = sum(len(split["shards"]) for split in manifest["splits"].values())
+    num_done = 0
     shard_file = folder / "shard.tar"
     for name in SPLITS:
         images = folder / name
@@ -139,8 +144,8 @@ def _download(
             check()
             store.download(_stored(shard), shard_file)
             _unpack(shard_file, images, shard["key"])
-            done += shard["size_bytes"]
-            on_progress(done, total)
+            num_done += 1
+            on_progress(num_done, num_shards)
         expected = {
             image["file_name"]
             for image in json.loads((folder / f"{name}.json").read_bytes())["images"]

@@ -37,18 +37,27 @@ class Progress:
         self._began = time.monotonic()
         self._last.device = device
         self._last.num_steps = num_steps
+        self._last.step = 0
 
-    def stage(self, name: str, share: float = 0.0) -> None:
-        """Reports a stage that has no steps of training.
+    def prepare(self, done: int, total: int) -> None:
+        """Reports how many of the bundle's shards are there, as steps."""
+        self._send(
+            stage="prepare data",
+            percent=self._last.percent,
+            eta_seconds=None,
+            step=done,
+            num_steps=total,
+        )
 
-        Args:
-            name: E.g. "prepare data".
-            share: How much of the stage is done, 0..1; moves the percentage only of "predict".
-        """
-        percent = self._last.percent
-        if name == "predict":
-            percent = _TRAINING_PERCENT + (100.0 - _TRAINING_PERCENT) * share
-        self._send(stage=name, percent=percent, eta_seconds=None)
+    def validate(self) -> None:
+        """Reports that a batch of the validation split comes next."""
+        self._send(stage="validate", percent=self._last.percent, eta_seconds=None)
+
+    def predict(self, done: int, total: int) -> None:
+        """Reports how many batches are predicted."""
+        share = done / total
+        percent = _TRAINING_PERCENT + (100.0 - _TRAINING_PERCENT) * share
+        self._send(stage="predict", percent=percent, eta_seconds=None)
 
     def step(
         self,

@@ -47,13 +47,13 @@ def run(
     """
     store = ObjectStore(settings.store_url)
     progress = Progress(spec, report)
-    progress.stage("prepare data")
+    progress.prepare(0, 0)
     bundle = fetch_bundle(
         store,
         spec.manifest,
         settings.data_dir / "bundles",
         check=orders.check,
-        on_progress=lambda done, total: progress.stage("prepare data", done / max(total, 1)),
+        on_progress=progress.prepare,
     )
     records.log(
         f"attempt {spec.attempt}: {spec.model}, {spec.epochs} epochs, batch size {spec.batch_size}",
@@ -98,13 +98,16 @@ def _train(
         )
         orders.check()
 
+    def on_batch() -> None:
+        progress.validate()
+        orders.check()
+
     checkpoints = Checkpoints(store, spec)
     try:
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
             values = trainer.train_epoch(epoch, on_step)
-            progress.stage("validate")
-            values |= trainer.measure(epoch, orders.check)
+            values |= trainer.measure(epoch, on_batch)
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             metrics = EpochMetrics(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
@@ -162,11 +165,11 @@ def _evaluate(
     def on_batch() -> None:
         nonlocal done
         done += 1
-        progress.stage("predict", done / num_batches)
+        progress.predict(done, num_batches)
         orders.check()
 
     stored: dict[str, StoredObject] = {}
-    progress.stage("predict")
+    progress.predict(0, num_batches)
     for name, images in splits.items():
         content = predict(model, images, trainer.device, on_batch)
         stored[name] = store.put(spec.key(f"predictions-{name}.parquet"), content)

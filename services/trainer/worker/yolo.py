@@ -298,12 +298,12 @@ class YoloTrainer(DetectionTrainer):
         return nullcontext()
 
     @torch.no_grad()
-    def measure(self, epoch: int, check: Callable[[], None]) -> dict[str, float]:
+    def measure(self, epoch: int, on_batch: Callable[[], None]) -> dict[str, float]:
         """Measures the averaged weights on the validation split; remembers the best.
 
         Args:
             epoch: Epoch just trained, from 1.
-            check: Called before every batch; raises to stop.
+            on_batch: Called before every batch; raises to stop.
 
         Returns:
             Losses and mAP by name.
@@ -311,7 +311,7 @@ class YoloTrainer(DetectionTrainer):
         model, score = self.ema.ema, Score()
         sums: dict[str, float] = {}
         for batch in self._val:
-            check()
+            on_batch()
             predictions, raw = forward(model, batch, self.device)
             targets = {name: value.to(self.device) for name, value in batch.targets().items()}
             for name, value in model.loss(targets, raw)[1].items():
