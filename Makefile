@@ -52,5 +52,5 @@ lock: $(READY)  ## resolve pyproject.toml into requirements.lock again
 bench: $(READY)  ## measure what docs/performance.md reports
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-clean:  ## remove the environment and everything made by demo and up
-	rm -rf $(VENV) var
+clean:  ## remove the environment
+	rm -rf $(VENV)
