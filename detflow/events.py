@@ -230,7 +230,7 @@ def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
     headers = msg.headers or {}
     _, _, kind, resource_id, what = [*msg.subject.split("."), "", "", "", ""][:5]
     return Delivered(
-        event_id=headers.get(Header.EVENT_ID, ""),
+        event_id=_event_id(msg),
         subject=msg.subject,
         kind=kind,
         resource_id=resource_id,
@@ -241,6 +241,12 @@ def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
         message=decode(msg.data),
         carrier=headers,
     )
+
+
+def _event_id(msg: Msg) -> str:
+    """Returns a message's identity; one that brings none is known by its place in the stream."""
+    sequence = msg.metadata.sequence.stream
+    return (msg.headers or {}).get(Header.EVENT_ID) or f"{msg.metadata.stream}/{sequence}"
 
 
 AfterCommit: TypeAlias = Callable[[], Awaitable[None]]
@@ -312,7 +318,7 @@ class Consumer(Generic[T]):
             return await self._bus.js.pull_subscribe_bind(self._name, self._stream)
 
     async def _process(self, msg: Msg) -> None:
-        event_id = (msg.headers or {}).get(Header.EVENT_ID, "")
+        event_id = _event_id(msg)
         try:
             event = delivered(msg, self._decode)
             with telemetry.span(f"consume {self._name}", event.carrier):

@@ -198,9 +198,12 @@ class Relay:
 
     async def _publish_resource(self, resource: str, rows: list[asyncpg.Record]) -> list[int]:
         """Publishes one resource's events in order; returns the positions now in the stream."""
-        if resource not in self._published:
-            self._published[resource] = await self._bus.last_seq(f"detflow.v1.{resource}.>")
         done: list[int] = []
+        if resource not in self._published:
+            try:
+                self._published[resource] = await self._bus.last_seq(f"detflow.v1.{resource}.>")
+            except Unavailable:
+                return done
         for row in rows:
             if row["seq"] > self._published[resource]:
                 if not await self._publish(row):
