@@ -1,24 +1,24 @@
-"""NATS: the connection, the streams, and durable consumers whose effects happen once."""
+"""NATS: the connection, the streams, and how they are read."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg, StreamConfig
 
 from detflow import telemetry
-from detflow.errors import DetflowError, Unavailable
-from detflow.postgres import Connection, Database
+from detflow.errors import Unavailable
 
 log = telemetry.get_logger(__name__)
 
@@ -39,10 +39,8 @@ _STREAMS = {
     ),
 }
 _CONNECT_SECONDS = 5.0
-_REQUEST_SECONDS = 2.0
-_FETCH_SECONDS = 1.0  # a pending fetch does not wake after a server restart, so it must be short
-_ACK_WAIT_SECONDS = 5.0  # how late a message comes again after its consumer was killed
-_MAX_ATTEMPTS = 5
+REQUEST_SECONDS = 2.0
+FETCH_SECONDS = 1.0  # a pending fetch does not wake after a server restart, so it must be short
 
 T = TypeVar("T")
 
@@ -65,6 +63,7 @@ class Bus:
     def __init__(self) -> None:
         self._nc = Client()
         self._epochs: dict[str, str] = {}
+        self._up = asyncio.Event()
         self.generation = 0  # increases with every reconnect
 
     @classmethod
@@ -89,7 +88,7 @@ class Bus:
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds; fractions work
-                    ping_interval=2,
+                    ping_interval=1.5,  # type: ignore[arg-type]  # so a black hole shows in 4.5 s
                     max_outstanding_pings=2,
                     pending_size=16 << 20,
                     error_cb=bus._on_error,
@@ -99,6 +98,7 @@ class Bus:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             await bus._nc.close()
             raise Unavailable("cannot connect to NATS; check DETFLOW_NATS_URL") from error
+        bus._up.set()
         return bus
 
     @property
@@ -106,10 +106,14 @@ class Bus:
         """Whether the connection is up now."""
         return bool(self._nc.is_connected)
 
+    async def wait_until_connected(self) -> None:
+        """Waits for the connection, if it is away."""
+        await self._up.wait()
+
     @property
     def js(self) -> JetStreamContext:
         """JetStream on this connection."""
-        return self._nc.jetstream(timeout=_REQUEST_SECONDS)
+        return self._nc.jetstream(timeout=REQUEST_SECONDS)
 
     async def close(self) -> None:
         """Closes the connection at once."""
@@ -117,7 +121,7 @@ class Bus:
 
     async def ensure_streams(self) -> None:
         """Creates the streams that are not there."""
-        with _translate():
+        with translate():
             for name, config in _STREAMS.items():
                 try:
                     await self.js.stream_info(name)
@@ -127,7 +131,7 @@ class Bus:
 
     async def publish(self, subject: str, payload: bytes) -> None:
         """Publishes on core NATS: whoever listens now gets it."""
-        with _translate():
+        with translate():
             await self._nc.publish(subject, payload)
 
     async def publish_durable(
@@ -139,7 +143,7 @@ class Bus:
             Unavailable: The outcome is unknown; repeat with the same Nats-Msg-Id.
         """
         try:
-            with _translate():
+            with translate():
                 await self.js.publish(subject, payload, headers=dict(headers))
         except Unavailable:
             if self.connected:
@@ -148,51 +152,57 @@ class Bus:
 
     async def request(self, subject: str, payload: bytes, seconds: float) -> bytes:
         """Asks whoever answers `subject` and waits at most `seconds`."""
-        with _translate():
+        with translate():
             reply = await self._nc.request(subject, payload, timeout=seconds)
             return bytes(reply.data)
 
     async def subscribe(
         self, subject: str, callback: Callable[[Msg], Awaitable[None]], queue: str = ""
-    ) -> Any:
+    ) -> Subscription:
         """Calls back for every core NATS message on `subject`, now and after reconnects."""
-        with _translate():
+        with translate():
             return await self._nc.subscribe(subject, queue=queue, cb=callback)
 
     async def stream_epoch(self, stream: str, *, fresh: bool = False) -> str:
         """Returns what tells a stream from one made anew after its store was wiped."""
         if fresh or stream not in self._epochs:
             await self.ensure_streams()
-            with _translate():
+            with translate():
                 info = await self.js.stream_info(stream)
             self._epochs[stream] = f"{info.created.timestamp():.6f}" if info.created else "0"
         return self._epochs[stream]
 
     async def stream_bounds(self, stream: str) -> tuple[int, int]:
         """Returns the first and the last sequence number in a stream."""
-        with _translate():
+        with translate():
             state = (await self.js.stream_info(stream)).state
         return state.first_seq, state.last_seq
 
+    async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
+        """Returns the last message on a subject (wildcards allowed), if the stream has one."""
+        with translate():
+            try:
+                return await self.js.get_last_msg(stream, subject)
+            except nats.js.errors.NotFoundError:
+                return None
+
     async def last_seq(self, subject: str) -> int:
         """Returns the detflow-seq of the last event on a subject (wildcards allowed), else 0."""
-        with _translate():
-            try:
-                message = await self.js.get_last_msg(EVENTS_STREAM, subject)
-            except nats.js.errors.NotFoundError:
-                return 0
-        return int((message.headers or {}).get(Header.SEQ, "0"))
+        message = await self.last_message(EVENTS_STREAM, subject)
+        return int((message.headers or {}).get(Header.SEQ, "0")) if message else 0
 
     async def _on_error(self, error: Exception) -> None:
         log.warning("nats", error=repr(error))
 
     async def _on_disconnect(self) -> None:
+        self._up.clear()
         if not self._nc.is_closed:
             log.warning("nats disconnected")
 
     async def _on_reconnect(self) -> None:
         self.generation += 1
         self._epochs.clear()
+        self._up.set()
         log.info("nats reconnected")
 
 
@@ -230,7 +240,7 @@ def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
     headers = msg.headers or {}
     _, _, kind, resource_id, what = [*msg.subject.split("."), "", "", "", ""][:5]
     return Delivered(
-        event_id=_event_id(msg),
+        event_id=identify(msg),
         subject=msg.subject,
         kind=kind,
         resource_id=resource_id,
@@ -243,153 +253,10 @@ def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
     )
 
 
-def _event_id(msg: Msg) -> str:
+def identify(msg: Msg) -> str:
     """Returns a message's identity; one that brings none is known by its place in the stream."""
     sequence = msg.metadata.sequence.stream
     return (msg.headers or {}).get(Header.EVENT_ID) or f"{msg.metadata.stream}/{sequence}"
-
-
-AfterCommit: TypeAlias = Callable[[], Awaitable[None]]
-Handler: TypeAlias = Callable[[Connection, Delivered[T]], Awaitable[AfterCommit | None]]
-
-
-class Consumer(Generic[T]):
-    """A durable consumer: each event's effect is committed exactly once, then acknowledged.
-
-    The inbox row is written in the handler's transaction, so a redelivery finds it and does
-    nothing. An event whose handler keeps failing goes to detflow.dead.{consumer} after five
-    attempts, counted in Postgres.
-
-    Args:
-        bus: Connection.
-        db: Database of the service.
-        name: Durable name, unique in the deployment.
-        stream: Stream to read.
-        subjects: Filters.
-        decode: Parses a payload.
-        handle: Applies an event inside the transaction; it may return a function to await after the
-            commit. It raises TooEarly to have the event again later.
-    """
-
-    def __init__(
-        self,
-        bus: Bus,
-        db: Database,
-        *,
-        name: str,
-        stream: str,
-        subjects: Sequence[str],
-        decode: Callable[[bytes], T],
-        handle: Handler[T],
-    ) -> None:
-        self._bus = bus
-        self._db = db
-        self._name = name
-        self._stream = stream
-        self._subjects = list(subjects)
-        self._decode = decode
-        self._handle = handle
-
-    async def run(self) -> None:
-        """Consumes forever; reconnects by itself."""
-        while True:
-            generation = self._bus.generation
-            try:
-                subscription = await self._subscribe()
-                while generation == self._bus.generation:
-                    for msg in await fetch(subscription):
-                        await self._process(msg)
-            except Unavailable as error:
-                log.warning("consumer waits", consumer=self._name, error=str(error))
-                await asyncio.sleep(_FETCH_SECONDS)
-
-    async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        await self._bus.ensure_streams()
-        config = ConsumerConfig(
-            durable_name=self._name,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=_ACK_WAIT_SECONDS,
-            filter_subjects=self._subjects,
-            max_ack_pending=256,
-        )
-        with _translate():
-            # Creating it again with the same configuration changes nothing.
-            await self._bus.js.add_consumer(self._stream, config)
-            return await self._bus.js.pull_subscribe_bind(self._name, self._stream)
-
-    async def _process(self, msg: Msg) -> None:
-        event_id = _event_id(msg)
-        try:
-            event = delivered(msg, self._decode)
-            with telemetry.span(f"consume {self._name}", event.carrier):
-                await self._apply(event)
-        except TooEarly:
-            await self._settle(msg.nak(delay=0.1))
-        except Unavailable as error:
-            log.warning("event waits", consumer=self._name, event_id=event_id, error=str(error))
-            await self._settle(msg.nak(delay=1.0))
-        except Exception as error:
-            await self._on_failure(msg, event_id, error)
-        else:
-            await self._settle(msg.ack_sync(timeout=_REQUEST_SECONDS))
-
-    async def _apply(self, event: Delivered[T]) -> None:
-        after: AfterCommit | None = None
-        async with self._db.transaction() as conn:
-            inserted = await conn.fetchval(
-                "insert into inbox (consumer, event_id) values ($1, $2)"
-                " on conflict do nothing returning true",
-                self._name,
-                event.event_id,
-            )
-            if inserted:
-                after = await self._handle(conn, event)
-        if after is not None:
-            await after()
-
-    async def _on_failure(self, msg: Msg, event_id: str, error: Exception) -> None:
-        """Counts a failed delivery; the last one is put aside so that later events flow."""
-        async with self._db.transaction() as conn:
-            attempts: int = await conn.fetchval(
-                """
-                insert into inbox_failure (consumer, event_id, attempts, error)
-                values ($1, $2, 1, $3)
-                on conflict (consumer, event_id)
-                do update set attempts = inbox_failure.attempts + 1, error = excluded.error
-                returning attempts
-                """,
-                self._name,
-                event_id,
-                repr(error)[:1000],
-            )
-        log.error(
-            "event failed",
-            consumer=self._name,
-            event_id=event_id,
-            subject=msg.subject,
-            attempts=attempts,
-            exc_info=not isinstance(error, DetflowError),
-        )
-        if attempts < _MAX_ATTEMPTS:
-            await self._settle(msg.nak(delay=min(2.0**attempts * 0.1, 5.0)))
-            return
-        headers = {k: v for k, v in (msg.headers or {}).items() if not k.startswith("Nats-")}
-        await self._bus.publish_durable(
-            f"detflow.dead.{self._name}",
-            msg.data,
-            headers
-            | {
-                Header.EVENT_ID: f"dead/{self._name}/{event_id}",
-                "detflow-subject": msg.subject,
-                "detflow-error": type(error).__name__,
-            },
-        )
-        await self._settle(msg.ack_sync(timeout=_REQUEST_SECONDS))
-
-    async def _settle(self, acknowledgement: Awaitable[Any]) -> None:
-        """Acknowledges; if that is lost the event comes again and the inbox knows it."""
-        with _translate():
-            await acknowledgement
 
 
 async def fetch(subscription: JetStreamContext.PullSubscription) -> list[Msg]:
@@ -402,17 +269,28 @@ async def fetch(subscription: JetStreamContext.PullSubscription) -> list[Msg]:
         Unavailable: The consumer or the server is gone.
     """
     try:
-        with _translate(timeout_is_error=False):
-            return list(await subscription.fetch(1, timeout=_FETCH_SECONDS))
+        with translate(timeout_is_error=False):
+            return list(await subscription.fetch(1, timeout=FETCH_SECONDS))
     except TimeoutError:
         return []
     except nats.js.errors.NotFoundError as error:
         raise Unavailable("the consumer is gone; it is made anew") from error
 
 
+async def num_pending(subscription: JetStreamContext.PullSubscription) -> int:
+    """Returns how many messages the stream holds that were not fetched yet.
+
+    Raises:
+        Unavailable: NATS is away.
+    """
+    with translate():
+        return (await subscription.consumer_info()).num_pending or 0
+
+
+@contextlib.asynccontextmanager
 async def subscribe_from(
     bus: Bus, stream: str, subjects: Sequence[str], start_seq: int
-) -> JetStreamContext.PullSubscription:
+) -> AsyncIterator[JetStreamContext.PullSubscription]:
     """Reads a stream from a position on, for this process only; nothing is acknowledged.
 
     Raises:
@@ -426,12 +304,24 @@ async def subscribe_from(
         mem_storage=True,
         inactive_threshold=30.0,
     )
-    with _translate():
-        return await bus.js.pull_subscribe("", stream=stream, config=config)
+    with translate():
+        subscription = await bus.js.pull_subscribe("", stream=stream, config=config)
+    async with ended(subscription):
+        yield subscription
+
+
+@contextlib.asynccontextmanager
+async def ended(subscription: JetStreamContext.PullSubscription) -> AsyncIterator[None]:
+    """Ends a subscription with its use: the client would keep it through every reconnect."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(nats.errors.Error):  # it ended with its connection
+            await subscription.unsubscribe()
 
 
 @contextlib.contextmanager
-def _translate(*, timeout_is_error: bool = True) -> Iterator[None]:
+def translate(*, timeout_is_error: bool = True) -> Iterator[None]:
     """Turns the many ways of NATS being away into Unavailable."""
     try:
         yield

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
 import protovalidate
 import structlog
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 from prometheus_client import Histogram
 
@@ -26,12 +30,13 @@ from detflow.errors import (
     Internal,
     InvalidArgument,
     Violation,
-    to_status,
+    to_trailer,
 )
 
 log = telemetry.get_logger(__name__)
 
 REQUEST_ID = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # others are not repeated in logs and answers
 _UNARY_SECONDS = 60.0
 _SECONDS = Histogram(
     "grpc_server_handling_seconds",
@@ -49,9 +54,12 @@ def check(request: Any) -> None:
     Raises:
         InvalidArgument: One violation per broken rule, with the field's path.
     """
+    if isinstance(request, _Unreadable):
+        raise InvalidArgument(
+            "the message cannot be read; make it from the .proto files of this version of detflow",
+            reason="MALFORMED_MESSAGE",
+        )
     found = _validator.collect_violations(request)
-    if not found:
-        return
     violations = [
         Violation(
             ".".join(_element(e) for e in v.proto.field.elements) if v.proto.field else "",
@@ -59,13 +67,63 @@ def check(request: Any) -> None:
             v.proto.message,
         )
         for v in found
+    ] or [
+        Violation(path, "BAD_TEXT", "must not contain the character U+0000; take it out")
+        for path in _find_nul(request, "")
     ]
+    if not violations:
+        return
     first = violations[0]
     raise InvalidArgument(
         f"{first.field or 'request'}: {first.description}",
         reason="INVALID_FIELD",
         violations=violations,
     )
+
+
+class _Unreadable:
+    """Stands for a request whose bytes are no such message."""
+
+
+def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Leaves it to the call to refuse what cannot be read: gRPC itself would answer UNKNOWN."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _find_nul(message: Any, path: str) -> Iterator[str]:
+    """Finds text that Postgres cannot hold."""
+    for field in _fields_with_text(message.DESCRIPTOR):
+        value, here = getattr(message, field.name), f"{path}{field.name}"
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, one in value.items():
+                if isinstance(key, str) and "\0" in key:
+                    yield here
+                yield from _find_nul_in(one, f"{here}[{key!r}]")
+        elif field.is_repeated:
+            for index, one in enumerate(value):
+                yield from _find_nul_in(one, f"{here}[{index}]")
+        elif field.message_type is None or message.HasField(field.name):
+            yield from _find_nul_in(value, here)
+
+
+def _find_nul_in(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, Message):
+        yield from _find_nul(value, f"{path}.")
+    elif isinstance(value, str) and "\0" in value:
+        yield path
+
+
+@functools.cache
+def _fields_with_text(message: Descriptor) -> list[FieldDescriptor]:
+    kinds = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+    return [field for field in message.fields if field.type in kinds]
 
 
 def _element(element: Any) -> str:
@@ -97,7 +155,7 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, _reading(handler.request_deserializer), handler.response_serializer)
 
 
 def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
@@ -142,9 +200,8 @@ class _Call:
     async def __aenter__(self) -> None:
         carrier = {str(k): str(v) for k, v in self._context.invocation_metadata() or ()}
         self._span = telemetry.span(self._method, carrier)
-        self._request_id = carrier.get(REQUEST_ID) or self._span.__enter__()
-        if REQUEST_ID in carrier:
-            self._span.__enter__()
+        trace_id = self._span.__enter__()
+        self._request_id = carrier.get(REQUEST_ID) or trace_id
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
         self._context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
 
@@ -178,5 +235,5 @@ class _Call:
     async def _abort(self, error: DetflowError) -> NoReturn:
         if isinstance(error, Cancelled):
             raise asyncio.CancelledError
-        await self._context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await self._context.abort_with_status(rpc_status.to_status(to_trailer(error)))
         raise AssertionError("abort_with_status raises")

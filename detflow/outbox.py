@@ -13,6 +13,7 @@ from detflow import telemetry
 from detflow.errors import Unavailable
 from detflow.events import EVENTS_STREAM, Bus, Header
 from detflow.postgres import Connection, Database
+from detflow.tasks import wait
 from detflow.v1 import events_pb2
 
 log = telemetry.get_logger(__name__)
@@ -23,6 +24,7 @@ _RELAY_LOCK = (
 )
 _POLL_SECONDS = 1.0
 _BATCH = 500
+_MAX_REMEMBERED = 10_000  # resources whose last published position is kept at hand
 _HOUSEKEEPING_SECONDS = 3600.0
 
 
@@ -134,16 +136,19 @@ class Relay:
         while not await conn.fetchval(
             "select pg_try_advisory_lock(hashtext($1), $2)", self._db.schema, _RELAY_LOCK
         ):
-            await _wait(wake)
+            await wait(wake, _POLL_SECONDS)
+        self._published.clear()  # whoever had the lock meanwhile has published more
         while True:
             wake.clear()
             if not await self._publish_batch(conn):
-                await _wait(wake)
+                await wait(wake, _POLL_SECONDS)
 
     async def _publish_batch(self, conn: asyncpg.Connection[asyncpg.Record]) -> bool:
         """Publishes what is there; returns whether there may be more."""
         if not self._bus.connected:
             return False
+        if len(self._published) > _MAX_REMEMBERED:
+            self._published.clear()
         try:
             await self._follow_stream(conn)
             rows = await conn.fetch(
@@ -231,12 +236,3 @@ class Relay:
         except Unavailable:
             return False
         return True
-
-
-async def _wait(wake: asyncio.Event) -> None:
-    """Waits for a notification, a lost connection or the poll interval."""
-    try:
-        async with asyncio.timeout(_POLL_SECONDS):
-            await wake.wait()
-    except TimeoutError:
-        pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -25,7 +24,7 @@ from detflow.outbox import Relay
 from detflow.postgres import Database
 from detflow.settings import Settings
 from detflow.store import ObjectStore
-from detflow.tasks import cancel_all
+from detflow.tasks import cancel_all, wait
 from detflow.watch import Watcher
 
 log = telemetry.get_logger(__name__)
@@ -213,9 +212,7 @@ class Service:
             )
             for name in ("", *self._service_names):
                 await self._health.set(name, status)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_HEALTH_SECONDS):
-                    await self._stop.wait()
+            await wait(self._stop, _HEALTH_SECONDS)
 
 
 async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:

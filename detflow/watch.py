@@ -21,8 +21,16 @@ from nats.aio.msg import Msg
 
 from detflow import telemetry
 from detflow.errors import InvalidArgument, OutOfRange, ResourceExhausted, Unavailable, Violation
-from detflow.events import EVENTS_STREAM, Bus, delivered, fetch, subscribe_from
+from detflow.events import (
+    EVENTS_STREAM,
+    Bus,
+    delivered,
+    fetch,
+    num_pending,
+    subscribe_from,
+)
 from detflow.outbox import Seqs
+from detflow.tasks import wait
 from detflow.v1 import events_pb2
 
 log = telemetry.get_logger(__name__)
@@ -31,6 +39,7 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 15.0
 _GAUGE_INTERVAL_SECONDS = 0.1
+_READY_SECONDS = 10.0
 _MAX_PENDING = 1000
 _SETTLE_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.05
@@ -119,13 +128,13 @@ class Watcher:
             generation = self._bus.generation
             try:
                 await self._attach()
-                subscription = await subscribe_from(
+                async with subscribe_from(
                     self._bus, EVENTS_STREAM, ["detflow.v1.>"], self._position + 1
-                )
-                self._ready.set()
-                while generation == self._bus.generation:
-                    for msg in await fetch(subscription):
-                        self._dispatch(_change(msg, self._epoch))
+                ) as subscription:
+                    self._ready.set()
+                    while generation == self._bus.generation:
+                        for msg in await fetch(subscription):
+                            self._dispatch(_change(msg, self._epoch))
             except Unavailable as error:
                 log.warning("watches wait", error=str(error))
                 await asyncio.sleep(1.0)
@@ -168,11 +177,8 @@ class Watcher:
         resume = _decode_cursor(cursor) if cursor else None
         if self._closed:
             raise Unavailable("the server is shutting down; reconnect with your cursor")
-        try:
-            async with asyncio.timeout(10):
-                await self._ready.wait()
-        except TimeoutError as error:
-            raise Unavailable("the event stream is away for the moment; retry") from error
+        if not await wait(self._ready, _READY_SECONDS):
+            raise Unavailable("the event stream is away for the moment; retry")
         mailbox = _Mailbox(subjects, progress_subject)
         self._mailboxes.add(mailbox)
         try:
@@ -186,10 +192,12 @@ class Watcher:
                 yield replace(first, cursor=cursor)
             else:
                 epoch, seen = resume
-                async for change in self._replay(epoch, seen, position, subjects):
-                    if matches(change):
-                        cursor = change.cursor
-                        yield change
+                replay = self._replay(epoch, seen, position, subjects)
+                async with contextlib.aclosing(replay) as changes:
+                    async for change in changes:
+                        if matches(change):
+                            cursor = change.cursor
+                            yield change
             async for item in self._live(mailbox, cursor, heartbeat_seconds):
                 if isinstance(item, Change) and (
                     item.stream_seq <= seen  # the cursor came from a replica that was ahead
@@ -236,10 +244,7 @@ class Watcher:
         waiting = first.seqs.waiting if isinstance(first.seqs, Seqs) else ()
         if all(arrived.get(resource, 0) >= first.seqs[resource] for resource in waiting):
             return True
-        moved = self._moved
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
-                await moved.wait()
+        await wait(self._moved, _LOOK_AGAIN_SECONDS)
         return False
 
     async def _attach(self) -> None:
@@ -257,16 +262,15 @@ class Watcher:
 
     async def _replay(
         self, epoch: str, after: int, until: int, subjects: Sequence[str]
-    ) -> AsyncIterator[Change]:
+    ) -> AsyncGenerator[Change, None]:
         """Yields what the stream holds after a cursor, up to where the live part begins."""
         first, last = await self._bus.stream_bounds(EVENTS_STREAM)
         if epoch != self._epoch or after + 1 < first or after > last:
             raise _expired()
         if after >= until:
             return
-        subscription = await subscribe_from(self._bus, EVENTS_STREAM, subjects, after + 1)
-        try:
-            pending = (await subscription.consumer_info()).num_pending or 0
+        async with subscribe_from(self._bus, EVENTS_STREAM, subjects, after + 1) as subscription:
+            pending = await num_pending(subscription)
             while pending > 0:
                 for msg in await fetch(subscription):
                     pending = msg.metadata.num_pending
@@ -274,8 +278,6 @@ class Watcher:
                     if change.stream_seq > until:
                         return
                     yield change
-        finally:
-            await subscription.unsubscribe()
 
     async def _live(
         self, mailbox: _Mailbox, cursor: str, heartbeat_seconds: float
@@ -300,17 +302,14 @@ class Watcher:
                     continue
             if mailbox.changes:
                 continue
-            try:
-                async with asyncio.timeout(wait_seconds):
-                    await mailbox.wake.wait()
-            except TimeoutError:
-                if mailbox.gauge is None:
-                    yield Beat(cursor)
+            if not await wait(mailbox.wake, wait_seconds) and mailbox.gauge is None:
+                yield Beat(cursor)
 
     def _dispatch(self, change: Change) -> None:
         tokens = change.subject.split(".")
         for mailbox in self._mailboxes:
-            if not any(_covers(subject, tokens) for subject in mailbox.subjects):
+            # After a failure nothing more may be put in: it would come after a hole.
+            if mailbox.error or not any(_covers(s, tokens) for s in mailbox.subjects):
                 continue
             if len(mailbox.changes) >= _MAX_PENDING:
                 last = mailbox.changes[0].cursor

@@ -16,6 +16,7 @@ from pathlib import Path
 from detflow.local.logs import Log
 from detflow.local.process import die_with_parent
 from detflow.local.running import StackError
+from detflow.tasks import wait
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 10.0
@@ -187,8 +188,7 @@ class _Kept:
                     f"{self.program.name} ended ({_describe(code)}), starting it again in"
                     f" {backoff_seconds:.1f} s; see {self.log.path}"
                 )
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), backoff_seconds)
+                await wait(self._stopping, backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
         finally:
             self.log.close()

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from detflow import server
-from detflow.events import EVENTS_STREAM, Consumer
+from detflow.consumer import Consumer
+from detflow.events import EVENTS_STREAM
+from detflow.tasks import Bell
 from detflow.v1 import events_pb2
 from detflow.v1.metrics_pb2_grpc import add_MetricsServiceServicer_to_server
-from services.metrics.consumer import CONSUMER, SUBJECTS, Bell, TrainingEvents
+from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.evaluator import Evaluator
 from services.metrics.service import MetricsService
 

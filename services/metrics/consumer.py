@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
 from detflow import names, telemetry
-from detflow.events import AfterCommit, Delivered
+from detflow.consumer import AfterCommit
+from detflow.events import Delivered
 from detflow.postgres import Connection
+from detflow.tasks import Bell
 from detflow.v1 import events_pb2, training_pb2
 from services.metrics import store
 from services.metrics.domain import SPLITS, Training, TrainingState
@@ -17,33 +18,6 @@ log = telemetry.get_logger(__name__)
 CONSUMER = "metrics-training"
 SUBJECTS = ("detflow.v1.training.>",)
 """Every event of a training, log lines too: only so is it known which of them are applied."""
-
-
-class Bell:
-    """Tells whoever in this process waits that something was committed.
-
-    Listen first, look second, wait third: a commit in between is not missed.
-    """
-
-    def __init__(self) -> None:
-        self._next = asyncio.Event()
-
-    def listen(self) -> asyncio.Event:
-        """Returns what the next ring sets."""
-        return self._next
-
-    async def ring(self) -> None:
-        """Wakes all that listen."""
-        self._next.set()
-        self._next = asyncio.Event()
-
-    @staticmethod
-    async def wait(heard: asyncio.Event, seconds: float) -> None:
-        """Waits for the ring, at most `seconds`: other replicas' commits ring no bell here."""
-        try:
-            await asyncio.wait_for(heard.wait(), seconds)
-        except TimeoutError:
-            return
 
 
 class TrainingEvents:

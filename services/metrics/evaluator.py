@@ -18,9 +18,9 @@ from typing import Any
 from detflow import outbox, telemetry
 from detflow.errors import Internal, Unavailable, failure
 from detflow.postgres import Database
+from detflow.tasks import Bell, wait
 from detflow.v1 import events_pb2
 from services.metrics import store
-from services.metrics.consumer import Bell
 from services.metrics.domain import Job
 from services.metrics.service import to_evaluation
 
@@ -57,7 +57,7 @@ class Evaluator:
                 log.warning("evaluations wait for the database", error=str(error))
                 worked = False
             if not worked:
-                await Bell.wait(heard, _POLL_SECONDS)
+                await wait(heard, _POLL_SECONDS)
 
     async def _work_once(self) -> bool:
         async with self._db.transaction() as conn:
@@ -172,7 +172,8 @@ def _gave_up(why: str) -> dict[str, Any]:
         " give the metrics service more memory and resume the training",
         reason="EVALUATION_KEEPS_FAILING",
     )
-    return {"failure": base64.b64encode(failure(error).SerializeToString(deterministic=True))}
+    encoded = base64.b64encode(failure(error).SerializeToString(deterministic=True))
+    return {"failure": encoded.decode()}
 
 
 async def _end(child: Process) -> None:

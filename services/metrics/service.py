@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator
@@ -11,10 +12,10 @@ from detflow import names, outbox
 from detflow.errors import NotFound, Unavailable
 from detflow.events import Bus
 from detflow.postgres import Connection, Database
+from detflow.tasks import Bell, wait
 from detflow.v1 import common_pb2, metrics_pb2, metrics_pb2_grpc
 from detflow.watch import HEARTBEAT_SECONDS, Change, Snapshot, Watcher
 from services.metrics import store
-from services.metrics.consumer import Bell
 from services.metrics.domain import (
     Applied,
     Evaluation,
@@ -113,23 +114,24 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
             snapshot=snapshot,
             heartbeat_seconds=_LAST_BEAT_SECONDS if at_end else HEARTBEAT_SECONDS,
         )
-        async for item in items:
-            response = metrics_pb2.WatchMetricsResponse(cursor=item.cursor)
-            if isinstance(item, Snapshot):
-                snapshot_message, is_last = item.value
-                response.snapshot.CopyFrom(snapshot_message)
-                yield response
-            elif isinstance(item, Change):
-                if _fill(response, item):
+        async with contextlib.aclosing(items):
+            async for item in items:
+                response = metrics_pb2.WatchMetricsResponse(cursor=item.cursor)
+                if isinstance(item, Snapshot):
+                    snapshot_message, is_last = item.value
+                    response.snapshot.CopyFrom(snapshot_message)
                     yield response
-                is_last = await self._is_last(training_id, item)
-            else:
-                is_last = at_end and await self._is_over(training_id)
-                if not is_last:
-                    response.heartbeat.SetInParent()
-                    yield response
-            if is_last:
-                return
+                elif isinstance(item, Change):
+                    if _fill(response, item):
+                        yield response
+                    is_last = await self._is_last(training_id, item)
+                else:
+                    is_last = at_end and await self._is_over(training_id)
+                    if not is_last:
+                        response.heartbeat.SetInParent()
+                        yield response
+                if is_last:
+                    return
 
     async def _catch_up(self, training_id: str) -> None:
         """Waits until what the stream holds of a training has been applied here or at a replica.
@@ -151,7 +153,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
                 return  # what is missing in between cannot be applied or has left the stream
             if waited >= _CATCH_UP_SECONDS:
                 raise Unavailable("metrics are behind for the moment; retry", reason="BEHIND")
-            await Bell.wait(heard, _LOOK_AGAIN_SECONDS)
+            await wait(heard, _LOOK_AGAIN_SECONDS)
 
     async def _read_snapshot(self, name: str) -> Snapshot[tuple[metrics_pb2.MetricsSnapshot, bool]]:
         async with self._db.transaction(isolation="repeatable_read") as conn:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from detflow import telemetry
-from detflow.events import EVENTS_STREAM, AfterCommit, Bus, Consumer, Delivered, TooEarly
+from detflow.consumer import AfterCommit, Consumer
+from detflow.events import EVENTS_STREAM, Bus, Delivered, TooEarly
 from detflow.names import last_segment
 from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2

@@ -5,8 +5,9 @@ from __future__ import annotations
 from google.rpc import code_pb2
 
 from detflow import telemetry
+from detflow.consumer import Consumer
 from detflow.errors import DataLoss, InvalidArgument, failure
-from detflow.events import EVENTS_STREAM, RECORDS_STREAM, Bus, Consumer, Delivered
+from detflow.events import EVENTS_STREAM, RECORDS_STREAM, Bus, Delivered
 from detflow.names import last_segment
 from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2

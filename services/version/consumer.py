@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from detflow import events, telemetry
+from detflow.consumer import Consumer
 from detflow.errors import Cancelled, NotFound, failure
-from detflow.events import Bus, Consumer, Delivered
+from detflow.events import Bus, Delivered
 from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2, preprocess_pb2, training_pb2
 from services.version import domain, store

@@ -48,15 +48,15 @@ async def read_events(bus: Bus) -> Events:
     events: Events = defaultdict(list)
     if (await bus.js.stream_info(EVENTS_STREAM)).state.messages == 0:
         return events
-    subscription = await subscribe_from(bus, EVENTS_STREAM, ["detflow.v1.>"], 1)
     pending = -1
-    while pending != 0:
-        for msg in await fetch(subscription):
-            event = delivered(msg, events_pb2.Event.FromString)
-            events[f"{event.kind}.{event.resource_id}"].append(
-                (event.seq, event.event_id, event.message)
-            )
-            pending = msg.metadata.num_pending
+    async with subscribe_from(bus, EVENTS_STREAM, ["detflow.v1.>"], 1) as subscription:
+        while pending != 0:
+            for msg in await fetch(subscription):
+                event = delivered(msg, events_pb2.Event.FromString)
+                events[f"{event.kind}.{event.resource_id}"].append(
+                    (event.seq, event.event_id, event.message)
+                )
+                pending = msg.metadata.num_pending
     return events
 
 

@@ -137,17 +137,17 @@ async def test_states_are_published_once_each_in_order(rig: Rig) -> None:
     await rig.tell("created", version)
     await rig.watch_preprocessing(version.name)
 
-    subscription = await subscribe_from(
-        rig.bus, EVENTS_STREAM, ["detflow.v1.preprocessing.v1.state_changed"], 1
-    )
     seen: list[tuple[int, int, str]] = []
-    while len(seen) < 3:
-        for msg in await fetch(subscription):
-            event = delivered(msg, events_pb2.Event.FromString)
-            state = PreprocessingState.Name(event.message.preprocessing.state)
-            seen.append((event.seq, event.message.preprocessing.revision, state))
+    async with subscribe_from(
+        rig.bus, EVENTS_STREAM, ["detflow.v1.preprocessing.v1.state_changed"], 1
+    ) as subscription:
+        while len(seen) < 3:
+            for msg in await fetch(subscription):
+                event = delivered(msg, events_pb2.Event.FromString)
+                state = PreprocessingState.Name(event.message.preprocessing.state)
+                seen.append((event.seq, event.message.preprocessing.revision, state))
+        assert await fetch(subscription) == []
     assert seen == [(1, 1, "PENDING"), (2, 2, "RUNNING"), (3, 3, "SUCCEEDED")]
-    assert await fetch(subscription) == []
 
 
 async def test_watch_gives_snapshot_then_changes_and_resumes_exactly(rig: Rig) -> None:

@@ -15,14 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detflow import names
+from detflow.consumer import Consumer
 from detflow.errors import from_status
-from detflow.events import EVENTS_STREAM, Bus, Consumer, Delivered
+from detflow.events import EVENTS_STREAM, Bus, Delivered
 from detflow.postgres import Database
 from detflow.store import ObjectStore
+from detflow.tasks import Bell, wait
 from detflow.v1 import events_pb2, training_pb2
 from detflow.v1.common_pb2 import Failure
 from services.metrics import store as tables
-from services.metrics.consumer import CONSUMER, SUBJECTS, Bell, TrainingEvents
+from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.domain import Evaluation
 from services.metrics.evaluator import MAX_TRIES, Evaluator
 from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
@@ -304,7 +306,7 @@ async def test_poison_event_is_put_aside_and_later_ones_flow(db: Database, bus: 
                 async with db.connection() as conn:
                     if await tables.list_points(conn, training.id):
                         break
-                await Bell.wait(heard, 30)
+                await wait(heard, 30)
         dead = await bus.js.subscribe(f"detflow.dead.{CONSUMER}", stream="DETFLOW_DEAD")
         await dead.next_msg(timeout=30)
     async with db.connection() as conn:

@@ -1,13 +1,14 @@
 """Outbox, relay, consumer and watch, against real servers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from detflow import outbox
-from detflow.errors import InvalidArgument, OutOfRange
-from detflow.events import EVENTS_STREAM, Bus, Consumer, Delivered, TooEarly
+from detflow import outbox, watch
+from detflow.consumer import Consumer
+from detflow.errors import InvalidArgument, OutOfRange, ResourceExhausted
+from detflow.events import EVENTS_STREAM, Bus, Delivered, Header, TooEarly
 from detflow.outbox import Relay
 from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2, version_pb2
@@ -89,6 +90,35 @@ async def test_event_published_before_a_crash_is_not_published_again(
             while (await bus.last_seq("detflow.v1.version.a.>")) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     assert (await bus.js.stream_info(EVENTS_STREAM)).state.messages == 2
+
+
+async def test_relay_that_takes_over_again_publishes_only_what_is_missing(
+    make_database: MakeDatabase, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = await make_database("version")
+    published: list[str] = []
+    publish = bus.publish_durable
+
+    async def counted(subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        await publish(subject, payload, headers)
+        published.append(headers[Header.SEQ])
+
+    monkeypatch.setattr(bus, "publish_durable", counted)
+    watcher = Watcher(bus)
+    first, second = Relay(db, bus, "test"), Relay(db, bus, "test")
+    async with running(watcher.run()):
+        stream = watcher.follow(subjects=SUBJECTS, cursor="", snapshot=nothing)
+        await take(stream, 1)
+        for relay in (first, second):
+            async with running(relay.run()):
+                await append(db, "a", "one")
+                await take(stream, 1)
+        async with db.transaction() as conn:  # as if the second had died before it noted that
+            await conn.execute("update outbox set publish_time = null where seq = 2")
+        async with running(first.run()):
+            await append(db, "a", "three")
+            await take(stream, 1)
+    assert published == ["1", "2", "3"]
 
 
 async def test_wiped_stream_is_filled_again_from_the_outbox(
@@ -254,3 +284,30 @@ async def test_cursor_that_is_tampered_or_too_old_is_refused(
         with pytest.raises(OutOfRange) as caught:
             await take(watcher.follow(subjects=SUBJECTS, cursor=item.cursor, snapshot=nothing), 1)
         assert caught.value.reason == "CURSOR_EXPIRED"
+
+
+async def test_slow_watcher_is_dropped_without_a_hole_before_the_end(
+    make_database: MakeDatabase, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = await make_database("version")
+    monkeypatch.setattr(watch, "_MAX_PENDING", 3)
+    watcher = Watcher(bus)
+    async with running(Relay(db, bus, "test").run(), watcher.run()):
+        slow = watcher.follow(subjects=SUBJECTS, cursor="", snapshot=nothing)
+        quick = watcher.follow(subjects=SUBJECTS, cursor="", snapshot=nothing)
+        await take(slow, 1)
+        await take(quick, 1)
+        for n in range(4):
+            await append(db, "a", str(n))
+            await take(quick, 1)
+        received = await take(slow, 1)
+        await append(db, "a", "4")  # there is room for it, but not for the one before
+        await take(quick, 1)
+        with pytest.raises(ResourceExhausted) as caught:
+            while True:
+                received += await take(slow, 1)
+        assert caught.value.reason == "SLOW_WATCHER"
+        assert names(received) == ["0", "1", "2"]
+        cursor = received[-1].cursor
+        again = watcher.follow(subjects=SUBJECTS, cursor=cursor, snapshot=nothing)
+        assert names(await take(again, 2)) == ["3", "4"]

@@ -170,8 +170,8 @@ async def test_step_outside_the_graph_goes_to_the_dead_letters_and_others_flow(
         await publish(bus, preprocessed(broken))
         await publish(bus, trained(broken, "dbad", 1, "QUEUED", 1))
         await publish(bus, trained(broken, "dbad", 2, "SUCCEEDED", 2))
-        dead = await subscribe_from(bus, DEAD_STREAM, ["detflow.dead.version-projection"], 1)
-        async with asyncio.timeout(30):
+        subjects = ["detflow.dead.version-projection"]
+        async with asyncio.timeout(30), subscribe_from(bus, DEAD_STREAM, subjects, 1) as dead:
             (message,) = await dead.fetch(1, timeout=25)
         assert (message.headers or {})["detflow-error"] == "IllegalTransition"
         stream = await changes(watcher)
