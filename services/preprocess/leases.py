@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from detflow import telemetry
 from detflow.errors import DetflowError, Internal, ResourceExhausted, Unavailable
-from detflow.tasks import cancel_all
+from detflow.tasks import cancel_all, wait
 from services.preprocess.domain import LEASE_SECONDS
 
 log = telemetry.get_logger(__name__)
@@ -71,7 +70,7 @@ async def while_leased(renew: Callable[[], Awaitable[bool]], work: Coroutine[Any
                 raise ClaimLost
     finally:
         if not task.done():
-            await cancel_all([cast("asyncio.Task[None]", task)])
+            await cancel_all([task])
             if not task.cancelled():  # it failed while it was ending; the caller has its own reason
                 log.info("abandoned work failed", error=repr(task.exception()))
 
@@ -102,6 +101,4 @@ class WorkLoop:
                     continue
             except Unavailable as error:
                 log.warning("work waits", loop=self._name, error=str(error))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._wake.wait()
+            await wait(self._wake, POLL_SECONDS)

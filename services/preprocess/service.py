@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO
 
 from detflow import outbox, telemetry
 from detflow.errors import InvalidArgument, NotFound, ResourceExhausted, Violation
-from detflow.names import last_segment, new_id, project_of
+from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.store import ObjectStore
@@ -38,15 +38,13 @@ from services.preprocess.scratch import Scratch
 
 log = telemetry.get_logger(__name__)
 
-T = TypeVar("T")
-
 _FINAL_DATASET = (dataset_pb2.Dataset.READY, dataset_pb2.Dataset.FAILED)
 _FINAL_PREPROCESSING = (
     preprocess_pb2.Preprocessing.SUCCEEDED,
     preprocess_pb2.Preprocessing.FAILED,
     preprocess_pb2.Preprocessing.CANCELLED,
 )
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS = 1.5
 _POLL_SECONDS = 0.05
 
 
@@ -153,6 +151,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.Dataset:
         """Starts an import."""
         project_id = project_of(request.parent)
+        check_display_name(request.dataset.display_name, "dataset.display_name")
         if project_of(request.upload) != project_id:
             raise NotFound(f"{request.upload} does not exist; upload it again")
         async with self._db.transaction() as conn:
@@ -235,8 +234,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             snapshot=snapshot,
             progress_subject=f"detflow.progress.dataset.{dataset_id}",
         )
-        async with _closing(items) as watch:
-            async for item in watch:
+        async with contextlib.aclosing(items):
+            async for item in items:
                 response = dataset_pb2.WatchDatasetResponse(cursor=item.cursor)
                 if isinstance(item, Snapshot):
                     response.dataset.CopyFrom(item.value)
@@ -291,8 +290,8 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
             snapshot=snapshot,
             progress_subject=f"detflow.progress.preprocessing.{version_id}",
         )
-        async with _closing(items) as watch:
-            async for item in watch:
+        async with contextlib.aclosing(items):
+            async for item in items:
                 response = preprocess_pb2.WatchPreprocessingResponse(cursor=item.cursor)
                 if isinstance(item, Snapshot):
                     response.preprocessing.CopyFrom(item.value)
@@ -322,11 +321,6 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
                 if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(_POLL_SECONDS)
-
-
-def _closing(items: AsyncIterator[T]) -> contextlib.aclosing[AsyncGenerator[T, None]]:
-    """Ends a watch with its call and not at the next garbage collection."""
-    return contextlib.aclosing(cast("AsyncGenerator[T, None]", items))
 
 
 async def _get(conn: Connection, name: str) -> Dataset:

@@ -9,13 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import nats.errors
-import nats.js.errors
-
 from detflow import telemetry
 from detflow.errors import Aborted, DeadlineExceeded, Unavailable, failure
 from detflow.events import RECORDS_STREAM, Bus
 from detflow.postgres import Connection, Database
+from detflow.tasks import wait
 from detflow.v1.common_pb2 import Failure
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerRecord, WorkerSpec
 from services.trainer import attempts, ownership, store
@@ -229,13 +227,13 @@ class Attempt:
     async def _records_are_applied(self) -> bool:
         subject = f"detflow.records.{self.training_id}.{self.number}"
         try:
-            message = await self._bus.js.get_last_msg(RECORDS_STREAM, subject)
-            published = WorkerRecord.FromString(message.data or b"").seq
-        except nats.js.errors.NotFoundError:
-            return True
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            self._log.warning("attempt waits for NATS", error=repr(error))
+            message = await self._bus.last_message(RECORDS_STREAM, subject)
+        except Unavailable as error:
+            self._log.warning("attempt waits for NATS", error=str(error))
             return False
+        if message is None:
+            return True
+        published = WorkerRecord.FromString(message.data or b"").seq
 
         async def applied(conn: Connection) -> int:
             return await attempts.last_record(conn, self.training_id, self.number)
@@ -308,7 +306,5 @@ class Attempt:
 
     async def _wait(self) -> None:
         """Waits for news of the training or its worker, at most a tick."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._deadlines.tick):
-                await self._wake.wait()
+        await wait(self._wake, self._deadlines.tick)
         self._wake.clear()

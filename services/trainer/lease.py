@@ -10,7 +10,6 @@ from nats.aio.msg import Msg
 from detflow import telemetry
 from detflow.errors import Unavailable
 from detflow.events import Bus
-from detflow.names import last_segment
 from detflow.postgres import Database
 from detflow.v1.training_pb2 import StopMode
 from detflow.v1.worker_pb2 import LeaseRequest, LeaseResponse
@@ -48,7 +47,7 @@ class LeaseDesk:
         await self._bus.subscribe(_SUBJECT, self._observe)
 
     async def _answer(self, msg: Msg) -> None:
-        training_id = msg.subject.rsplit(".", 1)[1]
+        training_id = _training_id(msg)
         try:
             request = LeaseRequest.FromString(msg.data)
             async with self._db.connection() as conn:
@@ -77,4 +76,8 @@ class LeaseDesk:
             request = LeaseRequest.FromString(msg.data)
         except DecodeError:
             return  # logged by the process that answers
-        self._observe_request(last_segment(msg.subject.replace(".", "/")), request)
+        self._observe_request(_training_id(msg), request)
+
+
+def _training_id(msg: Msg) -> str:
+    return str(msg.subject).rsplit(".", 1)[1]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 
@@ -15,6 +14,7 @@ from detflow.events import Bus
 from detflow.names import new_id
 from detflow.postgres import Database
 from detflow.store import ObjectStore
+from detflow.tasks import cancel_all, wait
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerSpec
 from services.trainer import attempts, ownership, store
 from services.trainer.attempt import Attempt, Deadlines
@@ -71,11 +71,9 @@ class Scheduler:
                 await self._retrying(self._take_over)
                 await self._retrying(self._claim)
                 await self._retrying(self._sweep)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._deadlines.tick):
-                        await self._wake.wait()
+                await wait(self._wake, self._deadlines.tick)
         finally:
-            await _cancel([listener, *self._attempts])
+            await cancel_all([listener, *self._attempts])
 
     async def drain(self) -> None:
         """Ends the workers of this process and gives their trainings back to the queue."""
@@ -87,10 +85,10 @@ class Scheduler:
         self._closed = True
         self._wake.set()
 
-    async def _retrying(self, work: Callable[[], object]) -> None:
+    async def _retrying(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does a part of the round; while the database is away it is left to the next round."""
         try:
-            await work()  # type: ignore[misc]
+            await work()
         except Unavailable as error:
             self._database_back = time.monotonic()
             log.warning("scheduler waits for the database", error=str(error))
@@ -203,9 +201,7 @@ class Scheduler:
     async def _listen(self) -> None:
         """Wakes the loop and the attempts when a training changes, in whichever process."""
         while True:
-            with contextlib.suppress(
-                Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError
-            ):
+            try:
                 conn = await self._db.listen()
                 lost = asyncio.Event()
                 conn.add_termination_listener(lambda *_, lost=lost: lost.set())
@@ -214,6 +210,8 @@ class Scheduler:
                     await lost.wait()
                 finally:
                     conn.terminate()
+            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                log.warning("scheduler hears no changes", error=str(error))
             await asyncio.sleep(self._deadlines.tick)  # the poll goes on meanwhile
 
     def _on_notification(self, *details: object) -> None:
@@ -222,12 +220,3 @@ class Scheduler:
         for attempt in self._attempts.values():
             if attempt.training_id == training_id:
                 attempt.wake()
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancels tasks until they have ended: a library's `wait_for` may swallow a cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 
 from google.protobuf import json_format
@@ -183,31 +184,33 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 seqs = await outbox.last_seqs(conn, [f"training.{training.id}"])
             return Snapshot(training, seqs)
 
-        async for item in self._watcher.follow(
+        items = self._watcher.follow(
             subjects=[f"detflow.v1.training.{current.id}.*"],
             cursor=request.cursor,
             snapshot=snapshot,
             progress_subject=f"detflow.progress.training.{current.id}",
-        ):
-            response = trainer_pb2.WatchTrainingResponse(cursor=item.cursor)
-            if isinstance(item, Snapshot):
-                response.training.CopyFrom(store.to_message(item.value))
-            elif isinstance(item, Change):
-                _fill(response, item)
-            elif isinstance(item, Gauge):
-                response.progress.ParseFromString(item.payload)
-                if response.progress.attempt < attempt:
+        )
+        async with contextlib.aclosing(items):
+            async for item in items:
+                response = trainer_pb2.WatchTrainingResponse(cursor=item.cursor)
+                if isinstance(item, Snapshot):
+                    response.training.CopyFrom(store.to_message(item.value))
+                elif isinstance(item, Change):
+                    _fill(response, item)
+                elif isinstance(item, Gauge):
+                    response.progress.ParseFromString(item.payload)
+                    if response.progress.attempt < attempt:
+                        continue
+                else:
+                    response.heartbeat.CopyFrom(Heartbeat())
+                if response.WhichOneof("what") is None:
                     continue
-            else:
-                response.heartbeat.CopyFrom(Heartbeat())
-            if response.WhichOneof("what") is None:
-                continue
-            yield response
-            if response.HasField("training"):
-                attempt = max(attempt, response.training.attempt)
-            if isinstance(item, Beat) or _is_final(response):
-                if await self._has_ended(current.id, response):
-                    return
+                yield response
+                if response.HasField("training"):
+                    attempt = max(attempt, response.training.attempt)
+                if isinstance(item, Beat) or _is_final(response):
+                    if await self._has_ended(current.id, response):
+                        return
 
     async def _has_ended(
         self, training_id: str, response: trainer_pb2.WatchTrainingResponse

@@ -5,6 +5,7 @@ The methods are documented in the protos. They raise; the interceptor makes a st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ from detflow.errors import (
     NotFound,
     Violation,
 )
-from detflow.names import last_segment, new_id, project_of
+from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.v1 import (
@@ -52,7 +53,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
     async def CreateProject(  # noqa: D102
         self, request: project_pb2.CreateProjectRequest, context: Context
     ) -> project_pb2.Project:
-        display_name = _display_name(request.project.display_name, "project.display_name")
+        display_name = check_display_name(request.project.display_name, "project.display_name")
         async with self._db.transaction() as conn:
             return _project_to_proto(
                 await store.insert_project(conn, request.project_id, display_name)
@@ -67,7 +68,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
     async def ListProjects(  # noqa: D102
         self, request: project_pb2.ListProjectsRequest, context: Context
     ) -> project_pb2.ListProjectsResponse:
-        key = decode_token(request.page_token, "projects") or [0]
+        key = decode_token(request.page_token, "projects", int) or [0]
         size = page_size(request.page_size)
         async with self._db.connection() as conn:
             projects = await store.list_projects(conn, int(key[0]), size + 1)
@@ -98,7 +99,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         self, request: version_pb2.CreateVersionRequest, context: Context
     ) -> version_pb2.Version:
         project_id, wanted = project_of(request.parent), request.version
-        display_name = wanted.display_name and _display_name(
+        display_name = wanted.display_name and check_display_name(
             wanted.display_name, "version.display_name"
         )
         recipe = recipe_from_proto(wanted.recipe)
@@ -177,7 +178,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                 f"must be projects/{{project}}/versions/{{version}}, not {request.version.name!r}",
             )
         _check_mask(request.update_mask)
-        display_name = _display_name(request.version.display_name, "version.display_name")
+        display_name = check_display_name(request.version.display_name, "version.display_name")
         project_id, version_id = ids
         async with self._db.transaction() as conn:
             await store.get_project(conn, project_id, lock=True)
@@ -239,22 +240,24 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         def of_this_project(change: Change) -> bool:
             return project_of(change.event.version.name) == project_id
 
-        async for item in self._watcher.follow(
+        items = self._watcher.follow(
             subjects=["detflow.v1.version.>"],
             cursor=request.cursor,
             snapshot=snapshot,
             matches=of_this_project,
-        ):
-            if isinstance(item, Snapshot):
-                for part in _parts(item.value, item.cursor):
-                    yield part
-                continue
-            response = version_pb2.WatchVersionsResponse(cursor=item.cursor)
-            if isinstance(item, Change):
-                response.version.CopyFrom(item.event.version)
-            else:
-                response.heartbeat.SetInParent()
-            yield response
+        )
+        async with contextlib.aclosing(items):
+            async for item in items:
+                if isinstance(item, Snapshot):
+                    for part in _parts(item.value, item.cursor):
+                        yield part
+                    continue
+                response = version_pb2.WatchVersionsResponse(cursor=item.cursor)
+                if isinstance(item, Change):
+                    response.version.CopyFrom(item.event.version)
+                else:
+                    response.heartbeat.SetInParent()
+                yield response
 
     async def _get_ready_dataset(self, project_id: str, name: str) -> dataset_pb2.Dataset:
         """Reads the dataset a version is to be made of.
@@ -378,13 +381,6 @@ def _timestamp(time: datetime) -> Timestamp:
 def _fingerprint(dataset: str, display_name: str, recipe: domain.Recipe) -> bytes:
     """Hashes what a request asks for, with defaults resolved."""
     return hashlib.sha256(repr((dataset, display_name, recipe)).encode()).digest()
-
-
-def _display_name(display_name: str, field: str) -> str:
-    """Checks what the proto rules don't say of a name: that something can be seen."""
-    if not display_name.strip():
-        _raise_invalid(field, "BAD_NAME", "must not be empty or blank; give 1 to 63 characters")
-    return display_name
 
 
 def _check_mask(mask: FieldMask) -> None:

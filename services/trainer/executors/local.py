@@ -18,6 +18,7 @@ from google.protobuf import json_format
 
 from detflow.names import last_segment
 from detflow.settings import Settings
+from detflow.tasks import wait
 from detflow.v1.worker_pb2 import WorkerSpec
 from services.trainer.executors import Exit
 
@@ -144,9 +145,7 @@ class LocalWorker:
     async def terminate(self, grace_seconds: float) -> None:
         """Ends its process group: SIGTERM, then SIGKILL after the grace period."""
         self._signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_seconds):
-                await self._ended.wait()
+        await wait(self._ended, grace_seconds)
         self._signal(signal.SIGKILL)  # the group too, should the worker have left children
         await self._ended.wait()
 
