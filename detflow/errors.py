@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -19,6 +20,7 @@ from detflow.v1 import common_pb2
 
 DOMAIN = "detflow"
 MAX_VIOLATIONS = 100
+_TRAILER_BYTES = 7000  # of the 8 KiB; the rest is for other headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,45 @@ def to_status(error: DetflowError) -> status_pb2.Status:
     if isinstance(error, Unavailable):
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1)))
     return status
+
+
+def to_trailer(error: DetflowError) -> status_pb2.Status:
+    """Renders an error small enough to end a call with.
+
+    A status travels in the trailing headers, of which clients take 8 KiB; with more they see
+    RESOURCE_EXHAUSTED instead. So long texts are cut and the last violations left out; their total
+    is in the ErrorInfo.
+    """
+    status = to_status(error)
+    if _header_bytes(status) <= _TRAILER_BYTES:
+        return status
+    short = type(error)(
+        _cut(error.message, 500),
+        reason=error.reason,
+        total=error.total,
+        metadata={key: _cut(value, 200) for key, value in [*error.metadata.items()][:8]},
+    )
+    violations: list[Violation] = []
+    room = _TRAILER_BYTES - _header_bytes(to_status(short)) - 100
+    for one in error.violations:
+        one = Violation(_cut(one.field, 200), one.reason, _cut(one.description, 300))
+        room -= 2 * (len(one.field.encode()) + len(one.reason) + len(one.description.encode()))
+        if room < 0:
+            break
+        violations.append(one)
+    short.violations = tuple(violations)
+    return to_status(short)
+
+
+def _header_bytes(status: status_pb2.Status) -> int:
+    """Size of a status in headers: all of it in base64, and its message percent-encoded."""
+    return len(status.SerializeToString()) * 4 // 3 + len(quote(status.message))
+
+
+def _cut(text: str, num_bytes: int) -> str:
+    """Shortens a text to a number of bytes in UTF-8."""
+    data = text.encode()
+    return text if len(data) <= num_bytes else data[:num_bytes].decode(errors="ignore") + "..."
 
 
 def from_status(status: status_pb2.Status) -> DetflowError:

@@ -1,7 +1,10 @@
-"""Resource ids and names (AIP-122)."""
+"""Resource ids and names (AIP-122), and the names people see."""
 
 import os
 import time
+import unicodedata
+
+from detflow.errors import InvalidArgument, Violation
 
 _BASE32_HEX = "0123456789abcdefghijklmnopqrstuv"  # sorts as its values do
 
@@ -23,3 +26,34 @@ def last_segment(name: str) -> str:
 def project_of(name: str) -> str:
     """Returns the project id of a resource name such as projects/p/versions/v."""
     return name.split("/", 2)[1]
+
+
+def check_display_name(name: str, field: str) -> str:
+    """Checks what the rules in the protos don't say of a display name; returns it.
+
+    Args:
+        name: The name.
+        field: Its path in the request.
+
+    Raises:
+        InvalidArgument: BAD_NAME: nothing of it can be seen, or it breaks the line.
+    """
+    problem = ""
+    if all(unicodedata.category(c)[0] in "ZC" or _is_blank(c) for c in name):
+        problem = "must not be empty or blank; give 1 to 63 characters that can be seen"
+    elif "\u2028" in name or "\u2029" in name:
+        problem = "must be one line; take out the line separators"
+    if problem:
+        raise InvalidArgument(
+            f"{field}: {problem}",
+            reason="BAD_NAME",
+            violations=[Violation(field, "BAD_NAME", problem)],
+        )
+    return name
+
+
+def _is_blank(character: str) -> bool:
+    """Whether a letter or symbol shows nothing: Hangul fillers, the empty Braille cell, ..."""
+    return character in "\u115f\u1160\u3164\uffa0\u2800" or unicodedata.name(
+        character, ""
+    ).startswith("VARIATION SELECTOR")

@@ -27,8 +27,15 @@ def encode_token(query: str, *key: str | int) -> str:
     return base64.urlsafe_b64encode(_digest(query, payload) + payload).decode().rstrip("=")
 
 
-def decode_token(token: str, query: str) -> list[str | int] | None:
+def decode_token(
+    token: str, query: str, kind: type[str] | type[int] = str
+) -> list[str | int] | None:
     """Returns the key a token was made of, or None for an empty token.
+
+    Args:
+        token: Page token of the request.
+        query: The query it must have been made for.
+        kind: Type of each part of the key: the digest is no secret, so anybody can make a token.
 
     Raises:
         InvalidArgument: BAD_PAGE_TOKEN, if the token was changed or belongs to another query.
@@ -40,15 +47,27 @@ def decode_token(token: str, query: str) -> list[str | int] | None:
     except (binascii.Error, ValueError):
         raw = b""
     digest, payload = raw[:8], raw[8:]
-    if not payload or digest != _digest(query, payload):
+    key = _parse(payload, kind) if payload and digest == _digest(query, payload) else None
+    if not key:
         problem = "take next_page_token from the answer to the same query, or leave it empty"
         raise InvalidArgument(
             f"page_token is not valid here: {problem}",
             reason="BAD_PAGE_TOKEN",
             violations=[Violation("page_token", "BAD_PAGE_TOKEN", problem)],
         )
-    key: list[str | int] = orjson.loads(payload)
     return key
+
+
+def _parse(payload: bytes, kind: type[str] | type[int]) -> list[str | int] | None:
+    """Reads a key; None if it is none that `encode_token` could have been given."""
+    try:
+        key = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(key, list) or not all(type(part) is kind for part in key):
+        return None
+    fits = all(part.isprintable() if kind is str else abs(part) < 1 << 63 for part in key)
+    return key if fits else None
 
 
 def _digest(query: str, payload: bytes) -> bytes:
