@@ -59,20 +59,20 @@ class _Display:
 
     def __init__(self, bar: output.Bar) -> None:
         self._bar = bar
-        self._begin = time.monotonic()
+        self._create_time = time.time()
         self._state = _State.Name(training_pb2.Training.QUEUED)
         self._percent = 0.0
         self._map50 = ""
 
     def on_training(self, training: training_pb2.Training) -> None:
         self._state = _State.Name(training.state)
-        elapsed = output.duration(time.monotonic() - self._begin)
+        self._create_time = training.create_time.ToNanoseconds() / 1e9
         if training.state in (training_pb2.Training.QUEUED, training_pb2.Training.PROVISIONING):
             self._percent = 0.0
             details = f"attempt {training.attempt}, " if training.attempt > 1 else ""
-            self._show(f"{details}elapsed {elapsed}, left: calculating")
+            self._show(f"{details}elapsed {self._elapsed()}, left: calculating")
         else:
-            self._show(f"elapsed {elapsed}{self._map50}")
+            self._show(f"elapsed {self._elapsed()}{self._map50}")
 
     def on_progress(self, progress: training_pb2.TrainingProgress) -> None:
         self._percent = max(self._percent, progress.percent)
@@ -84,8 +84,7 @@ class _Display:
             for name, value in sorted(progress.losses.items())
         )
         self._show(
-            f"epoch {progress.epoch}/{progress.num_epochs}, elapsed"
-            f" {output.duration(progress.elapsed_seconds)}"
+            f"epoch {progress.epoch}/{progress.num_epochs}, elapsed {self._elapsed()}"
             + (f", left {left}" if left else "")
             + (f", losses {losses}" if losses else "")
             + self._map50
@@ -94,6 +93,10 @@ class _Display:
     def on_epoch(self, epoch: training_pb2.EpochMetrics) -> None:
         if "val/map50" in epoch.values:
             self._map50 = f", mAP50 {epoch.values['val/map50']:.3f}"
+
+    def _elapsed(self) -> str:
+        """Renders the time since the training was queued: the same for every watcher."""
+        return output.duration(max(time.time() - self._create_time, 0.0))
 
     def _show(self, details: str) -> None:
         self._bar.update(self._state, self._percent, details)
