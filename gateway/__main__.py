@@ -17,6 +17,7 @@ from detflow.settings import Settings
 from gateway import security
 from gateway.app import Gateway
 from gateway.backends import Backends
+from gateway.protocol import BoundedProtocol
 
 log = telemetry.get_logger(__name__)
 
@@ -34,6 +35,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 gateway,
+                http=BoundedProtocol,
                 lifespan="off",
                 ws="none",
                 log_config=None,

@@ -137,7 +137,9 @@ def _parse_body(binding: Binding, body: bytes | None) -> Any:
         data = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except InvalidArgument:
         raise
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidArgument("the body is nested too deeply", reason="TOO_DEEP") from error
+    except ValueError as error:
         where = (
             f" at line {error.lineno} column {error.colno}: {error.msg}"
             if isinstance(error, json.JSONDecodeError)
