@@ -1,0 +1,94 @@
+"""What is no proper HTTP, on raw connections: bounded, answered in one shape, and harmless."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from itertools import repeat
+
+import pytest
+
+from gateway.protocol import MAX_HEAD_BYTES
+from tests.gateway_rig import Rig, running
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+POST = (
+    b"POST /v1/projects/p/versions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+)
+PIECE = b"a" * 65536
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with running() as one:
+        yield one
+
+
+async def flood(rig: Rig, pieces: Iterable[bytes]) -> tuple[int, bytes]:
+    """Sends pieces until the gateway has had enough; returns how many bytes it took, its answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    num_bytes = 0
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            num_bytes += len(piece)
+            await asyncio.sleep(0)  # lets the gateway, on the same loop, read
+    except ConnectionError:
+        pass
+    try:
+        answer = await reader.read()
+    except ConnectionError:  # it closed before all was read, which drops its answer
+        answer = b""
+    writer.close()
+    return num_bytes, answer
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (GET + b"X-A: ", PIECE),
+        (GET, b"X-A: " + PIECE[:60000] + b"\r\n"),
+        (b"GET /", PIECE),
+        (POST + b"2;", PIECE),
+        (POST + b"2\r\n{}\r\n0\r\nX-A: ", PIECE),
+        (POST + b"2\r\n{}\r\n0\r\n", b"X-A: " + PIECE[:60000] + b"\r\n"),
+    ],
+    ids=["one header", "headers", "url", "chunk extension", "one trailer", "trailers"],
+)
+async def test_endless_head_is_cut_off(rig: Rig, start: bytes, piece: bytes) -> None:
+    num_bytes, answer = await flood(rig, [start, *repeat(piece, 1000)])
+    assert num_bytes < 20_000_000  # of 65: what the kernel and asyncio hold
+    assert not answer or answer.startswith(b"HTTP/1.1 4")
+    assert (await rig.http.get("/healthz")).status_code == 200
+
+
+async def test_too_many_headers_are_431_in_the_shape_of_every_error(rig: Rig) -> None:
+    code, body = await rig.raw(GET + b"X-A: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n")
+    assert code == 431
+    error = json.loads(body)["error"]
+    assert error["details"][0]["reason"] == "HEADERS_TOO_LARGE"
+    assert str(MAX_HEAD_BYTES) in error["message"]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"\x16\x03\x01\0\xa5", b"FOO / HTTP/1.1\r\n\r\n", POST + b"zz\r\nhello\r\n"],
+    ids=["TLS", "method", "chunk size"],
+)
+async def test_what_is_no_http_is_400_in_the_shape_of_every_error(
+    rig: Rig, request_bytes: bytes
+) -> None:
+    code, body = await rig.raw(request_bytes)
+    assert code == 400
+    assert json.loads(body)["error"]["details"][0]["reason"] == "MALFORMED_HTTP"
+
+
+async def test_tiny_chunks_and_pipelined_requests_are_no_flood(rig: Rig) -> None:
+    text = b" " * 100_000 + b'{"dataset": "projects/p/datasets/d"}'
+    body = b"".join(b"1\r\n%c\r\n" % byte for byte in text) + b"0\r\n\r\n"
+    code, _ = await rig.raw(POST + body)
+    assert code == 200
+    code, rest = await rig.raw((GET + b"\r\n") * 3000 + GET + b"Connection: close\r\n\r\n")
+    assert code == 200
+    assert rest.count(b'{"status":"ALIVE"}') == 3001
