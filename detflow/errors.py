@@ -202,7 +202,8 @@ def to_trailer(error: DetflowError) -> status_pb2.Status:
     room = _TRAILER_BYTES - _header_bytes(to_status(short)) - 100
     for one in error.violations:
         one = Violation(_cut(one.field, 200), one.reason, _cut(one.description, 300))
-        room -= 2 * (len(one.field.encode()) + len(one.reason) + len(one.description.encode()))
+        num_bytes = len((one.field + one.reason + one.description).encode())
+        room -= num_bytes * 4 // 3 + 20
         if room < 0:
             break
         violations.append(one)

@@ -201,7 +201,8 @@ class _Call:
         carrier = {str(k): str(v) for k, v in self._context.invocation_metadata() or ()}
         self._span = telemetry.span(self._method, carrier)
         trace_id = self._span.__enter__()
-        self._request_id = carrier.get(REQUEST_ID) or trace_id
+        given = carrier.get(REQUEST_ID, "")
+        self._request_id = given if _REQUEST_ID.fullmatch(given) else trace_id
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
         self._context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
 

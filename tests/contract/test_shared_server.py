@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from detflow import channels
-from detflow.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from detflow.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable, Violation
 from detflow.server import Service
 from detflow.settings import Settings
 from detflow.v1 import (
@@ -32,6 +32,9 @@ class Projects(project_pb2_grpc.ProjectServiceServicer):
             raise NotFound(f"{request.name} does not exist")
         if request.name.endswith("/broken"):
             raise RuntimeError("secret text")
+        if request.name.endswith("/verbose"):
+            violation = Violation("field" * 100, "WRONG", "so " * 1000)
+            raise InvalidArgument("틀림" * 5000, violations=[violation] * 100)
         return project_pb2.Project(name=request.name)
 
     async def CreateProject(self, request: project_pb2.CreateProjectRequest, context: Any) -> Any:
@@ -119,6 +122,57 @@ async def test_defect_is_internal_with_a_request_id_and_without_its_text(service
     assert status is not None
     assert status.details[0].Unpack(info)
     assert info.metadata["request_id"] in status.message
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\0" * 8, b"\x0a\x03\xff\xfe\xfd"])
+async def test_bytes_that_are_no_message_are_invalid_and_no_defect(
+    service: Service, data: bytes
+) -> None:
+    async with channels.channel(service.address) as channel:
+        for method in ("ProjectService/GetProject", "VersionService/WatchVersions"):
+            call: Any = channel.unary_stream(f"/detflow.v1.{method}", bytes, bytes)
+            with pytest.raises(InvalidArgument) as caught, channels.translate():
+                async for _ in call(data):
+                    pass
+            assert caught.value.reason == "MALFORMED_MESSAGE"
+
+
+async def test_nul_in_text_is_refused_with_its_field(service: Service) -> None:
+    async with channels.channel(service.address) as channel:
+        stub = version_pb2_grpc.VersionServiceStub(channel)
+        with pytest.raises(InvalidArgument) as caught, channels.translate():
+            await stub.CreateVersion(
+                version_pb2.CreateVersionRequest(
+                    parent="projects/p",
+                    version=version_pb2.Version(class_names=["a", "b\0"]),
+                    request_id="a\0b",
+                )
+            )
+    found = [(one.field, one.reason) for one in caught.value.violations]
+    assert found == [("version.class_names[1]", "BAD_TEXT"), ("request_id", "BAD_TEXT")]
+
+
+async def test_error_with_many_long_violations_fits_into_the_headers(service: Service) -> None:
+    async with channels.channel(service.address) as channel:
+        stub = project_pb2_grpc.ProjectServiceStub(channel)
+        with pytest.raises(InvalidArgument) as caught, channels.translate():
+            await stub.GetProject(project_pb2.GetProjectRequest(name="projects/verbose"))
+    assert caught.value.total == 100
+    assert 5 <= len(caught.value.violations) < 100
+    assert caught.value.message.startswith("틀림")
+
+
+async def test_request_id_that_is_too_long_is_not_repeated(service: Service) -> None:
+    async with channels.channel(service.address) as channel:
+        stub = project_pb2_grpc.ProjectServiceStub(channel)
+        for given, same in (("mine-1", True), ("x" * 65, False), ("a b", False)):
+            call: Any = stub.GetProject(
+                project_pb2.GetProjectRequest(name="projects/p"),
+                metadata=[("x-request-id", given)],
+            )
+            await call
+            answered = dict(await call.trailing_metadata())["x-request-id"]
+            assert (answered == given) is same
 
 
 async def test_drain_ends_a_watch_with_unavailable(service: Service) -> None:
