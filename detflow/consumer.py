@@ -79,10 +79,13 @@ class Consumer(Generic[T]):
     async def run(self) -> None:
         """Consumes forever; reconnects by itself."""
         while True:
-            generation = self._bus.generation
+            # What is requested while NATS is away is sent at the reconnect: its message would
+            # reach nobody, and come again only once its acknowledgement is overdue.
+            await self._bus.wait_until_connected()
             try:
                 async with self._subscribe() as subscription:
-                    while generation == self._bus.generation:
+                    generation = self._bus.generation
+                    while self._bus.connected and generation == self._bus.generation:
                         for msg in await fetch(subscription):
                             await self._process(msg)
             except Unavailable as error:

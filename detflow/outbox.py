@@ -23,6 +23,7 @@ _RELAY_LOCK = (
     0x72656C61  # "rela"; advisory locks are per database, so the schema is hashed in beside it
 )
 _POLL_SECONDS = 1.0
+_SILENT_SECONDS = 10  # after which a relay counts as gone; it asks something every second
 _BATCH = 500
 _MAX_REMEMBERED = 10_000  # resources whose last published position is kept at hand
 _HOUSEKEEPING_SECONDS = 3600.0
@@ -133,6 +134,8 @@ class Relay:
         wake = asyncio.Event()
         conn.add_termination_listener(lambda *_: wake.set())
         await conn.add_listener(_CHANNEL, lambda *_: wake.set())
+        # A relay that is frozen, or cut off, must not keep the lock from those that run.
+        await conn.execute(f"set idle_session_timeout = '{_SILENT_SECONDS}s'")
         while not await conn.fetchval(
             "select pg_try_advisory_lock(hashtext($1), $2)", self._db.schema, _RELAY_LOCK
         ):
@@ -146,6 +149,7 @@ class Relay:
     async def _publish_batch(self, conn: asyncpg.Connection[asyncpg.Record]) -> bool:
         """Publishes what is there; returns whether there may be more."""
         if not self._bus.connected:
+            await conn.execute("select 1")  # keeps the lock
             return False
         if len(self._published) > _MAX_REMEMBERED:
             self._published.clear()

@@ -66,7 +66,12 @@ class Database:
                 timeout=10,
                 command_timeout=60,
                 reset=_keep,
-                server_settings={"search_path": schema, "application_name": f"detflow-{schema}"},
+                server_settings={
+                    "search_path": schema,
+                    "application_name": f"detflow-{schema}",
+                    # A process that is frozen must not keep its rows from those that run.
+                    "idle_in_transaction_session_timeout": "30s",
+                },
             )
         except CONNECTION_ERRORS as error:
             raise Unavailable("cannot connect to Postgres; check DETFLOW_DATABASE_URL") from error
