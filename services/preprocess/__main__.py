@@ -39,11 +39,14 @@ async def serve(s: Service, limits: Limits) -> None:
             watcher=s.watcher,
             scratch=scratch,
             max_upload_bytes=s.settings.max_upload_bytes,
-            wake=importer.loop.wake,
+            wake=importer.loop.bell.ring,
         ),
     )
-    s.add(add_PreprocessServiceServicer_to_server, PreprocessService(db=s.db, watcher=s.watcher))
-    s.spawn(VersionEvents(pipeline.loop.wake).consumer(s.bus, s.db).run(), "consumer")
+    s.add(
+        add_PreprocessServiceServicer_to_server,
+        PreprocessService(db=s.db, watcher=s.watcher, created=pipeline.loop.bell),
+    )
+    s.spawn(VersionEvents(pipeline.loop.bell.ring).consumer(s.bus, s.db).run(), "consumer")
     garbage = GarbageCollector(db=s.db, store=s.store)
     work = {
         s.spawn(importer.loop.run(), "importer"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import asyncpg
@@ -21,7 +22,7 @@ _PREPROCESSING = """
 
 
 def _preprocessing(row: asyncpg.Record) -> Preprocessing:
-    values: dict[str, Any] = dict(row)
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Preprocessing)}
     values["state"] = PreprocessingState(row["state"])
     values["num_images"] = tuple(row["num_images"]) if row["num_images"] else None
     return Preprocessing(**values)
@@ -127,10 +128,7 @@ async def claim_preprocessing(conn: Connection, claim: str) -> tuple[Preprocessi
     )
     if row is None:
         return None
-    values = dict(row)
-    old_state = values.pop("old_state")
-    values["state"] = PreprocessingState(row["state"])
-    return Preprocessing(**values), old_state == PreprocessingState.PENDING
+    return _preprocessing(row), row["old_state"] == PreprocessingState.PENDING
 
 
 async def renew_preprocessing(conn: Connection, version_id: str, claim: str) -> bool:

@@ -11,8 +11,8 @@ from detflow.names import last_segment
 from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2
 from services.preprocess import bundle_store as sql
+from services.preprocess.events import append_state
 from services.preprocess.messages import resolve_recipe
-from services.preprocess.pipeline import append_state
 
 log = telemetry.get_logger(__name__)
 

@@ -45,11 +45,6 @@ class PreprocessingState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-FINAL_PREPROCESSING_STATES = frozenset(
-    {PreprocessingState.SUCCEEDED, PreprocessingState.FAILED, PreprocessingState.CANCELLED}
-)
-
-
 class Reason(StrEnum):
     """Machine-readable reasons of what can be wrong with an archive, an image or a label."""
 

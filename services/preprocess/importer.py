@@ -13,16 +13,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from detflow import outbox, telemetry
-from detflow.errors import (
-    DetflowError,
-    InvalidArgument,
-    Unavailable,
-    failure,
-)
+from detflow import telemetry
+from detflow.errors import DetflowError, InvalidArgument, failure
 from detflow.events import Bus
 from detflow.names import new_id
-from detflow.postgres import Connection, Database
+from detflow.postgres import Database
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from services.preprocess import store as sql
@@ -35,6 +30,7 @@ from services.preprocess.checking import (
     group_samples,
 )
 from services.preprocess.domain import (
+    MAX_PROBLEMS,
     Dataset,
     Image,
     InvalidData,
@@ -44,20 +40,14 @@ from services.preprocess.domain import (
     dataset_prefix,
     describe,
 )
+from services.preprocess.events import append_dataset_event
 from services.preprocess.formats import Format, Layout, find_layout
 from services.preprocess.formats.layout import MAX_CLASSES
 from services.preprocess.garbage import empty
 from services.preprocess.garbage_store import insert_garbage_unless_used
-from services.preprocess.leases import (
-    MAX_FAILURES,
-    RETRY_SECONDS,
-    ClaimLost,
-    WorkLoop,
-    tell,
-    while_leased,
-)
-from services.preprocess.messages import dataset_event, refusal
-from services.preprocess.pool import WorkerDied, WorkerPool
+from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
+from services.preprocess.messages import refusal
+from services.preprocess.pool import WorkerPool
 from services.preprocess.progress import ProgressReporter
 from services.preprocess.scratch import Scratch
 
@@ -99,59 +89,40 @@ class Importer:
             return False
         log.info("import begins", dataset=dataset.name)
         folder = self._scratch.folder(claim)
+        work = self._claimed(dataset, claim)
         try:
-            await self._import(dataset, claim, folder)
+            await work.carry_out(self._read(dataset, claim, folder))
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await self._discard(dataset, claim)
         return True
 
-    async def _import(self, dataset: Dataset, claim: str, folder: Path) -> None:
+    def _claimed(self, dataset: Dataset, claim: str) -> Claimed:
         async def renew() -> bool:
             async with self._db.connection() as conn:
                 return await sql.renew_dataset(conn, dataset.id, claim)
 
-        try:
-            await while_leased(renew, self._read(dataset, claim, folder))
-        except ClaimLost:
-            log.info("import ends: claim lost", dataset=dataset.name)
-            await self._discard(dataset, claim)
-        except asyncio.CancelledError:  # the process drains: let another begin at once
-            await self._release(dataset, claim, failed=False)
-            raise
-        except Unavailable as error:
-            log.warning("import waits", dataset=dataset.name, error=error.message)
-            await self._release(dataset, claim, failed=False, delay_seconds=RETRY_SECONDS)
-        except Exception as error:
-            await self._on_error(dataset, claim, error)
+        async def release(failed: bool, delay_seconds: float) -> None:
+            async with self._db.connection() as conn:
+                await sql.release_dataset(
+                    conn, dataset.id, claim, failed=failed, delay_seconds=delay_seconds
+                )
 
-    async def _on_error(self, dataset: Dataset, claim: str, error: Exception) -> None:
-        """Tells bad data (final) from trouble with the import itself (tried again a few times)."""
-        if isinstance(error, DetflowError) and not isinstance(error, WorkerDied):
-            await self._fail(dataset, claim, error)
-            return
-        log.error("import failed", dataset=dataset.name, exc_info=error)
-        if dataset.num_failures + 1 < MAX_FAILURES:
-            await self._release(dataset, claim, failed=True, delay_seconds=RETRY_SECONDS)
-            return
-        await self._fail(dataset, claim, tell(error, "import"))
+        async def fail(error: DetflowError) -> None:
+            why = failure(error).SerializeToString(deterministic=True)
+            async with self._db.transaction() as conn:
+                failed = await sql.fail_dataset(conn, dataset.id, claim, why)
+                if failed is not None:
+                    await append_dataset_event(conn, failed, "failed")
 
-    async def _fail(self, dataset: Dataset, claim: str, error: DetflowError) -> None:
-        async with self._db.transaction() as conn:
-            failed = await sql.fail_dataset(
-                conn, dataset.id, claim, failure(error).SerializeToString(deterministic=True)
-            )
-            if failed is not None:
-                await _append(conn, failed, "failed")
-        log.info("dataset refused", dataset=dataset.name, reason=error.reason, problems=error.total)
-
-    async def _release(
-        self, dataset: Dataset, claim: str, *, failed: bool, delay_seconds: float = 0.0
-    ) -> None:
-        await self._discard(dataset, claim)
-        async with self._db.connection() as conn:
-            await sql.release_dataset(
-                conn, dataset.id, claim, failed=failed, delay_seconds=delay_seconds
-            )
+        return Claimed(
+            what="import",
+            name=dataset.name,
+            num_failures=dataset.num_failures,
+            renew=renew,
+            release=release,
+            fail=fail,
+        )
 
     async def _discard(self, dataset: Dataset, claim: str) -> None:
         """Marks what this claim stored as garbage, unless the import was completed after all."""
@@ -248,13 +219,13 @@ class Importer:
                 layout_format=layout.format,
                 class_names=class_names,
                 statistics=statistics,
-                skipped=[*wrong.first(), *warnings.first()][:100],
+                skipped=[*wrong.first(), *warnings.first()][:MAX_PROBLEMS],
                 num_skipped=wrong.num_left_out,
                 images=images,
             )
             if ready is None:
                 raise ClaimLost
-            await _append(conn, ready, "imported")
+            await append_dataset_event(conn, ready, "imported")
         log.info("dataset imported", dataset=dataset.name, images=statistics.num_images)
 
 
@@ -305,14 +276,3 @@ def _number_classes(
         for image in sorted(checked, key=lambda i: i.path)
     ]
     return names, images
-
-
-async def _append(conn: Connection, dataset: Dataset, what: str) -> None:
-    await outbox.append(
-        conn,
-        kind="dataset",
-        resource_id=dataset.id,
-        what=what,
-        name=dataset.name,
-        event=dataset_event(dataset),
-    )

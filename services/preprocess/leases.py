@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from detflow import telemetry
 from detflow.errors import DetflowError, Internal, ResourceExhausted, Unavailable
-from detflow.tasks import cancel_all, wait
+from detflow.tasks import Bell, cancel_all, wait
 from services.preprocess.domain import LEASE_SECONDS
+from services.preprocess.pool import WorkerDied
 
 log = telemetry.get_logger(__name__)
 
@@ -75,30 +77,78 @@ async def while_leased(renew: Callable[[], Awaitable[bool]], work: Coroutine[Any
                 log.info("abandoned work failed", error=repr(task.exception()))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed:
+    """A piece of work this process has claimed, and what may become of the claim.
+
+    Attributes:
+        what: What is done, for people: "import" or "preprocessing".
+        name: Resource it is done for.
+        num_failures: Unexpected failures before.
+        renew: Extends the lease; False if the claim is lost.
+        release: Gives the claim back for another try: whether this one failed, and the seconds
+            until then.
+        fail: Gives the work up for good, with the reason.
+    """
+
+    what: str
+    name: str
+    num_failures: int
+    renew: Callable[[], Awaitable[bool]]
+    release: Callable[[bool, float], Awaitable[None]]
+    fail: Callable[[DetflowError], Awaitable[None]]
+
+    async def carry_out(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work under its lease, and settles the claim if it cannot be completed.
+
+        Bad data (a DetflowError) is final; trouble with the work itself is tried again a few times.
+        """
+        bound = log.bind(work=self.what, resource=self.name)
+        try:
+            await while_leased(self.renew, work)
+        except ClaimLost:
+            bound.info("work ends: claim lost")
+        except asyncio.CancelledError:  # the process drains: let another go on at once
+            await self.release(False, 0.0)
+            raise
+        except Unavailable as error:
+            bound.warning("work waits", error=error.message)
+            await self.release(False, RETRY_SECONDS)
+        except Exception as error:
+            is_final = isinstance(error, DetflowError) and not isinstance(error, WorkerDied)
+            if not is_final:
+                bound.error("work failed", exc_info=error)
+            if not is_final and self.num_failures + 1 < MAX_FAILURES:
+                await self.release(True, RETRY_SECONDS)
+                return
+            reason = tell(error, self.what)
+            await self.fail(reason)
+            bound.info("work given up", reason=reason.reason, problems=reason.total)
+
+
 class WorkLoop:
     """Does pieces of work as they come, one after the other.
 
     Args:
         name: For the log.
         step: Claims and does one piece; False if there was none.
+
+    Attributes:
+        bell: Rung when there is work, so that it need not wait for the next poll.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[bool]]) -> None:
         self._name = name
         self._step = step
-        self._wake = asyncio.Event()
-
-    async def wake(self) -> None:
-        """Looks for work now and not only at the next poll."""
-        self._wake.set()
+        self.bell = Bell()
 
     async def run(self) -> None:
         """Works forever; a poll finds what other processes left behind."""
         while True:
-            self._wake.clear()
+            heard = self.bell.listen()
             try:
                 if await self._step():
                     continue
             except Unavailable as error:
                 log.warning("work waits", loop=self._name, error=str(error))
-            await wait(self._wake, POLL_SECONDS)
+            await wait(heard, POLL_SECONDS)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from detflow.errors import (
     DetflowError,
     InvalidArgument,
     ResourceExhausted,
     Violation,
 )
-from detflow.v1 import common_pb2, dataset_pb2, events_pb2, preprocess_pb2, version_pb2
+from detflow.times import timestamp
+from detflow.v1 import common_pb2, dataset_pb2, preprocess_pb2, version_pb2
 from services.preprocess.augment import Augmentation
 from services.preprocess.bundle import Transform
 from services.preprocess.domain import (
@@ -45,7 +42,7 @@ def upload_message(upload: Upload) -> dataset_pb2.Upload:
         name=f"projects/{upload.project_id}/uploads/{upload.id}",
         size_bytes=upload.size_bytes,
         sha256=upload.sha256,
-        create_time=_timestamp(upload.create_time),
+        create_time=timestamp(upload.create_time),
     )
 
 
@@ -67,14 +64,9 @@ def dataset_message(dataset: Dataset) -> dataset_pb2.Dataset:
         num_skipped=dataset.num_skipped,
         content_sha256=dataset.content_sha256,
         failure=_failure(dataset.failure),
-        create_time=_timestamp(dataset.create_time),
-        import_time=_timestamp(dataset.import_time) if dataset.import_time else None,
+        create_time=timestamp(dataset.create_time),
+        import_time=timestamp(dataset.import_time),
     )
-
-
-def dataset_event(dataset: Dataset) -> events_pb2.Event:
-    """Renders the event of a dataset's change."""
-    return events_pb2.Event(dataset=dataset_message(dataset))
 
 
 def preprocessing_message(preprocessing: Preprocessing) -> preprocess_pb2.Preprocessing:
@@ -93,14 +85,9 @@ def preprocessing_message(preprocessing: Preprocessing) -> preprocess_pb2.Prepro
         if preprocessing.manifest
         else None,
         failure=_failure(preprocessing.failure),
-        create_time=_timestamp(preprocessing.create_time),
-        end_time=_timestamp(preprocessing.end_time) if preprocessing.end_time else None,
+        create_time=timestamp(preprocessing.create_time),
+        end_time=timestamp(preprocessing.end_time),
     )
-
-
-def preprocessing_event(preprocessing: Preprocessing) -> events_pb2.Event:
-    """Renders the event of a preprocessing's change of state."""
-    return events_pb2.Event(preprocessing=preprocessing_message(preprocessing))
 
 
 def wanted_format(value: int) -> Format | None:
@@ -154,9 +141,3 @@ def _problem_message(problem: Problem) -> common_pb2.Problem:
 
 def _failure(data: bytes | None) -> common_pb2.Failure | None:
     return common_pb2.Failure.FromString(data) if data else None
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message

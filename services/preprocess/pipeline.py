@@ -16,16 +16,11 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from detflow import outbox, telemetry
-from detflow.errors import (
-    DetflowError,
-    FailedPrecondition,
-    Unavailable,
-    failure,
-)
+from detflow import telemetry
+from detflow.errors import DetflowError, FailedPrecondition, failure
 from detflow.events import Bus
 from detflow.names import new_id, project_of
-from detflow.postgres import Connection, Database
+from detflow.postgres import Database
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.version_pb2 import Recipe
@@ -41,16 +36,10 @@ from services.preprocess.bundle import (
     render_manifest,
 )
 from services.preprocess.domain import Dataset, DatasetState, Image, Preprocessing, Reason
-from services.preprocess.leases import (
-    MAX_FAILURES,
-    RETRY_SECONDS,
-    ClaimLost,
-    WorkLoop,
-    tell,
-    while_leased,
-)
-from services.preprocess.messages import preprocessing_event, transform_of
-from services.preprocess.pool import WorkerDied, WorkerPool
+from services.preprocess.events import append_state
+from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
+from services.preprocess.messages import transform_of
+from services.preprocess.pool import WorkerPool
 from services.preprocess.progress import ProgressReporter
 from services.preprocess.scratch import Scratch
 from services.preprocess.split import TooFewImages, assign
@@ -86,59 +75,41 @@ class Pipeline:
                 await append_state(conn, preprocessing)
         log.info("preprocessing begins", version=preprocessing.version_name)
         folder = self._scratch.folder(claim)
+        work = self._claimed(preprocessing, claim)
         try:
-            await self._run(preprocessing, claim, folder)
+            await work.carry_out(self._make(preprocessing, claim, folder))
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return True
 
-    async def _run(self, preprocessing: Preprocessing, claim: str, folder: Path) -> None:
+    def _claimed(self, preprocessing: Preprocessing, claim: str) -> Claimed:
         version_id = preprocessing.version_id
 
         async def renew() -> bool:
             async with self._db.connection() as conn:
                 return await sql.renew_preprocessing(conn, version_id, claim)
 
-        async def release(*, failed: bool, delay_seconds: float = 0.0) -> None:
+        async def release(failed: bool, delay_seconds: float) -> None:
             async with self._db.connection() as conn:
                 await sql.release_preprocessing(
                     conn, version_id, claim, failed=failed, delay_seconds=delay_seconds
                 )
 
-        try:
-            await while_leased(renew, self._make(preprocessing, claim, folder))
-        except ClaimLost:
-            log.info("preprocessing ends: claim lost", version=preprocessing.version_name)
-        except asyncio.CancelledError:  # the process drains: let another go on at once
-            await release(failed=False)
-            raise
-        except Unavailable as error:
-            log.warning(
-                "preprocessing waits", version=preprocessing.version_name, error=error.message
-            )
-            await release(failed=False, delay_seconds=RETRY_SECONDS)
-        except Exception as error:
-            final = isinstance(error, DetflowError) and not isinstance(error, WorkerDied)
-            if not final:
-                log.error(
-                    "preprocessing failed", version=preprocessing.version_name, exc_info=error
-                )
-            if not final and preprocessing.num_failures + 1 < MAX_FAILURES:
-                await release(failed=True, delay_seconds=RETRY_SECONDS)
-                return
-            await self._fail(preprocessing, claim, tell(error, "preprocessing"))
+        async def fail(error: DetflowError) -> None:
+            why = failure(error).SerializeToString(deterministic=True)
+            async with self._db.transaction() as conn:
+                failed = await sql.fail_preprocessing(conn, version_id, claim, why)
+                if failed is not None:
+                    await append_state(conn, failed)
 
-    async def _fail(self, preprocessing: Preprocessing, claim: str, error: DetflowError) -> None:
-        async with self._db.transaction() as conn:
-            failed = await sql.fail_preprocessing(
-                conn,
-                preprocessing.version_id,
-                claim,
-                failure(error).SerializeToString(deterministic=True),
-            )
-            if failed is not None:
-                await append_state(conn, failed)
-        log.info("preprocessing refused", version=preprocessing.version_name, reason=error.reason)
+        return Claimed(
+            what="preprocessing",
+            name=preprocessing.version_name,
+            num_failures=preprocessing.num_failures,
+            renew=renew,
+            release=release,
+            fail=fail,
+        )
 
     async def _make(self, preprocessing: Preprocessing, claim: str, folder: Path) -> None:
         """Makes the missing shards, the ground truth and the manifest."""
@@ -304,18 +275,6 @@ class Pipeline:
                 raise ClaimLost
             await append_state(conn, succeeded)
         log.info("preprocessing succeeded", version=preprocessing.version_name)
-
-
-async def append_state(conn: Connection, preprocessing: Preprocessing) -> None:
-    """Records the event of a preprocessing's change of state in the caller's transaction."""
-    await outbox.append(
-        conn,
-        kind="preprocessing",
-        resource_id=preprocessing.version_id,
-        what="state_changed",
-        name=preprocessing.version_name,
-        event=preprocessing_event(preprocessing),
-    )
 
 
 def _num_copies(recipe: Recipe, split: str) -> int:

@@ -16,6 +16,7 @@ from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.store import ObjectStore
+from detflow.tasks import Bell, wait
 from detflow.v1 import (
     common_pb2,
     dataset_pb2,
@@ -27,8 +28,8 @@ from detflow.watch import Change, Gauge, Snapshot, Watcher
 from services.preprocess import bundle_store
 from services.preprocess import store as sql
 from services.preprocess.domain import Dataset, Preprocessing, Reason, upload_key
+from services.preprocess.events import append_dataset_event
 from services.preprocess.messages import (
-    dataset_event,
     dataset_message,
     preprocessing_message,
     upload_message,
@@ -45,7 +46,7 @@ _FINAL_PREPROCESSING = (
     preprocess_pb2.Preprocessing.CANCELLED,
 )
 _PATIENCE_SECONDS = 1.5
-_POLL_SECONDS = 0.05
+_LOOK_AGAIN_SECONDS = 0.2
 
 
 class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
@@ -174,7 +175,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                 known = await sql.get_requested_dataset(conn, project_id, request.request_id)
                 assert known is not None
                 return dataset_message(known)
-            await _append(conn, dataset, "created")
+            await append_dataset_event(conn, dataset, "created")
         await self._wake()
         return dataset_message(dataset)
 
@@ -210,7 +211,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             dataset = await sql.delete_dataset(
                 conn, project_of(request.name), last_segment(request.name)
             )
-            await _append(conn, dataset, "deleted")
+            await append_dataset_event(conn, dataset, "deleted")
         log.info("dataset deleted", dataset=request.name)
         return dataset_pb2.DeleteDatasetResponse()
 
@@ -259,11 +260,13 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
     Args:
         db: Database of the service.
         watcher: Fan-out of events.
+        created: Rung when a preprocessing was recorded.
     """
 
-    def __init__(self, *, db: Database, watcher: Watcher) -> None:
+    def __init__(self, *, db: Database, watcher: Watcher, created: Bell) -> None:
         self._db = db
         self._watcher = watcher
+        self._created = created
 
     async def GetPreprocessing(
         self, request: preprocess_pb2.GetPreprocessingRequest, context: Any
@@ -312,6 +315,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         """Reads a preprocessing, which may lag behind its version by an event's travel time."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
+            heard = self._created.listen()
             try:
                 async with self._db.transaction(isolation="repeatable_read") as conn:
                     preprocessing = await bundle_store.get_preprocessing(conn, version_name)
@@ -320,22 +324,11 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
             except NotFound:
                 if time.monotonic() > deadline:
                     raise
-            await asyncio.sleep(_POLL_SECONDS)
+            await wait(heard, _LOOK_AGAIN_SECONDS)
 
 
 async def _get(conn: Connection, name: str) -> Dataset:
     return await sql.get_dataset(conn, project_of(name), last_segment(name))
-
-
-async def _append(conn: Connection, dataset: Dataset, what: str) -> None:
-    await outbox.append(
-        conn,
-        kind="dataset",
-        resource_id=dataset.id,
-        what=what,
-        name=dataset.name,
-        event=dataset_event(dataset),
-    )
 
 
 def _bad_field(field: str, description: str) -> InvalidArgument:

@@ -19,7 +19,6 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)
-        self.num_members = 0
 
     def __enter__(self) -> Self:
         return self
@@ -39,5 +38,4 @@ class ShardWriter:
         info.mode = 0o644
         start = self._tar.offset
         self._tar.addfile(info, io.BytesIO(data))
-        self.num_members += 1
         return start + _HEADER_BYTES

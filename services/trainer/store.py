@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 
 import asyncpg
 import orjson
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from detflow import outbox
 from detflow.errors import AlreadyExists, FailedPrecondition, NotFound
 from detflow.postgres import Connection
+from detflow.times import timestamp
 from detflow.v1 import events_pb2, training_pb2
 from detflow.v1.common_pb2 import Failure, StoredObject
 from services.trainer.domain import (
@@ -47,21 +46,13 @@ def to_message(training: Training) -> training_pb2.Training:
         num_epochs_done=training.num_epochs_done,
         failure=training.failure,
         weights=training.weights,
-        create_time=_timestamp(training.create_time),
-        start_time=_timestamp(training.start_time),
-        end_time=_timestamp(training.end_time),
+        create_time=timestamp(training.create_time),
+        start_time=timestamp(training.start_time),
+        end_time=timestamp(training.end_time),
     )
     message.hyperparameters.update(dict(training.hyperparameters))
     if training.stop_mode:
         message.stop_mode = training_pb2.StopMode.Value(f"STOP_MODE_{training.stop_mode}")
-    return message
-
-
-def _timestamp(time: datetime.datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    message = Timestamp()
-    message.FromDatetime(time)
     return message
 
 
