@@ -152,6 +152,18 @@ class Internal(DetflowError):
     code = grpc.StatusCode.INTERNAL
 
 
+def bad_field(field: str, reason: str, problem: str) -> InvalidArgument:
+    """Makes the error for one field of a request; `problem` names the value and the remedy."""
+    return InvalidArgument(
+        f"{field}: {problem}", reason=reason, violations=[Violation(field, reason, problem)]
+    )
+
+
+def not_found(name: str, remedy: str = "") -> NotFound:
+    """Makes the error for a resource that is not there; one of another project is told the same."""
+    return NotFound(f"{name} does not exist{remedy}", metadata={"resource": name})
+
+
 _BY_CODE: dict[int, type[DetflowError]] = {
     cls.code.value[0]: cls for cls in DetflowError.__subclasses__()
 }

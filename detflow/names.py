@@ -4,7 +4,7 @@ import os
 import time
 import unicodedata
 
-from detflow.errors import InvalidArgument, Violation
+from detflow.errors import bad_field
 
 _BASE32_HEX = "0123456789abcdefghijklmnopqrstuv"  # sorts as its values do
 
@@ -44,11 +44,7 @@ def check_display_name(name: str, field: str) -> str:
     elif "\u2028" in name or "\u2029" in name:
         problem = "must be one line; take out the line separators"
     if problem:
-        raise InvalidArgument(
-            f"{field}: {problem}",
-            reason="BAD_NAME",
-            violations=[Violation(field, "BAD_NAME", problem)],
-        )
+        raise bad_field(field, "BAD_NAME", problem)
     return name
 
 

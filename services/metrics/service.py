@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from detflow import names, outbox
-from detflow.errors import NotFound, Unavailable
+from detflow.errors import NotFound, Unavailable, not_found
 from detflow.events import Bus
 from detflow.postgres import Connection, Database
 from detflow.tasks import Bell, wait
@@ -202,7 +202,7 @@ async def _training(conn: Connection, name: str) -> Training:
     """Reads a training by its full name; one of another project or version is not there."""
     training = await store.get_training(conn, names.last_segment(name))
     if training is None or training.name != name:
-        raise NotFound(f"there is no {name}; check the name", reason="TRAINING_NOT_FOUND")
+        raise not_found(name)
     return training
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from detflow.errors import NotFound
+from detflow.errors import not_found
 from detflow.names import last_segment
 from detflow.postgres import Connection
 from detflow.v1.common_pb2 import StoredObject
@@ -63,7 +63,7 @@ async def get_preprocessing(conn: Connection, version_name: str) -> Preprocessin
         version_name,
     )
     if row is None:
-        raise NotFound(f"{version_name} does not exist")
+        raise not_found(version_name)
     return _preprocessing(row)
 
 

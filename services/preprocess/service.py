@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from detflow import outbox, telemetry
-from detflow.errors import InvalidArgument, NotFound, ResourceExhausted, Violation
+from detflow.errors import (
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    bad_field,
+    not_found,
+)
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
@@ -117,7 +123,9 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             async for request in requests:
                 part = request.WhichOneof("part")
                 if (part == "parent") == bool(parent):
-                    raise _bad_field("parent", "name the project in the first message only")
+                    raise bad_field(
+                        "parent", "INVALID_FIELD", "name the project in the first message only"
+                    )
                 if part == "parent":
                     parent = request.parent
                     continue
@@ -154,7 +162,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         project_id = project_of(request.parent)
         check_display_name(request.dataset.display_name, "dataset.display_name")
         if project_of(request.upload) != project_id:
-            raise NotFound(f"{request.upload} does not exist; upload it again")
+            raise not_found(request.upload, "; upload it again")
         async with self._db.transaction() as conn:
             if request.request_id and (
                 known := await sql.get_requested_dataset(conn, project_id, request.request_id)
@@ -329,11 +337,3 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
 
 async def _get(conn: Connection, name: str) -> Dataset:
     return await sql.get_dataset(conn, project_of(name), last_segment(name))
-
-
-def _bad_field(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"{field}: {description}",
-        reason="INVALID_FIELD",
-        violations=[Violation(field, "INVALID_FIELD", description)],
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from detflow.errors import AlreadyExists, FailedPrecondition, NotFound
+from detflow.errors import AlreadyExists, FailedPrecondition, not_found
 from detflow.postgres import Connection
 from services.preprocess.domain import (
     LEASE_SECONDS,
@@ -72,7 +72,7 @@ async def get_upload(conn: Connection, project_id: str, upload_id: str) -> Uploa
         "select * from upload where id = $1 and project_id = $2", upload_id, project_id
     )
     if row is None:
-        raise NotFound(f"projects/{project_id}/uploads/{upload_id} does not exist; upload it again")
+        raise not_found(f"projects/{project_id}/uploads/{upload_id}", "; upload it again")
     return Upload(**dict(row))
 
 
@@ -93,7 +93,7 @@ async def insert_dataset(
         None if the request id was used before; `get_requested_dataset` finds what it made.
 
     Raises:
-        AlreadyExists: The project has a dataset of this display name.
+        AlreadyExists: DUPLICATE_NAME: the project has a dataset of this display name.
     """
     try:
         row = await conn.fetchrow(
@@ -117,7 +117,7 @@ async def insert_dataset(
             raise
         raise AlreadyExists(
             f"the project has a dataset named {display_name!r}; choose another name or delete it",
-            reason="DUPLICATE_DISPLAY_NAME",
+            reason=Reason.DUPLICATE_NAME,
             metadata={"display_name": display_name},
         ) from error
     return _dataset(row) if row else None
@@ -145,7 +145,7 @@ async def get_dataset(conn: Connection, project_id: str, dataset_id: str) -> Dat
         f"select {_DATASET} from dataset where id = $1 and project_id = $2", dataset_id, project_id
     )
     if row is None:
-        raise NotFound(f"projects/{project_id}/datasets/{dataset_id} does not exist")
+        raise not_found(f"projects/{project_id}/datasets/{dataset_id}")
     return _dataset(row)
 
 
@@ -179,7 +179,7 @@ async def delete_dataset(conn: Connection, project_id: str, dataset_id: str) -> 
         project_id,
     )
     if row is None:
-        raise NotFound(f"projects/{project_id}/datasets/{dataset_id} does not exist")
+        raise not_found(f"projects/{project_id}/datasets/{dataset_id}")
     user = await conn.fetchval(
         """
         select version_name from preprocessing

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct, Value
 
 from detflow import channels, outbox
-from detflow.errors import FailedPrecondition, NotFound
+from detflow.errors import FailedPrecondition, NotFound, not_found
 from detflow.names import new_id
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
@@ -251,7 +251,7 @@ async def _find(conn: Connection, name: str, *, lock: bool = False) -> Training:
     """
     training = await store.get_training(conn, TrainingName.parse(name).training, lock=lock)
     if training is None or training.name != name:
-        raise NotFound(f"{name} does not exist")
+        raise not_found(name)
     return training
 
 

@@ -8,7 +8,7 @@ import asyncpg
 import orjson
 
 from detflow import outbox
-from detflow.errors import AlreadyExists, FailedPrecondition, NotFound
+from detflow.errors import AlreadyExists, FailedPrecondition, NotFound, not_found
 from detflow.postgres import Connection
 from detflow.times import timestamp
 from detflow.v1 import events_pb2, training_pb2
@@ -207,7 +207,7 @@ async def check_startable(conn: Connection, project: str, version: str) -> None:
 
 def version_not_found(project: str, version: str) -> NotFound:
     """Returns the error for a version that is not there, in the trash or of another project."""
-    return NotFound(f"projects/{project}/versions/{version} does not exist")
+    return not_found(f"projects/{project}/versions/{version}")
 
 
 async def get_training(

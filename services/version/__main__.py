@@ -8,7 +8,8 @@ from detflow import channels
 from detflow.server import Service, run
 from detflow.v1 import dataset_pb2_grpc, project_pb2_grpc, version_pb2_grpc
 from services.version import consumer
-from services.version.service import ProjectService, VersionService
+from services.version.projects import ProjectService
+from services.version.service import VersionService
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 

@@ -1,4 +1,4 @@
-"""The gRPC servicers of projects and versions: validate, call, convert.
+"""The gRPC servicer of versions: validate, call, convert.
 
 The methods are documented in the protos. They raise; the interceptor makes a status of that.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
-from typing import Any, NoReturn, TypeAlias
+from datetime import timedelta
+from typing import Any, TypeAlias
 
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from detflow import channels, outbox
 from detflow.errors import (
@@ -22,16 +21,17 @@ from detflow.errors import (
     InvalidArgument,
     NotFound,
     Violation,
+    bad_field,
+    not_found,
 )
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
+from detflow.times import timestamp
 from detflow.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
     events_pb2,
-    project_pb2,
-    project_pb2_grpc,
     version_pb2,
     version_pb2_grpc,
 )
@@ -42,41 +42,6 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which no handler here need
 
 _PART = 500  # versions in one message of a snapshot: well below gRPC's 4 MiB
 _RECENT = timedelta(hours=1)  # longer than an event may wait in the outbox or the stream
-
-
-class ProjectService(project_pb2_grpc.ProjectServiceServicer):
-    """Serves projects."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    async def CreateProject(  # noqa: D102
-        self, request: project_pb2.CreateProjectRequest, context: Context
-    ) -> project_pb2.Project:
-        display_name = check_display_name(request.project.display_name, "project.display_name")
-        async with self._db.transaction() as conn:
-            return _project_to_proto(
-                await store.insert_project(conn, request.project_id, display_name)
-            )
-
-    async def GetProject(  # noqa: D102
-        self, request: project_pb2.GetProjectRequest, context: Context
-    ) -> project_pb2.Project:
-        async with self._db.connection() as conn:
-            return _project_to_proto(await store.get_project(conn, last_segment(request.name)))
-
-    async def ListProjects(  # noqa: D102
-        self, request: project_pb2.ListProjectsRequest, context: Context
-    ) -> project_pb2.ListProjectsResponse:
-        key = decode_token(request.page_token, "projects", int) or [0]
-        size = page_size(request.page_size)
-        async with self._db.connection() as conn:
-            projects = await store.list_projects(conn, int(key[0]), size + 1)
-        more = len(projects) > size
-        return project_pb2.ListProjectsResponse(
-            projects=[_project_to_proto(project) for project in projects[:size]],
-            next_page_token=encode_token("projects", projects[size - 1].position) if more else "",
-        )
 
 
 class VersionService(version_pb2_grpc.VersionServiceServicer):
@@ -129,7 +94,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                     )
                     await announce(conn, made, "created")
         if made.request_sha256 != request_sha256:
-            _raise_invalid(
+            raise bad_field(
                 "request_id",
                 "REQUEST_ID_REUSED",
                 f"{request.request_id!r} was used to create {made.name} with other content;"
@@ -172,7 +137,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
     ) -> version_pb2.Version:
         ids = domain.parse_version_name(request.version.name)
         if ids is None:
-            _raise_invalid(
+            raise bad_field(
                 "version.name",
                 "BAD_RESOURCE_NAME",
                 f"must be projects/{{project}}/versions/{{version}}, not {request.version.name!r}",
@@ -268,8 +233,8 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
             FailedPrecondition: DATASET_NOT_READY.
         """
         if not name:
-            _raise_invalid("version.dataset", "REQUIRED", "name the dataset to make a version of")
-        missing = NotFound(f"{name} does not exist", metadata={"resource": name})
+            raise bad_field("version.dataset", "REQUIRED", "name the dataset to make a version of")
+        missing = not_found(name)
         if project_of(name) != project_id:
             raise missing
         try:
@@ -332,8 +297,8 @@ def version_to_proto(version: domain.Version) -> version_pb2.Version:
         class_names=version.class_names,
         revision=version.revision,
         etag=version.etag,
-        create_time=_timestamp(version.create_time),
-        update_time=_timestamp(version.update_time),
+        create_time=timestamp(version.create_time),
+        update_time=timestamp(version.update_time),
     )
     if version.bundle:
         counts, manifest = version.bundle.num_images, version.bundle.manifest
@@ -346,7 +311,7 @@ def version_to_proto(version: domain.Version) -> version_pb2.Version:
     if version.failure is not None:
         message.failure.MergeFromString(version.failure)
     if version.delete_time:
-        message.delete_time.CopyFrom(_timestamp(version.delete_time))
+        message.delete_time.FromDatetime(version.delete_time)
     return message
 
 
@@ -362,20 +327,6 @@ def recipe_from_proto(recipe: version_pb2.Recipe) -> domain.Recipe:
         augmentations=tuple(version_pb2.Augmentation.Name(a) for a in recipe.augmentations),
         seed=recipe.seed,
     )
-
-
-def _project_to_proto(project: domain.Project) -> project_pb2.Project:
-    return project_pb2.Project(
-        name=f"projects/{project.id}",
-        display_name=project.display_name,
-        create_time=_timestamp(project.create_time),
-    )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def _fingerprint(dataset: str, display_name: str, recipe: domain.Recipe) -> bytes:
@@ -401,9 +352,3 @@ def _check_etag(version: domain.Version, etag: str) -> None:
             reason="ETAG_MISMATCH",
             metadata={"resource": version.name, "etag": version.etag},
         )
-
-
-def _raise_invalid(field: str, reason: str, problem: str) -> NoReturn:
-    raise InvalidArgument(
-        f"{field}: {problem}", reason=reason, violations=[Violation(field, reason, problem)]
-    )

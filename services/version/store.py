@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import asyncpg
 
-from detflow.errors import Aborted, AlreadyExists, NotFound
+from detflow.errors import Aborted, AlreadyExists, not_found
 from detflow.postgres import Connection
 from services.version.domain import (
     AUTOMATIC_NAME,
@@ -57,7 +57,7 @@ async def get_project(conn: Connection, project_id: str, *, lock: bool = False) 
         "select * from project where id = $1" + (" for no key update" if lock else ""), project_id
     )
     if row is None:
-        raise NotFound(f"projects/{project_id} does not exist")
+        raise not_found(f"projects/{project_id}")
     return _project(row)
 
 
@@ -151,7 +151,7 @@ async def get_version(
         version_id,
     )
     if row is None:
-        raise NotFound(f"projects/{project_id}/versions/{version_id} does not exist")
+        raise not_found(f"projects/{project_id}/versions/{version_id}")
     return _version(row)
 
 

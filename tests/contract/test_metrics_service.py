@@ -335,8 +335,8 @@ async def test_unknown_and_foreign_trainings_are_not_found_alike(
         for call in calls:
             with pytest.raises(NotFound) as caught, channels.translate():
                 await call
-            assert caught.value.reason == "TRAINING_NOT_FOUND"
-            assert caught.value.message == f"there is no {name}; check the name"
+            assert caught.value.reason == "NOT_FOUND"
+            assert caught.value.message == f"{name} does not exist"
 
 
 async def test_evaluation_that_is_not_made_yet_is_not_found(
