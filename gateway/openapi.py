@@ -134,32 +134,8 @@ def _operation(
         "parameters": parameters + list(_query(binding, schemas, texts)),
         "responses": {code: {"$ref": f"#/components/responses/{code}"} for code in _ERRORS},
     }
-    if rpc.client_streaming:
-        operation["description"] += " The body is streamed; the gateway never holds it whole."
-        operation["requestBody"] = {
-            "required": True,
-            "content": {
-                kind: {"schema": {"type": "string", "format": "binary"}}
-                for kind in upload.CONTENT_TYPES
-            },
-        }
-        for code in ("408", "413", "415"):
-            operation["responses"][code] = {"$ref": f"#/components/responses/{code}"}
-    elif binding.body:
-        whole = binding.body == "*"
-        field = None if whole else rpc.input_type.fields_by_name[binding.body]
-        from_path = {v.path for v in binding.template.variables}
-        schema = (
-            schemas.message(rpc.input_type, without=from_path)
-            if field is None
-            else schemas.field(field, limits=False)
-        )
-        operation["requestBody"] = {
-            "required": not whole,
-            "content": {"application/json": {"schema": schema}},
-        }
-        for code in ("413", "415"):
-            operation["responses"][code] = {"$ref": f"#/components/responses/{code}"}
+    if rpc.client_streaming or binding.body:
+        _add_body(operation, binding, schemas)
     result = schemas.message(rpc.output_type)
     if rpc.server_streaming:
         operation["description"] += (
@@ -184,6 +160,31 @@ def _operation(
         "content": content,
     }
     return operation
+
+
+def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
+    rpc = binding.rpc
+    codes: tuple[str, ...] = ("413", "415")
+    if rpc.client_streaming:
+        codes = ("408", *codes)
+        operation["description"] += " The body is streamed; the gateway never holds it whole."
+        archive = {"schema": {"type": "string", "format": "binary"}}
+        content = dict.fromkeys(upload.CONTENT_TYPES, archive)
+        operation["requestBody"] = {"required": True, "content": content}
+    else:
+        whole = binding.body == "*"
+        from_path = {v.path for v in binding.template.variables}
+        schema = (
+            schemas.message(rpc.input_type, without=from_path)
+            if whole
+            else schemas.field(rpc.input_type.fields_by_name[binding.body], limits=False)
+        )
+        operation["requestBody"] = {
+            "required": not whole,
+            "content": {"application/json": {"schema": schema}},
+        }
+    for code in codes:
+        operation["responses"][code] = {"$ref": f"#/components/responses/{code}"}
 
 
 def _query(binding: Binding, schemas: _Schemas, texts: dict[str, str]) -> Iterator[Json]:

@@ -76,20 +76,27 @@ class Hyperparameter:
 
     def check(self, value: object) -> Violation | None:
         """Checks one value; returns what is wrong with it, if anything."""
-        if self.type is Type.BOOLEAN:
-            right_type, in_range = isinstance(value, bool), True
-        elif self.type is Type.CHOICE:
-            right_type, in_range = isinstance(value, str), value in self.choices
-        else:
-            right_type = isinstance(value, int | float) and not isinstance(value, bool)
-            in_range = right_type and self._number_in_range(float(value))  # type: ignore[arg-type]
-        if right_type and in_range:
+        reason = self._reason_against(value)
+        if reason is None:
             return None
-        return Violation(
-            f"{_FIELD}.{self.name}",
-            "OUT_OF_RANGE" if right_type else "WRONG_TYPE",
-            f"{self.name} is {value!r}; it must be {self.range_text()}",
-        )
+        problem = f"{self.name} is {value!r}; it must be {self.range_text()}"
+        return Violation(f"{_FIELD}.{self.name}", reason, problem)
+
+    def typed(self, value: object) -> Value:
+        """Returns a value that `check` found good, a whole number as an int."""
+        assert isinstance(value, int | float | str)  # a bool is an int too
+        return int(value) if self.type is Type.INTEGER else value
+
+    def _reason_against(self, value: object) -> str | None:
+        if self.type is Type.BOOLEAN:
+            return None if isinstance(value, bool) else "WRONG_TYPE"
+        if self.type is Type.CHOICE:
+            if not isinstance(value, str):
+                return "WRONG_TYPE"
+            return None if value in self.choices else "OUT_OF_RANGE"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return "WRONG_TYPE"
+        return None if self._number_in_range(float(value)) else "OUT_OF_RANGE"
 
     def _number_in_range(self, number: float) -> bool:
         assert self.minimum is not None and self.maximum is not None
@@ -360,9 +367,7 @@ def resolve(
     # without mosaic.
     values["warmup_epochs"] = min(float(values["warmup_epochs"]), epochs / 10)
     values["close_mosaic"] = min(int(values["close_mosaic"]), epochs // 5)
-    for name, value in given.items():
-        is_integer = _BY_NAME[name].type is Type.INTEGER
-        values[name] = int(value) if is_integer else value  # type: ignore[call-overload, assignment]
+    values |= {name: _BY_NAME[name].typed(value) for name, value in given.items()}
     if not values["nominal_batch_size"]:
         values["nominal_batch_size"] = min(batch_size, _MAX_BATCH_NOT_ACCUMULATED)
     return values
