@@ -6,6 +6,7 @@ import unicodedata
 
 from detflow.errors import bad_field
 
+MAX_NAME_LENGTH = 63
 _BASE32_HEX = "0123456789abcdefghijklmnopqrstuv"  # sorts as its values do
 
 
@@ -41,6 +42,10 @@ def check_display_name(name: str, field: str) -> str:
     problem = ""
     if all(unicodedata.category(c)[0] in "ZC" or _is_blank(c) for c in name):
         problem = "must not be empty or blank; give 1 to 63 characters that can be seen"
+    elif len(name) > MAX_NAME_LENGTH:
+        problem = f"must have at most {MAX_NAME_LENGTH} characters, not {len(name)}; shorten it"
+    elif any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        problem = "must be text in UTF-8 without control characters; take them out"
     elif "\u2028" in name or "\u2029" in name:
         problem = "must be one line; take out the line separators"
     if problem:

@@ -1,5 +1,6 @@
 """The `detflow` command, built on the SDK."""
 
+import io
 import sys
 
 __all__ = ["main"]
@@ -16,6 +17,9 @@ def main() -> None:
     from detflow.cli.output import complain, complain_about
     from detflow.errors import DetflowError
     from detflow.local.running import StackError
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for LC_ALL=C and odd terminals
 
     try:
         code = app(standalone_mode=False)
@@ -34,6 +38,13 @@ def main() -> None:
         # The reader, such as `head`, has had enough.
         sys.stdout = None
         code = 0
+    except UnicodeEncodeError as error:
+        complain(f"{error.object[:80]!r} cannot be written in {error.encoding}; use UTF-8")
+        code = 2
+    except OSError as error:
+        complain(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        sys.stdout = None  # what could not be written is not tried again
+        code = 1
     sys.exit(code or 0)
 
 

@@ -56,7 +56,14 @@ def opened(source: str) -> Iterator[IO[bytes]]:
                 reason="NO_SUCH_FILE",
             ) from error
         with archive:
-            yield archive
+            if archive.seekable():
+                yield archive
+                return
+            # A pipe, such as <(zip -qr - images): an upload that is cut off begins again.
+            with tempfile.TemporaryFile() as file:
+                shutil.copyfileobj(archive, file, 1 << 20)
+                file.seek(0)
+                yield file
 
 
 def _download(url: str, file: IO[bytes]) -> None:
@@ -91,6 +98,11 @@ def _pack(folder: Path, file: IO[bytes]) -> None:
                 except OSError as error:
                     raise InvalidArgument(
                         f"cannot read {path} ({error.strerror})", reason="NO_SUCH_FILE"
+                    ) from error
+                except UnicodeEncodeError as error:
+                    raise InvalidArgument(
+                        f"the name of {os.fsencode(path)!r} is not UTF-8; rename it",
+                        reason="BAD_NAME",
                     ) from error
                 num_files += 1
     if num_files == 0:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from detflow.channels import OPTIONS, from_rpc_error
 from detflow.errors import (
@@ -17,19 +17,32 @@ from detflow.errors import (
     OutOfRange,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
 )
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Item = TypeVar("Item")
-Watched = TypeVar("Watched", bound=Message)
+Watched = TypeVar("Watched", bound="Watchable")
 
 DEADLINE_SECONDS = 15.0
 SERVICES = ("version", "preprocess", "trainer", "metrics")
 
+_HOST = re.compile(r"\[[0-9a-fA-F:.%]+\]|[^\s/@:\[\]]+")
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 3.0
 _PATIENCE_SECONDS = 120.0
+
+
+class Watchable(Protocol):
+    """A message of a watch stream."""
+
+    @property
+    def cursor(self) -> str:
+        """Where to resume after it; empty keeps the one before."""
+
+    def WhichOneof(self, oneof_group: Literal["what"], /) -> str | None:
+        """Returns what the message brings, e.g. heartbeat."""
 
 
 class Connection:
@@ -41,15 +54,16 @@ class Connection:
 
     def __init__(self, address: str, environ: Mapping[str, str]) -> None:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536 - len(SERVICES):
+        number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
+        if not _HOST.fullmatch(host) or not 0 < number < 65536 - len(SERVICES):
             raise InvalidArgument(
                 f"address {address!r} must be host:port, such as 127.0.0.1:7100",
                 reason="BAD_ADDRESS",
             )
         self.address = address
         self._addresses = {
-            name: environ.get(f"DETFLOW_{name.upper()}_ADDRESS") or f"{host}:{int(port) + number}"
-            for number, name in enumerate(SERVICES, 1)
+            name: environ.get(f"DETFLOW_{name.upper()}_ADDRESS") or f"{host}:{number + offset}"
+            for offset, name in enumerate(SERVICES, 1)
         }
         self._channels: dict[str, grpc.Channel] = {}
 
@@ -106,7 +120,7 @@ class Connection:
                     for message in stream:
                         heard, backoff = True, _FIRST_BACKOFF_SECONDS
                         deadline = time.monotonic() + _PATIENCE_SECONDS
-                        cursor = message.cursor or cursor  # type: ignore[attr-defined]
+                        cursor = message.cursor or cursor
                         if message.WhichOneof("what") != "heartbeat":
                             yield message
                     return
@@ -140,6 +154,12 @@ class Connection:
                     " another with --address",
                     reason="UNREACHABLE",
                 )
+        if isinstance(translated, Unimplemented) and not _has_details(error):
+            return Unimplemented(
+                f"what answers at {self.address} is not this version of detflow: name the host:port"
+                " of its gateway with --address",
+                reason="NOT_DETFLOW",
+            )
         return translated
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from typing import IO
 from detflow.client import archive
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.errors import NotFound, Unavailable, from_status
+from detflow.errors import DetflowError, InvalidArgument, NotFound, Unavailable, from_status
+from detflow.names import MAX_NAME_LENGTH, check_display_name
 from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
 
 _CHUNK_BYTES = 1 << 20
@@ -49,13 +50,15 @@ class Datasets:
             AlreadyExists: The project has a dataset of this name.
         """
         text = os.fspath(source)
+        name = name or archive.default_name(text)[:MAX_NAME_LENGTH]
+        check_display_name(name, "name")  # not only after a long upload
         with archive.opened(text) as file:
             upload = self._upload(file, project, progress)
         dataset = self._connection.call(
             self._stub.CreateDataset,
             dataset_pb2.CreateDatasetRequest(
                 parent=f"projects/{project}",
-                dataset=dataset_pb2.Dataset(display_name=name or archive.default_name(text)),
+                dataset=dataset_pb2.Dataset(display_name=name),
                 upload=upload.name,
                 skip_invalid=skip_invalid,
                 request_id=str(uuid.uuid4()),
@@ -128,9 +131,19 @@ class Datasets:
     ) -> dataset_pb2.Upload:
         num_total = os.fstat(file.fileno()).st_size
 
+        unreadable: list[OSError] = []
+
+        def read() -> bytes:
+            # gRPC keeps to itself what was wrong with the parts.
+            try:
+                return file.read(_CHUNK_BYTES)
+            except OSError as error:
+                unreadable.append(error)
+                raise
+
         def parts() -> Iterator[dataset_pb2.UploadArchiveRequest]:
             yield dataset_pb2.UploadArchiveRequest(parent=f"projects/{project}")
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := read():
                 yield dataset_pb2.UploadArchiveRequest(chunk=chunk)
                 if progress is not None:
                     num_done = file.tell()
@@ -152,4 +165,11 @@ class Datasets:
             except Unavailable as error:
                 if attempt == _UPLOAD_ATTEMPTS or error.reason == "UNREACHABLE":
                     raise
+            except DetflowError as error:
+                if not unreadable:
+                    raise
+                raise InvalidArgument(
+                    f"the archive cannot be read to its end ({unreadable[0].strerror})",
+                    reason="UNREADABLE_FILE",
+                ) from error
         raise AssertionError("the last attempt returns or raises")

@@ -1,3 +1,4 @@
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -55,6 +56,23 @@ def test_missing_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
         with opened(str(tmp_path)):
             pass
     assert caught.value.reason == "EMPTY_DATASET"
+
+
+def test_pipe_is_read_to_its_end_and_can_begin_again(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"x" * 100_000,))
+    writer.start()
+    with opened(str(pipe)) as file:
+        assert len(file.read()) == 100_000
+        assert file.seek(0) == 0
+    writer.join()
+
+
+def test_file_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
+    with pytest.raises(InvalidArgument, match=r"xff\.jpg.* is not UTF-8"), opened(str(tmp_path)):
+        pass
 
 
 @pytest.fixture

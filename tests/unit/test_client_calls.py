@@ -203,7 +203,13 @@ def test_nobody_there_is_said_with_the_remedy() -> None:
     assert caught.value.reason == "UNREACHABLE"
 
 
-@pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:x", ":7100", "h:65535"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost", "localhost:", "localhost:x", ":7100", "h:65535", "h:\u00b2"),
+        *("http://localhost:7100", "[::1", "a b:7100"),
+    ],
+)
 def test_address_must_be_host_and_port(address: str) -> None:
     with pytest.raises(errors.InvalidArgument, match="host:port"):
         Client(address)
@@ -226,6 +232,19 @@ def test_import_reports_progress_and_refusal_names_the_label(rig: Rig, tmp_path:
 
     with pytest.raises(errors.AlreadyExists, match="cells"):
         rig.client.datasets.import_(archive, skip_invalid=True)
+
+
+def test_archive_that_cannot_be_read_is_said_to_be(rig: Rig) -> None:
+    with pytest.raises(errors.InvalidArgument, match="cannot be read to its end"):
+        rig.client.datasets.import_("/proc/self/mem")  # readable, but not where it begins
+
+
+def test_name_is_checked_before_the_upload(rig: Rig, tmp_path: Path) -> None:
+    archive = tmp_path / "cells.zip"
+    archive.write_bytes(b"x")
+    with pytest.raises(errors.InvalidArgument, match="at most 63"):
+        rig.client.datasets.import_(archive, name="x" * 64)
+    assert rig.datasets.chunks == []
 
 
 def test_dataset_is_found_by_name_id_or_resource_over_all_pages(rig: Rig) -> None:

@@ -23,3 +23,9 @@ def test_name_of_which_nothing_can_be_seen_is_refused(name: str) -> None:
 def test_name_of_several_lines_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument, match="one line"):
         check_display_name(name, "display_name")
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "a\x1b[31m", "a\udcff"])
+def test_name_that_is_too_long_or_no_text_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="name: must"):
+        check_display_name(name, "name")
