@@ -32,15 +32,12 @@ from services.preprocess.augment import (
     transform_size,
 )
 from services.preprocess.domain import Image
-from services.preprocess.shards import ShardWriter
+from services.preprocess.shards import ShardWriter, divide
 
 FORMAT = "detflow-bundle/1"
-MAX_SOURCES_PER_SHARD = 512
-MAX_SHARD_BYTES = 256 << 20
-"""Estimated from the sources; a shard of re-encoded images stays below 512 MiB in practice."""
 
 _MIN_SOURCES_PER_SHARD = 16
-_SHARDS_PER_SPLIT = 16  # wanted, so that processes have work and progress moves
+_SHARDS_PER_SPLIT = 16
 _READ_AHEAD = 8
 
 
@@ -113,17 +110,20 @@ def plan_shards(
         source_bytes: Their sizes.
         num_copies: Images made of each source.
     """
-    wanted = -(-len(sources) // _SHARDS_PER_SPLIT)
-    limit = min(max(wanted, _MIN_SOURCES_PER_SHARD), MAX_SOURCES_PER_SHARD)
-    plans: list[ShardPlan] = []
-    first, total_bytes = 0, 0
-    for i, size in enumerate(source_bytes):
-        if i > first and (i - first == limit or total_bytes + size * num_copies > MAX_SHARD_BYTES):
-            plans.append(_shard_plan(split, len(plans), first, sources[first:i]))
-            first, total_bytes = i, 0
-        total_bytes += size * num_copies
-    plans.append(_shard_plan(split, len(plans), first, sources[first:]))
-    return plans
+    shards = divide(
+        [size * num_copies for size in source_bytes],
+        num_shards=_SHARDS_PER_SPLIT,
+        min_sources=_MIN_SOURCES_PER_SHARD,
+    )
+    return [
+        ShardPlan(
+            split=split,
+            position=position,
+            first=shard.start,
+            sources=tuple(sources[shard.start : shard.stop]),
+        )
+        for position, shard in enumerate(shards)
+    ]
 
 
 def make_shard(job: ShardJob) -> StoredShard:
@@ -293,10 +293,6 @@ def render_manifest(
 def open_store(url: str) -> ObjectStore:
     """Opens an object store once per process."""
     return ObjectStore(url)
-
-
-def _shard_plan(split: str, position: int, first: int, sources: Sequence[int]) -> ShardPlan:
-    return ShardPlan(split=split, position=position, first=first, sources=tuple(sources))
 
 
 def _read_sources(store: ObjectStore, sources: Sequence[Image]) -> Iterator[tuple[Image, bytes]]:

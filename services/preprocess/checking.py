@@ -15,12 +15,10 @@ from services.preprocess.domain import InvalidData, Problem
 from services.preprocess.formats import Format, Labels, parse_labels
 from services.preprocess.formats.layout import ClassKey
 from services.preprocess.headers import Header
-from services.preprocess.shards import ShardWriter
+from services.preprocess.shards import ShardWriter, divide
 
-MAX_SHARD_BYTES = 256 << 20
-_MAX_SAMPLES = 512
 _MIN_SAMPLES = 8
-_SHARDS_PER_DATASET = 24  # wanted, so that processes have work and progress moves
+_SHARDS_PER_DATASET = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +78,13 @@ class CheckedShard:
 
 
 def group_samples(samples: Sequence[SampleEntry]) -> list[tuple[SampleEntry, ...]]:
-    """Divides samples into shards of at most 256 MiB (or one image), in order."""
-    wanted = -(-len(samples) // _SHARDS_PER_DATASET)
-    limit = min(max(wanted, _MIN_SAMPLES), _MAX_SAMPLES)
-    groups: list[tuple[SampleEntry, ...]] = []
-    group: list[SampleEntry] = []
-    size_bytes = 0
-    for sample in samples:
-        if group and (
-            len(group) == limit or size_bytes + sample.image.size_bytes > MAX_SHARD_BYTES
-        ):
-            groups.append(tuple(group))
-            group, size_bytes = [], 0
-        group.append(sample)
-        size_bytes += sample.image.size_bytes
-    if group:
-        groups.append(tuple(group))
-    return groups
+    """Divides samples into shards, in order."""
+    shards = divide(
+        [sample.image.size_bytes for sample in samples],
+        num_shards=_SHARDS_PER_DATASET,
+        min_sources=_MIN_SAMPLES,
+    )
+    return [tuple(samples[shard.start : shard.stop]) for shard in shards]
 
 
 def check_samples(job: CheckJob) -> CheckedShard:

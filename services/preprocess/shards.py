@@ -4,11 +4,40 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+MAX_SOURCES = 512
+MAX_SOURCE_BYTES = 256 << 20
+"""Of a shard's sources together, or of one; re-encoded they stay below 512 MiB in practice."""
+
 _HEADER_BYTES = 512
+
+
+def divide(source_bytes: Sequence[int], *, num_shards: int, min_sources: int) -> list[range]:
+    """Divides sources into shards, in order.
+
+    Args:
+        source_bytes: What each source brings into its shard.
+        num_shards: How many are wanted, so that processes have work and progress moves.
+        min_sources: Sources worth a shard of their own.
+
+    Returns:
+        The positions of each shard's sources.
+    """
+    limit = min(max(-(-len(source_bytes) // num_shards), min_sources), MAX_SOURCES)
+    shards: list[range] = []
+    first, total_bytes = 0, 0
+    for i, size in enumerate(source_bytes):
+        if i > first and (i - first == limit or total_bytes + size > MAX_SOURCE_BYTES):
+            shards.append(range(first, i))
+            first, total_bytes = i, 0
+        total_bytes += size
+    if source_bytes:
+        shards.append(range(first, len(source_bytes)))
+    return shards
 
 
 class ShardWriter:

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from services.preprocess.augment import Augmentation
 from services.preprocess.bundle import (
-    MAX_SHARD_BYTES,
-    MAX_SOURCES_PER_SHARD,
     GroundTruth,
     Transform,
     plan_shards,
     transform_image,
 )
 from services.preprocess.domain import Image
+from services.preprocess.shards import MAX_SOURCE_BYTES, MAX_SOURCES
 from tests.preprocess_samples import encode, jpeg, picture, with_orientation
 
 ALL = tuple(Augmentation)
@@ -49,7 +48,7 @@ def image(path: str, data: bytes, width: int = 64, height: int = 48) -> Image:
     )
 
 
-@given(st.lists(st.integers(1, MAX_SHARD_BYTES), min_size=1, max_size=2000), st.integers(1, 6))
+@given(st.lists(st.integers(1, MAX_SOURCE_BYTES), min_size=1, max_size=2000), st.integers(1, 6))
 def test_shards_hold_every_source_once_within_the_limits(sizes: list[int], copies: int) -> None:
     sources = list(range(10, 10 + len(sizes)))
     plans = plan_shards("train", sources, sizes, copies)
@@ -57,9 +56,9 @@ def test_shards_hold_every_source_once_within_the_limits(sizes: list[int], copie
     assert [plan.position for plan in plans] == list(range(len(plans)))
     assert all(b.first == a.first + len(a.sources) for a, b in pairwise(plans))
     for plan in plans:
-        assert 1 <= len(plan.sources) <= MAX_SOURCES_PER_SHARD
+        assert 1 <= len(plan.sources) <= MAX_SOURCES
         size = sum(sizes[s - 10] * copies for s in plan.sources)
-        assert size <= MAX_SHARD_BYTES or len(plan.sources) == 1
+        assert size <= MAX_SOURCE_BYTES or len(plan.sources) == 1
 
 
 def test_an_unchanged_upright_jpeg_is_copied_byte_for_byte() -> None:

@@ -7,9 +7,10 @@ from detflow.errors import DataLoss
 from detflow.events import Bus
 from detflow.v1.common_pb2 import Progress
 from services.preprocess.archive import Entry
-from services.preprocess.checking import MAX_SHARD_BYTES, SampleEntry, group_samples
+from services.preprocess.checking import SampleEntry, group_samples
 from services.preprocess.leases import tell
 from services.preprocess.progress import ProgressReporter
+from services.preprocess.shards import MAX_SOURCE_BYTES
 
 
 class Recorder:
@@ -50,7 +51,7 @@ def test_what_is_given_up_says_why_and_hides_what_is_internal() -> None:
 
 
 def test_samples_are_grouped_in_order_within_the_limits() -> None:
-    sizes = [10, MAX_SHARD_BYTES, 10, 10, MAX_SHARD_BYTES + 1, *[5] * 40]
+    sizes = [10, MAX_SOURCE_BYTES, 10, 10, MAX_SOURCE_BYTES + 1, *[5] * 40]
     samples = [
         SampleEntry(Entry(f"{i}.jpg", 0, 1, size, 0, False), None) for i, size in enumerate(sizes)
     ]
@@ -58,5 +59,5 @@ def test_samples_are_grouped_in_order_within_the_limits() -> None:
     assert [s for group in groups for s in group] == samples
     for group in groups:
         total = sum(s.image.size_bytes for s in group)
-        assert total <= MAX_SHARD_BYTES or len(group) == 1
+        assert total <= MAX_SOURCE_BYTES or len(group) == 1
     assert group_samples([]) == []
