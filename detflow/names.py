@@ -40,12 +40,13 @@ def check_display_name(name: str, field: str) -> str:
         InvalidArgument: BAD_NAME: nothing of it can be seen, or it breaks the line.
     """
     problem = ""
-    if all(unicodedata.category(c)[0] in "ZC" or _is_blank(c) for c in name):
+    categories = [unicodedata.category(c) for c in name]
+    if "Cc" in categories or "Cs" in categories:
+        problem = "must be text in UTF-8 without control characters; take them out"
+    elif all(k[0] in "ZC" or _is_blank(c) for c, k in zip(name, categories, strict=True)):
         problem = "must not be empty or blank; give 1 to 63 characters that can be seen"
     elif len(name) > MAX_NAME_LENGTH:
         problem = f"must have at most {MAX_NAME_LENGTH} characters, not {len(name)}; shorten it"
-    elif any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
-        problem = "must be text in UTF-8 without control characters; take them out"
     elif "\u2028" in name or "\u2029" in name:
         problem = "must be one line; take out the line separators"
     if problem:
