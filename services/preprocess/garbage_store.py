@@ -6,12 +6,21 @@ that neither a rollback nor a kill loses or keeps what it should not.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from detflow.postgres import Connection
 
 
 async def insert_garbage(conn: Connection, prefix: str) -> None:
     """Marks the objects under a prefix to be deleted."""
     await conn.execute("insert into garbage (prefix) values ($1) on conflict do nothing", prefix)
+
+
+async def insert_garbage_later(conn: Connection, prefix: str, delay: timedelta) -> None:
+    """Marks what is about to be stored; `delete_garbage` takes that back once something uses it."""
+    await conn.execute(
+        "insert into garbage (prefix, collect_time) values ($1, now() + $2)", prefix, delay
+    )
 
 
 async def insert_garbage_unless_used(conn: Connection, dataset_id: str, prefix: str) -> None:
@@ -31,11 +40,14 @@ async def insert_garbage_unless_used(conn: Connection, dataset_id: str, prefix: 
 
 async def list_garbage(conn: Connection) -> list[str]:
     """Reads the prefixes that are to be emptied."""
-    return [row["prefix"] for row in await conn.fetch("select prefix from garbage limit 100")]
+    rows = await conn.fetch(
+        "select prefix from garbage where collect_time <= now() order by collect_time limit 100"
+    )
+    return [row["prefix"] for row in rows]
 
 
 async def delete_garbage(conn: Connection, prefix: str) -> None:
-    """Forgets a prefix that is empty now."""
+    """Forgets a prefix that is empty now, or used."""
     await conn.execute("delete from garbage where prefix = $1", prefix)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,7 @@ from services.preprocess import bundle_store
 from services.preprocess import store as sql
 from services.preprocess.domain import Dataset, Preprocessing, Reason, upload_key
 from services.preprocess.events import append_dataset_event
+from services.preprocess.garbage_store import delete_garbage, insert_garbage_later
 from services.preprocess.messages import (
     dataset_message,
     preprocessing_message,
@@ -51,6 +53,7 @@ _FINAL_PREPROCESSING = (
     preprocess_pb2.Preprocessing.FAILED,
     preprocess_pb2.Preprocessing.CANCELLED,
 )
+_MAX_STORE_TIME = timedelta(days=1)  # that an archive may take on its way to the object store
 _PATIENCE_SECONDS = 1.5
 _LOOK_AGAIN_SECONDS = 0.2
 
@@ -92,6 +95,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         path = self._scratch.path / f"upload-{upload_id}"
         try:
             project_id = await self._receive(request_iterator, path)
+            async with self._db.transaction() as conn:
+                await insert_garbage_later(conn, upload_key(upload_id), _MAX_STORE_TIME)
             stored = await asyncio.to_thread(self._store.put, upload_key(upload_id), path)
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -110,6 +115,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                 size_bytes=stored.size_bytes,
                 sha256=stored.sha256,
             )
+            await delete_garbage(conn, upload_key(upload_id))
         log.info("archive received", upload=upload_id, size_bytes=stored.size_bytes)
         return upload_message(upload)
 

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from detflow import channels
 from detflow.errors import (
+    Aborted,
     AlreadyExists,
     DetflowError,
     FailedPrecondition,
@@ -19,7 +21,7 @@ from detflow.errors import (
 )
 from detflow.events import Bus
 from detflow.v1 import dataset_pb2
-from services.preprocess import garbage_store
+from services.preprocess import garbage_store, store
 from services.preprocess.archive import Limits
 from tests.preprocess_rig import (
     PROJECT,
@@ -148,6 +150,27 @@ async def test_uploads_are_kept_for_a_week(rig: Rig) -> None:
         assert await garbage_store.delete_old_uploads(conn) == 1
     keys = [f"uploads/{upload.name.split('/')[-1]}" for upload in (new, needed)]
     await until(lambda: sorted(rig.service.store.list("uploads")) == sorted(keys))
+
+
+async def test_archive_stored_right_before_a_failure_is_collected(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise Aborted("as if the process had died between the store and the database")
+
+    kept = await rig.upload(b"x" * 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "insert_upload", fail)
+        with pytest.raises(Aborted):
+            await rig.upload(b"y" * 10)
+    keys = set(rig.service.store.list("uploads"))
+    async with rig.service.db.connection() as conn:
+        marked = {row["prefix"] for row in await conn.fetch("select prefix from garbage")}
+        assert marked == keys - {f"uploads/{kept.name.split('/')[-1]}"}
+        assert len(keys) == 2
+        assert await garbage_store.list_garbage(conn) == []  # it might still be under way
+        await conn.execute("update garbage set collect_time = now()")
+    await until(lambda: set(rig.service.store.list("uploads")) == keys - marked)
 
 
 async def test_create_returns_at_once_and_the_import_follows(rig: Rig) -> None:
