@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import json
 import os
-import signal
 import sys
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -16,9 +15,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from detflow import channels
-from detflow.errors import NotFound
 from detflow.events import Bus, Header
 from detflow.interceptors import Boundary
 from detflow.postgres import Database
@@ -38,11 +37,8 @@ from services.trainer.attempt import Deadlines
 from services.trainer.executors import Executor
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.stall import Patience
-from tests import trainer_puppet
+from tests.trainer_players import VERSION, Puppet, Versions
 
-PROJECT = "projects/p"
-VERSION = f"{PROJECT}/versions/v1"
-MANIFEST = common_pb2.StoredObject(key="bundles/manifests/a.json", size_bytes=2, sha256="ab" * 32)
 PUPPET = (sys.executable, str(Path(__file__).parent / "trainer_puppet.py"))
 FAST = Deadlines(
     tick=0.2,
@@ -56,104 +52,6 @@ FAST = Deadlines(
 )
 
 State = training_pb2.Training.State
-Call = Callable[[Any, Any], Awaitable[Any]]
-
-
-class Versions:
-    """Plays the version service."""
-
-    def __init__(self) -> None:
-        self.by_name: dict[str, version_pb2.Version] = {}
-        self.before_answer: Callable[[], Awaitable[None]] | None = None
-        self.put(VERSION)
-
-    def put(
-        self,
-        name: str,
-        state: "version_pb2.Version.State.ValueType" = version_pb2.Version.READY,
-    ) -> None:
-        version = version_pb2.Version(name=name, state=state)
-        if state not in (version_pb2.Version.PREPROCESSING, version_pb2.Version.FAILED):
-            version.manifest.CopyFrom(MANIFEST)
-        self.by_name[name] = version
-
-    async def GetVersion(
-        self, request: version_pb2.GetVersionRequest, context: Any
-    ) -> version_pb2.Version:
-        if request.name not in self.by_name:
-            raise NotFound(f"{request.name} does not exist")
-        version = version_pb2.Version()
-        version.CopyFrom(self.by_name[request.name])
-        if self.before_answer is not None:
-            await self.before_answer()
-        return version
-
-
-@dataclass
-class Puppet:
-    """A worker that said hello."""
-
-    bus: Bus
-    hello: dict[str, Any]
-
-    @property
-    def attempt(self) -> int:
-        return int(self.hello["attempt"])
-
-    @property
-    def pid(self) -> int:
-        return int(self.hello["pid"])
-
-    @property
-    def training(self) -> str:
-        return str(self.hello["training"])
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.hello["folder"])
-
-    async def tell(self, **order: Any) -> dict[str, Any]:
-        subject = f"test.puppet.{self.training.rsplit('/', 1)[1]}.{self.attempt}"
-        answer = await self.bus.request(subject, json.dumps(order).encode(), 10)
-        return dict(json.loads(answer))
-
-    async def started(self) -> None:
-        await self.tell(record={"started": {"firstEpoch": 1, "device": "cpu"}})
-
-    async def epoch(self, number: int, *, checkpoint: bool = True, **values: float) -> None:
-        metrics = {"attempt": self.attempt, "epoch": number, "values": values or {"lr": 0.1}}
-        record: dict[str, Any] = {"metrics": metrics}
-        if checkpoint:
-            key = f"trainings/{self.training}/{self.attempt}/checkpoint-{number:06d}.pt"
-            record["checkpoint"] = {"epoch": number, "object": trainer_puppet.stored(key)}
-        await self.tell(record={"epoch": record})
-
-    async def log(self, *lines: str) -> None:
-        await self.tell(record={"log": {"attempt": self.attempt, "lines": lines}})
-
-    async def evaluating(self) -> None:
-        await self.tell(record={"evaluating": {"weights": trainer_puppet.stored("best.pt")}})
-
-    async def finished(self) -> None:
-        predictions = {
-            "attempt": self.attempt,
-            "val": trainer_puppet.stored("predictions-val.parquet"),
-            "test": trainer_puppet.stored("predictions-test.parquet"),
-        }
-        await self.tell(record={"finished": {"predictions": predictions}})
-
-    async def failed(self, code: int, message: str) -> None:
-        status = {"code": code, "message": message}
-        await self.tell(record={"failed": {"failure": {"status": status}}})
-
-    async def finish(self) -> None:
-        """Does all that is left of a training, and exits."""
-        await self.evaluating()
-        await self.finished()
-        await self.tell(exit=0)
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
 
 
 @dataclass
@@ -424,6 +322,23 @@ async def running(
             await subscription.unsubscribe()
         await db.close()
         await server.stop(None)
+
+
+@pytest.fixture
+async def rig(
+    bus: Bus,
+    nats_url: str,
+    make_database_url: Callable[[str], Awaitable[str]],
+    tmp_path: Path,
+) -> AsyncIterator[Rig]:
+    """A fresh trainer service."""
+    async with running(
+        bus=bus,
+        nats_url=nats_url,
+        database_url=await make_database_url("trainer"),
+        folder=tmp_path,
+    ) as one:
+        yield one
 
 
 async def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum, auto
+from enum import StrEnum
 
 import google.rpc.code_pb2 as codes
 
@@ -21,30 +21,22 @@ _RETRIED_CODES = frozenset({codes.RESOURCE_EXHAUSTED, codes.UNAVAILABLE, codes.A
 class State(StrEnum):
     """State of a training; the names are those of detflow.v1.Training.State."""
 
-    @staticmethod
-    def _generate_next_value_(name: str, *_: object) -> str:
-        return name
-
-    QUEUED = auto()
-    PROVISIONING = auto()
-    RUNNING = auto()
-    EVALUATING = auto()
-    SUCCEEDED = auto()
-    FAILED = auto()
-    STOPPED = auto()
-    PAUSED = auto()
+    QUEUED = "QUEUED"
+    PROVISIONING = "PROVISIONING"
+    RUNNING = "RUNNING"
+    EVALUATING = "EVALUATING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    PAUSED = "PAUSED"
 
 
 class StopMode(StrEnum):
     """How a training is stopped; names as in detflow.v1.StopMode, without the prefix."""
 
-    @staticmethod
-    def _generate_next_value_(name: str, *_: object) -> str:
-        return name
-
-    PAUSE = auto()
-    FINISH = auto()
-    DISCARD = auto()
+    PAUSE = "PAUSE"
+    FINISH = "FINISH"
+    DISCARD = "DISCARD"
 
 
 LIVE = frozenset({State.QUEUED, State.PROVISIONING, State.RUNNING, State.EVALUATING})

@@ -2,8 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from detflow.errors import (
     InvalidArgument,
     NotFound,
 )
-from detflow.events import Bus
 from detflow.v1 import trainer_pb2, training_pb2, version_pb2
 from detflow.v1.training_pb2 import (
     STOP_MODE_DISCARD,
@@ -25,25 +23,12 @@ from detflow.v1.training_pb2 import (
     STOP_MODE_UNSPECIFIED,
 )
 from services.trainer.hyperparameters import SCHEMA
-from tests.trainer_rig import PROJECT, VERSION, Rig, State, running
+from tests.trainer_players import PROJECT, VERSION
+from tests.trainer_rig import Rig, State, rig
+
+__all__ = ["rig"]
 
 Version = version_pb2.Version
-
-
-@pytest.fixture
-async def rig(
-    bus: Bus,
-    nats_url: str,
-    make_database_url: Callable[[str], Awaitable[str]],
-    tmp_path: Path,
-) -> AsyncIterator[Rig]:
-    async with running(
-        bus=bus,
-        nats_url=nats_url,
-        database_url=await make_database_url("trainer"),
-        folder=tmp_path,
-    ) as one:
-        yield one
 
 
 async def refused(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import pytest
 
 from detflow import outbox, watch
-from detflow.consumer import Consumer
+from detflow.consumer import Consumer, Handler
 from detflow.errors import InvalidArgument, OutOfRange, ResourceExhausted
 from detflow.events import EVENTS_STREAM, Bus, Delivered, Header, TooEarly
 from detflow.outbox import Relay
@@ -29,6 +29,20 @@ async def append(db: Database, resource_id: str, name: str) -> int:
             name=f"projects/p/versions/{resource_id}",
             event=events_pb2.Event(version=version_pb2.Version(display_name=name)),
         )
+
+
+def consumer(
+    bus: Bus, db: Database, handle: Handler[events_pb2.Event]
+) -> Consumer[events_pb2.Event]:
+    return Consumer(
+        bus,
+        db,
+        name="test",
+        stream=EVENTS_STREAM,
+        subjects=SUBJECTS,
+        decode=events_pb2.Event.FromString,
+        handle=handle,
+    )
 
 
 def names(items: list[Item[str]]) -> list[str]:
@@ -56,16 +70,7 @@ async def test_events_reach_a_consumer_once_and_in_order(
         if len(seen) == 40:
             done.set()
 
-    consumer = Consumer(
-        bus,
-        db,
-        name="test",
-        stream=EVENTS_STREAM,
-        subjects=SUBJECTS,
-        decode=events_pb2.Event.FromString,
-        handle=handle,
-    )
-    async with running(Relay(db, bus, "test").run(), consumer.run()):
+    async with running(Relay(db, bus, "test").run(), consumer(bus, db, handle).run()):
         await asyncio.gather(*(append(db, "ab"[n % 2], str(n)) for n in range(40)))
         async with asyncio.timeout(20):
             await done.wait()
@@ -141,16 +146,7 @@ async def test_wiped_stream_is_filled_again_from_the_outbox(
     await bus.js.delete_stream(EVENTS_STREAM)
     await bus._on_reconnect()
     await append(db, "a", "two")
-    consumer = Consumer(
-        bus,
-        db,
-        name="test",
-        stream=EVENTS_STREAM,
-        subjects=SUBJECTS,
-        decode=events_pb2.Event.FromString,
-        handle=handle,
-    )
-    async with running(Relay(db, bus, "test").run(), consumer.run()):
+    async with running(Relay(db, bus, "test").run(), consumer(bus, db, handle).run()):
         async with asyncio.timeout(10):
             await twice.wait()
     assert seen == ["one", "two"]
@@ -175,17 +171,8 @@ async def test_early_event_waits_and_poison_goes_to_the_dead_letter_stream(
 
     for resource, name in (("a", "poison"), ("b", "early"), ("c", "base")):
         await append(db, resource, name)
-    consumer = Consumer(
-        bus,
-        db,
-        name="test",
-        stream=EVENTS_STREAM,
-        subjects=SUBJECTS,
-        decode=events_pb2.Event.FromString,
-        handle=handle,
-    )
     dead = await bus.js.subscribe("detflow.dead.test")
-    async with running(Relay(db, bus, "test").run(), consumer.run()):
+    async with running(Relay(db, bus, "test").run(), consumer(bus, db, handle).run()):
         async with asyncio.timeout(30):
             await done.wait()
             letter = await dead.next_msg(timeout=25)

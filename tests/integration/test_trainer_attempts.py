@@ -27,7 +27,8 @@ from detflow.v1.training_pb2 import (
 from services.trainer.attempt import Deadlines
 from services.trainer.stall import Patience
 from tests import trainer_rig
-from tests.trainer_rig import FAST, PROJECT, VERSION, Puppet, Rig, State, eventually
+from tests.trainer_players import PROJECT, VERSION, Puppet
+from tests.trainer_rig import FAST, Rig, State, eventually
 
 
 class MakeRig(Protocol):

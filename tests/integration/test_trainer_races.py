@@ -1,41 +1,27 @@
 """Several want different things of one training at the same moment: exactly one wins."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from detflow import channels
 from detflow.errors import AlreadyExists, FailedPrecondition
-from detflow.events import Bus, Delivered
+from detflow.events import Delivered
 from detflow.names import new_id
 from detflow.postgres import Connection, Database
 from detflow.v1 import common_pb2, events_pb2, metrics_pb2, trainer_pb2, training_pb2
 from detflow.v1.common_pb2 import StoredObject
 from services.trainer import attempts, consumer, domain, ownership, store
 from services.trainer.attempt import Attempt
-from tests.trainer_rig import FAST, MANIFEST, PROJECT, Rig, State, executor, running
+from tests.trainer_players import MANIFEST, PROJECT
+from tests.trainer_rig import FAST, Rig, State, executor, rig
+
+__all__ = ["rig"]
 
 ROUNDS = 50
 OWNER = "owner of the test"
-
-
-@pytest.fixture
-async def rig(
-    bus: Bus,
-    nats_url: str,
-    make_database_url: Callable[[str], Awaitable[str]],
-    tmp_path: Path,
-) -> AsyncIterator[Rig]:
-    async with running(
-        bus=bus,
-        nats_url=nats_url,
-        database_url=await make_database_url("trainer"),
-        folder=tmp_path,
-    ) as one:
-        yield one
 
 
 async def at_once(*works: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -14,7 +14,8 @@ from services.trainer.attempt import Deadlines
 from services.trainer.executors.local import LocalExecutor
 from tests import trainer_rig
 from tests.shapes_bundle import write_bundle
-from tests.trainer_rig import VERSION, Rig, State, eventually
+from tests.trainer_players import VERSION
+from tests.trainer_rig import Rig, State, eventually
 
 pytestmark = pytest.mark.slow
 
