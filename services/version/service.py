@@ -27,6 +27,7 @@ from detflow.errors import (
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
+from detflow.sharing import SharedRead
 from detflow.times import timestamp
 from detflow.v1 import (
     dataset_pb2,
@@ -59,6 +60,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         self._db = db
         self._watcher = watcher
         self._datasets = datasets
+        self._snapshots = SharedRead(self._snapshot)
 
     async def CreateVersion(  # noqa: D102
         self, request: version_pb2.CreateVersionRequest, context: Context
@@ -194,21 +196,13 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         async with self._db.connection() as conn:
             await store.get_project(conn, project_id)
 
-        async def snapshot() -> Snapshot[list[version_pb2.Version]]:
-            async with self._db.transaction(isolation="repeatable_read") as conn:
-                versions = await store.list_versions(conn, project_id)
-                # Of older changes no event is still under way; deleted ones are not in the list.
-                recent = await store.list_recent_version_ids(conn, project_id, _RECENT)
-                seqs = await outbox.last_seqs(conn, [f"version.{id_}" for id_ in recent])
-            return Snapshot([version_to_proto(version) for version in versions], seqs)
-
         def of_this_project(change: Change) -> bool:
             return project_of(change.event.version.name) == project_id
 
         items = self._watcher.follow(
             subjects=["detflow.v1.version.>"],
             cursor=request.cursor,
-            snapshot=snapshot,
+            snapshot=lambda: self._snapshots.get(project_id),
             matches=of_this_project,
         )
         async with contextlib.aclosing(items):
@@ -223,6 +217,15 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                 else:
                     response.heartbeat.SetInParent()
                 yield response
+
+    async def _snapshot(self, project_id: str) -> Snapshot[list[version_pb2.Version]]:
+        """Reads all versions of a project, and which of their events that includes."""
+        async with self._db.transaction(isolation="repeatable_read") as conn:
+            versions = await store.list_versions(conn, project_id)
+            # Of older changes no event is still under way; deleted ones are not in the list.
+            recent = await store.list_recent_version_ids(conn, project_id, _RECENT)
+            seqs = await outbox.last_seqs(conn, [f"version.{id_}" for id_ in recent])
+        return Snapshot([version_to_proto(version) for version in versions], seqs)
 
     async def _get_ready_dataset(self, project_id: str, name: str) -> dataset_pb2.Dataset:
         """Reads the dataset a version is to be made of.
