@@ -273,8 +273,6 @@ async def fetch(subscription: JetStreamContext.PullSubscription) -> list[Msg]:
             return list(await subscription.fetch(1, timeout=FETCH_SECONDS))
     except TimeoutError:
         return []
-    except nats.js.errors.NotFoundError as error:
-        raise Unavailable("the consumer is gone; it is made anew") from error
 
 
 async def num_pending(subscription: JetStreamContext.PullSubscription) -> int:
@@ -329,7 +327,5 @@ def translate(*, timeout_is_error: bool = True) -> Iterator[None]:
         if not timeout_is_error:
             raise
         raise Unavailable("NATS did not answer in time; retry") from error
-    except nats.js.errors.NotFoundError:
-        raise
     except (nats.errors.Error, OSError) as error:
         raise Unavailable("NATS is away for the moment; retry") from error

@@ -35,7 +35,7 @@ CONNECTION_ERRORS = (
     asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection lost in the middle of its hand-over
-    OSError,
+    ConnectionError,
     TimeoutError,
 )
 """What asyncpg raises while Postgres is away, starting or stopping."""
@@ -73,7 +73,7 @@ class Database:
                     "idle_in_transaction_session_timeout": "30s",
                 },
             )
-        except CONNECTION_ERRORS as error:
+        except (*CONNECTION_ERRORS, OSError) as error:
             raise Unavailable("cannot connect to Postgres; check DETFLOW_DATABASE_URL") from error
         return cls(pool, url, schema)
 
