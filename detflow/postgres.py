@@ -88,13 +88,18 @@ class Database:
         Raises:
             Unavailable: Postgres is away.
         """
-        with translate():
-            async with self._pool.acquire(timeout=10) as conn:
-                try:
-                    yield conn
-                except asyncpg.InternalClientError:
-                    conn.terminate()  # its protocol state is lost: it must not be lent again
-                    raise
+        with translate(OSError):
+            conn = await self._pool.acquire(timeout=10)
+        try:
+            with translate():
+                yield conn
+        except Unavailable as error:
+            if isinstance(error.__cause__, asyncpg.InternalClientError):
+                conn.terminate()  # its protocol state is lost: it must not be lent again
+            raise
+        finally:
+            with translate():
+                await self._pool.release(conn)
 
     @contextlib.asynccontextmanager
     async def transaction(
@@ -115,7 +120,7 @@ class Database:
         Raises:
             Unavailable: Postgres does not answer.
         """
-        with translate():
+        with translate(OSError):
             return await asyncpg.connect(
                 self.url,
                 timeout=10,
@@ -161,9 +166,14 @@ async def _keep(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def translate() -> Iterator[None]:
-    """Turns the many ways of Postgres being away into Unavailable."""
+def translate(*also: type[Exception]) -> Iterator[None]:
+    """Turns the many ways of Postgres being away into Unavailable.
+
+    Args:
+        also: What else means that here: an OSError while connecting, but not in a caller's block.
+    """
+    away: tuple[type[Exception], ...] = (*CONNECTION_ERRORS, *also)
     try:
         yield
-    except CONNECTION_ERRORS as error:
+    except away as error:
         raise Unavailable("the database is away for the moment; retry") from error

@@ -104,6 +104,7 @@ class Service:
                 f"Postgres or NATS did not answer within {_START_SECONDS:.0f} s: check"
                 " DETFLOW_DATABASE_URL and DETFLOW_NATS_URL"
             ) from error
+        await self.db.migrate(self._migrations)
         self.store = ObjectStore(self.settings.store_url)
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.watcher = Watcher(self.bus)
@@ -126,7 +127,6 @@ class Service:
 
     async def _connect(self) -> None:
         self.db = await _patiently(lambda: Database.connect(self.settings.database_url, self.name))
-        await self.db.migrate(self._migrations)
         self.bus = await _patiently(lambda: Bus.connect(self.settings.nats_url, self.name))
         await _patiently(self.bus.ensure_streams)
 
