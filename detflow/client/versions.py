@@ -98,15 +98,21 @@ class Versions:
             NotFound: The version is not there, or was deleted meanwhile.
         """
         self._follow_preprocessing(name, progress)
+        is_listed = False  # in the parts of the snapshot so far
         for message in self.watch(project_of(name)):
             changed = (
                 [message.version] if message.HasField("version") else message.snapshot.versions
             )
             version = next((version for version in changed if version.name == name), None)
-            if version is None and (not message.HasField("snapshot") or message.snapshot.more):
-                continue
-            if version is None or version.HasField("delete_time"):
+            if message.HasField("snapshot"):
+                is_missing = version is None and not is_listed and not message.snapshot.more
+                is_listed = message.snapshot.more and (is_listed or version is not None)
+            else:
+                is_missing = version is not None and version.HasField("delete_time")
+            if is_missing:
                 raise NotFound(f"{name} was deleted", metadata={"version": name})
+            if version is None:
+                continue
             if version.state == version_pb2.Version.FAILED and not version.training:
                 raise from_status(version.failure.status)
             if version.state != version_pb2.Version.PREPROCESSING:

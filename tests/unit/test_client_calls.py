@@ -184,6 +184,29 @@ def test_watch_begins_again_when_its_cursor_has_expired(rig: Rig) -> None:
     assert rig.versions.cursors == ["", "1", ""]
 
 
+def test_waiting_goes_on_over_all_parts_of_a_snapshot(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rig.client.versions, "_follow_preprocessing", lambda *_: None)
+    name = "projects/p/versions/mine"
+    state = version_pb2.Version.State
+
+    def part(*versions: version_pb2.Version, more: bool) -> version_pb2.WatchVersionsResponse:
+        snapshot = version_pb2.VersionsSnapshot(versions=versions, more=more)
+        return version_pb2.WatchVersionsResponse(cursor="" if more else "1", snapshot=snapshot)
+
+    mine = version_pb2.Version(name=name, state=state.PREPROCESSING)
+    ready = version_pb2.Version(name=name, state=state.READY)
+    other = version_pb2.Version(name="projects/p/versions/other", state=state.READY)
+    changed = version_pb2.WatchVersionsResponse(cursor="2", version=ready)
+    rig.versions.streams = [[part(mine, more=True), part(other, more=False), changed]]
+    assert rig.client.versions.wait(name).state == state.READY
+
+    rig.versions.streams = [[part(other, more=True), part(other, more=False)]]
+    with pytest.raises(errors.NotFound, match="was deleted"):
+        rig.client.versions.wait(name)
+
+
 def test_watch_raises_what_waiting_does_not_mend(rig: Rig) -> None:
     rig.versions.streams = [[errors.NotFound("no such project")]]
     with pytest.raises(errors.NotFound, match="no such project"):
