@@ -169,6 +169,7 @@ def test_class_names_are_read(name: str, data: bytes) -> None:
         b"\xff\xfe\xfa",
         b"names: ['" + b"a" * 300_000 + b"']",
         b'names: ["a\\u0007"]',
+        b'names: ["a\\u202eb"]',
     ],
 )
 def test_hostile_data_yaml_is_refused(data: bytes) -> None:

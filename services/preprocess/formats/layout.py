@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,9 @@ ReadFile: TypeAlias = Callable[[str], bytes]
 
 ClassKey: TypeAlias = int | str
 """A class as a label file names it: YOLO by index, Pascal VOC by name."""
+
+# As in the names of resources: controls, and overrides that make one name look like another.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Format(StrEnum):
@@ -156,6 +160,9 @@ def class_name_problem(name: str) -> str:
     """Says what is wrong with a class name; empty if nothing is."""
     if not name.strip():
         return "a class name is empty"
-    if len(name) > 200 or any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 for c in name):
-        return f"class name {name[:50]!r} is longer than 200 characters or has control characters"
+    if len(name) > 200 or _CONTROLS.search(name):
+        return (
+            f"class name {name[:50]!r} is longer than 200 characters, or has control characters or"
+            " such that change the direction of writing"
+        )
     return ""
