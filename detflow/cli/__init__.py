@@ -1,7 +1,9 @@
 """The `detflow` command, built on the SDK."""
 
 import io
+import signal
 import sys
+import threading
 
 __all__ = ["main"]
 
@@ -11,6 +13,11 @@ def main() -> None:
 
     What went wrong is one line on stderr, with the remedy; violations are listed below it.
     """
+    # Until there is something to end in order, Ctrl-C ends it as any program, without a word.
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     from typer.exceptions import Abort, TyperException
 
     from detflow.cli.app import app
@@ -18,6 +25,8 @@ def main() -> None:
     from detflow.errors import DetflowError
     from detflow.local.running import StackError
 
+    if is_main:
+        signal.signal(signal.SIGINT, interrupted)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for LC_ALL=C and odd terminals
 

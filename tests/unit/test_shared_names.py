@@ -27,5 +27,5 @@ def test_name_of_several_lines_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 64, "a\x1b[31m", "a\udcff", "\udcff"])
 def test_name_that_is_too_long_or_no_text_is_refused(name: str) -> None:
-    with pytest.raises(InvalidArgument, match="name: must (have|be text)"):
+    with pytest.raises(InvalidArgument, match=r"name: must (have|be text)"):
         check_display_name(name, "name")
