@@ -7,9 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import pytest
-from grpc import aio
 
 from detflow import channels
 from detflow.errors import DetflowError, Unavailable
@@ -18,21 +16,17 @@ from detflow.local import postgres
 from detflow.local.demo_data import write_dataset
 from detflow.local.process import is_free
 from detflow.local.stack import stack
-from detflow.local.supervisor import Supervisor
 from detflow.store import ObjectStore
 from detflow.v1 import (
     dataset_pb2,
-    dataset_pb2_grpc,
     metrics_pb2,
-    metrics_pb2_grpc,
     trainer_pb2,
-    trainer_pb2_grpc,
     training_pb2,
     version_pb2,
-    version_pb2_grpc,
 )
 from tests.background import running
 from tests.chaos import invariants
+from tests.deployment_rig import Deployment
 
 T = TypeVar("T")
 SEED = 20
@@ -41,62 +35,6 @@ EPOCHS = 40
 PROJECT = "projects/default"
 TARGETS = ["version", "preprocess", "trainer", "metrics", "gateway", "postgres", "nats", "worker"]
 TRANSIENT = (Unavailable,)
-
-
-class Deployment:
-    """The stack under test and how a patient user calls it."""
-
-    def __init__(self, supervisor: Supervisor, port: int) -> None:
-        self.supervisor = supervisor
-        self.events: list[str] = []
-        channel = [channels.channel(f"127.0.0.1:{port + k}") for k in range(5)]
-        self.versions: Any = version_pb2_grpc.VersionServiceStub(channel[1])
-        self.datasets: Any = dataset_pb2_grpc.DatasetServiceStub(channel[2])
-        self.trainer: Any = trainer_pb2_grpc.TrainerServiceStub(channel[3])
-        self.metrics: Any = metrics_pb2_grpc.MetricsServiceStub(channel[4])
-        self._channels: list[aio.Channel] = channel
-
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close(None)
-
-    async def patiently(self, call: Callable[[], Awaitable[T]], seconds: float = 30.0) -> T:
-        """Repeats a call while the service is away; anything but UNAVAILABLE is a finding."""
-        async with asyncio.timeout(seconds):
-            while True:
-                try:
-                    with channels.translate():
-                        return await call()
-                except TRANSIENT:
-                    await asyncio.sleep(0.1)
-
-    def setting(self, service: str, variable: str) -> str:
-        """Reads what a running service was told."""
-        return psutil.Process(self.supervisor.pids()[service]).environ()[variable]
-
-    def worker(self) -> psutil.Process | None:
-        trainer = self.supervisor.pids().get("trainer")
-        if trainer is None or not psutil.pid_exists(trainer):
-            return None
-        for child in psutil.Process(trainer).children(recursive=True):
-            if "services.trainer.worker" in " ".join(child.cmdline()):
-                return child
-        return None
-
-    def kill(self, target: str) -> bool:
-        """Kills a process; says whether there was one."""
-        if target == "worker":
-            process = self.worker()
-        else:
-            pid = self.supervisor.pids().get(target)
-            process = psutil.Process(pid) if pid else None
-        if process is None:
-            return False
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            return False
-        return True
 
 
 async def upload(deployment: Deployment, archive: Path) -> str:
