@@ -56,7 +56,7 @@ log = telemetry.get_logger(__name__)
 _ALWAYS_FATAL = frozenset({Reason.ARCHIVE_LIMIT, Reason.CORRUPT_ARCHIVE})
 """Problems of the archive as such; skip_invalid does not leave these out."""
 
-_SKIP_HINT = "; correct it, or import with skip_invalid to leave out what is wrong"
+_SKIP_HINT = "; or import with skip_invalid to leave out what is wrong"
 
 
 class Importer:

@@ -123,7 +123,7 @@ def refusal(problems: ProblemList, hint: str = "") -> DetflowError:
     """
     kept = problems.first()
     first = kept[0]
-    more = f" and {problems.total - 1} more" if problems.total > 1 else ""
+    more = f" (and {problems.total - 1} more)" if problems.total > 1 else ""
     cls = ResourceExhausted if first.reason in LIMIT_REASONS else InvalidArgument
     return cls(
         f"{first.where}: {first.description}{more}{hint}",
