@@ -16,8 +16,8 @@ from detflow.cli.session import Session
 from detflow.client import Client
 from detflow.client.trainings import LIVE_STATES
 from detflow.errors import NotFound
-from detflow.local.process import die_with_parent
 from detflow.local.running import Running, StackError, running
+from detflow.processes import dying_with_parent
 from detflow.v1 import common_pb2, dataset_pb2, version_pb2
 
 PROJECT = "default"
@@ -86,16 +86,16 @@ def _started(data_dir: Path, port: int, keep: bool) -> Iterator[Running]:
     (data_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
     log = data_dir / "logs" / "up.log"
     with log.open("wb") as file:
+        command = [
+            *(sys.executable, "-m", "detflow.cli", "up"),
+            *("--data-dir", str(data_dir), "--port", str(port)),
+        ]
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "detflow.cli", "up"),
-                *("--data-dir", str(data_dir), "--port", str(port)),
-            ],
+            command if keep else dying_with_parent(command, signal.SIGTERM),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             start_new_session=True,
-            preexec_fn=None if keep else die_with_parent(signal.SIGTERM),
         )
     try:
         yield _until_ready(data_dir, process)

@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from detflow.local.process import die_with_parent, remembered_port, secret
+from detflow.local.process import remembered_port, secret
+from detflow.processes import dying_with_parent
 
 
 class NatsError(Exception):
@@ -54,12 +55,11 @@ class NatsServer:
         """Starts the server and waits until it is ready; for callers without an event loop."""
         with log.open("ab") as output:
             process = subprocess.Popen(
-                self.command(),
+                dying_with_parent(self.command(), signal.SIGTERM),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGTERM),
             )
         deadline = time.monotonic() + timeout_seconds
         while not self.is_ready():

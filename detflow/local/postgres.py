@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detflow.local.process import die_with_parent, remembered_port, secret
+from detflow.local.process import remembered_port, secret
+from detflow.processes import dying_with_parent
 
 SERVICES = ("version", "preprocess", "trainer", "metrics")
 DATABASE = "detflow"
@@ -127,12 +128,11 @@ class Cluster:
             clear_stale_pid(self.data)
             with log.open("ab") as output:
                 process = subprocess.Popen(
-                    self.command(),
+                    dying_with_parent(self.command(), STOP_SIGNAL),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    preexec_fn=die_with_parent(STOP_SIGNAL),
                 )
             while process.poll() is None:
                 if self.is_ready():

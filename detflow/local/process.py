@@ -1,34 +1,9 @@
-"""What the local stack's child processes need: a free port, secrets, to die with their parent."""
+"""What the local stack's child processes need: a free port, secrets."""
 
-import ctypes
 import os
 import secrets
-import signal
 import socket
-import sys
-from collections.abc import Callable
 from pathlib import Path
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
-    """Returns a `preexec_fn`: the kernel sends `death_signal` when the parent thread is gone.
-
-    Bound before the fork: between fork and exec nothing may be imported or looked up.
-    """
-    parent, number, libc = os.getpid(), int(death_signal), _libc
-
-    def arm() -> None:
-        if libc is None:
-            return
-        libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:
-            # The parent died before the line above: nobody is left to send the signal.
-            os._exit(1)
-
-    return arm
 
 
 def is_free(port: int) -> bool:

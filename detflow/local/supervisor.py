@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detflow.local.logs import Log
-from detflow.local.process import die_with_parent
 from detflow.local.running import StackError
+from detflow.processes import dying_with_parent
 from detflow.tasks import wait
 
 _FIRST_BACKOFF_SECONDS = 0.2
@@ -197,14 +197,13 @@ class _Kept:
         if self.program.before_start is not None:
             await asyncio.to_thread(self.program.before_start)
         process = await asyncio.create_subprocess_exec(
-            *self.program.command,
+            *dying_with_parent(self.program.command, self.program.death_signal),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=self.program.environment,
             cwd=self._directory,
             start_new_session=True,
-            preexec_fn=die_with_parent(self.program.death_signal),
         )
         self.process = process
         if self._stopping.is_set():

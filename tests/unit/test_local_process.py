@@ -1,8 +1,5 @@
-import signal
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 from detflow.local.process import free_port, is_free, remembered_port, secret
@@ -29,24 +26,3 @@ def test_remembered_port_is_kept_while_free(tmp_path: Path) -> None:
 
 def test_free_port_can_be_bound() -> None:
     assert is_free(free_port())
-
-
-def test_child_dies_with_its_parent() -> None:
-    program = """
-import signal, subprocess, sys
-from detflow.local.process import die_with_parent
-child = subprocess.Popen(
-    [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"],
-    preexec_fn=die_with_parent(signal.SIGKILL),
-    stdin=subprocess.PIPE,
-)
-signal.pause()
-"""
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == b"up\n"
-    parent.send_signal(signal.SIGKILL)
-    # The pipe reaches its end only when the child, its other holder, is gone too.
-    assert parent.stdout.read() == b""
-    parent.wait()
-    parent.stdout.close()

@@ -17,24 +17,13 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from detflow.names import last_segment
+from detflow.processes import dying_with_parent
 from detflow.settings import Settings
 from detflow.tasks import wait
 from detflow.v1.worker_pb2 import WorkerSpec
 from services.trainer.executors import Exit
 
 WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")
-
-# Has the kernel kill the worker with this process. It runs in the child after exec, not between
-# fork and exec: there the fork handlers of gRPC crash the child of a process that serves calls.
-# Without a `preexec_fn` Python starts children by vfork, which runs no fork handlers.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)  # the parent died before
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 _LAST_LINES = 50
 _MAX_LINE_CHARACTERS = 2000
@@ -91,11 +80,7 @@ class LocalExecutor:
         try:
             # By the event loop's thread, with which the worker dies.
             process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, in milliseconds
-                [
-                    *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
-                    *self._command,
-                    str(folder / "spec.json"),
-                ],
+                dying_with_parent([*self._command, str(folder / "spec.json")]),
                 cwd=folder,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
