@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
 
-from detflow.errors import InvalidArgument, Violation
+from detflow.errors import MAX_VIOLATIONS, InvalidArgument, Violation
 from services.trainer.models import FAMILIES, Model
 
 Value: TypeAlias = float | bool | str
@@ -355,12 +355,19 @@ def resolve(
     Raises:
         InvalidArgument: UNKNOWN_HYPERPARAMETER, OUT_OF_RANGE or WRONG_TYPE; a violation for each.
     """
-    unknown = [_unknown(name) for name in sorted(given) if name not in _BY_NAME]
+    strangers = sorted(name for name in given if name not in _BY_NAME)
+    # As many as an error carries: finding what each might have meant takes its time.
+    unknown = [_unknown(name) for name in strangers[:MAX_VIOLATIONS]]
     wrong = [entry.check(given[entry.name]) for entry in SCHEMA if entry.name in given]
     violations = [*unknown, *filter(None, wrong)]
     if violations:
         first = violations[0]
-        raise InvalidArgument(first.description, reason=first.reason, violations=violations)
+        raise InvalidArgument(
+            first.description,
+            reason=first.reason,
+            violations=violations,
+            total=len(violations) + len(strangers) - len(unknown),
+        )
     values = {entry.name: entry.default_of(model.family) for entry in SCHEMA}
     values["image_size"] = model.input_size_px
     # Without these two bounds a short training would spend most of its life in warm-up, or

@@ -119,3 +119,11 @@ def test_any_input_is_resolved_or_refused_with_a_violation_each(given: dict[str,
         assert fields >= set(given) - names
     else:
         assert set(values) == names
+
+
+def test_thousands_of_unknown_keys_are_counted_but_not_all_explained() -> None:
+    keys = {f"key_{number:05}": 1 for number in range(30_000)}
+    with pytest.raises(InvalidArgument) as caught:
+        resolve(keys, model=V8N, batch_size=16, epochs=10)
+    assert len(caught.value.violations) == 100
+    assert caught.value.total == 30_000
