@@ -6,11 +6,15 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from grpc import aio
 
 from detflow import channels
+from detflow.errors import not_found
 from detflow.events import Bus, Header
+from detflow.interceptors import Boundary
 from detflow.server import Service
 from detflow.settings import Settings
 from detflow.v1 import (
@@ -20,10 +24,13 @@ from detflow.v1 import (
     events_pb2,
     preprocess_pb2,
     preprocess_pb2_grpc,
+    project_pb2,
+    project_pb2_grpc,
     version_pb2,
 )
 from services.preprocess.__main__ import MIGRATIONS, serve
 from services.preprocess.archive import Limits
+from services.preprocess.projects import Projects
 
 PROJECT = "projects/p"
 
@@ -139,6 +146,27 @@ def reasons(failure: common_pb2.Failure) -> list[tuple[str, str]]:
     return [(v.field, v.reason) for v in from_status(failure.status).violations]
 
 
+class KnownProjects(project_pb2_grpc.ProjectServiceServicer):
+    """The version service's part: there are two projects."""
+
+    async def GetProject(self, request: project_pb2.GetProjectRequest, context: Any) -> Any:
+        if request.name not in (PROJECT, "projects/q"):
+            raise not_found(request.name)
+        return project_pb2.Project(name=request.name)
+
+
+@contextlib.asynccontextmanager
+async def version_service() -> AsyncIterator[str]:
+    """Plays the version service on a free port; yields its address."""
+    server = aio.server(interceptors=[Boundary()])
+    servicer: Any = KnownProjects  # the generated base is abstract in its methods
+    project_pb2_grpc.add_ProjectServiceServicer_to_server(servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
 @contextlib.asynccontextmanager
 async def running(
     database_url: str,
@@ -160,8 +188,13 @@ async def running(
         drain_seconds=1.0,
         log_level="error",
     )
-    async with Service("preprocess", migrations=MIGRATIONS, settings=settings) as service:
-        serving = asyncio.create_task(serve(service, limits or Limits()))
+    async with (
+        version_service() as version_address,
+        channels.channel(version_address) as version,
+        Service("preprocess", migrations=MIGRATIONS, settings=settings) as service,
+    ):
+        projects = Projects(project_pb2_grpc.ProjectServiceStub(version))
+        serving = asyncio.create_task(serve(service, limits or Limits(), projects))
         started = asyncio.create_task(service.serving.wait())
         await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from detflow import channels
 from detflow.server import Service, run
 from detflow.tasks import cancel_all
+from detflow.v1 import project_pb2_grpc
 from detflow.v1.dataset_pb2_grpc import add_DatasetServiceServicer_to_server
 from detflow.v1.preprocess_pb2_grpc import add_PreprocessServiceServicer_to_server
 from services.preprocess.archive import Limits
@@ -12,18 +14,20 @@ from services.preprocess.garbage import GarbageCollector
 from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline
 from services.preprocess.pool import WorkerPool
+from services.preprocess.projects import Projects
 from services.preprocess.scratch import Scratch
 from services.preprocess.service import DatasetService, PreprocessService
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-async def serve(s: Service, limits: Limits) -> None:
+async def serve(s: Service, limits: Limits, projects: Projects) -> None:
     """Serves until SIGTERM.
 
     Args:
         s: The connected service.
         limits: How much an archive may hold.
+        projects: The projects there are.
     """
     scratch = Scratch(s.settings.data_dir / "preprocess")
     pool = WorkerPool(s.settings.preprocess_processes)
@@ -38,6 +42,7 @@ async def serve(s: Service, limits: Limits) -> None:
             store=s.store,
             watcher=s.watcher,
             scratch=scratch,
+            projects=projects,
             max_upload_bytes=s.settings.max_upload_bytes,
             wake=importer.loop.bell.ring,
         ),
@@ -63,8 +68,11 @@ async def serve(s: Service, limits: Limits) -> None:
 
 async def start() -> None:
     """Connects and serves."""
-    async with Service("preprocess", migrations=MIGRATIONS) as s:
-        await serve(s, Limits())
+    async with (
+        Service("preprocess", migrations=MIGRATIONS) as s,
+        channels.channel(s.settings.version_address) as version,
+    ):
+        await serve(s, Limits(), Projects(project_pb2_grpc.ProjectServiceStub(version)))
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ from services.preprocess.messages import (
     upload_message,
     wanted_format,
 )
+from services.preprocess.projects import Projects
 from services.preprocess.scratch import Scratch
 
 log = telemetry.get_logger(__name__)
@@ -66,6 +67,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         store: Object store.
         watcher: Fan-out of events.
         scratch: Where uploads are collected.
+        projects: The projects there are.
         max_upload_bytes: Largest archive that is accepted.
         wake: Awaited when there is a dataset to import.
     """
@@ -77,6 +79,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         store: ObjectStore,
         watcher: Watcher,
         scratch: Scratch,
+        projects: Projects,
         max_upload_bytes: int,
         wake: Callable[[], Awaitable[None]],
     ) -> None:
@@ -84,6 +87,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self._store = store
         self._watcher = watcher
         self._scratch = scratch
+        self._projects = projects
         self._max_upload_bytes = max_upload_bytes
         self._wake = wake
 
@@ -134,6 +138,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                     )
                 if part == "parent":
                     parent = request.parent
+                    await self._projects.check(parent)
                     continue
                 if part == "size_bytes":
                     end = request.size_bytes
@@ -204,6 +209,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.ListDatasetsRequest, context: Any
     ) -> dataset_pb2.ListDatasetsResponse:
         """Reads a page of datasets, newest first."""
+        await self._projects.check(request.parent)
         query = f"datasets of {request.parent}"
         key = decode_token(request.page_token, query)
         size = page_size(request.page_size)

@@ -129,6 +129,8 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 before=str(key[0]) if key else None,
                 limit=size + 1,
             )
+        if not trainings and version != _ANY_VERSION:
+            await self._get_version(project, version)  # none, or no such version?
         page = trainings[:size]
         more = len(trainings) > size
         return trainer_pb2.ListTrainingsResponse(

@@ -98,6 +98,13 @@ async def test_malformed_uploads_are_refused(rig: Rig, parts: list[Part]) -> Non
         await send(rig, *parts)
 
 
+async def test_a_project_that_is_not_there_is_not_found(rig: Rig) -> None:
+    with pytest.raises(NotFound, match="projects/nope does not exist"):
+        await send(rig, Part(parent="projects/nope"), Part(chunk=b"abc"), Part(size_bytes=3))
+    with pytest.raises(NotFound, match="projects/nope does not exist"), channels.translate():
+        await rig.datasets.ListDatasets(dataset_pb2.ListDatasetsRequest(parent="projects/nope"))
+
+
 async def test_upload_without_its_last_message_is_refused_as_cut_off(rig: Rig) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await send(rig, Part(parent=PROJECT), Part(chunk=b"abc"))

@@ -26,6 +26,7 @@ from tests.preprocess_rig import (
     rig,
     until,
     version_of,
+    version_service,
 )
 from tests.preprocess_samples import jpeg, pack, yolo_files
 
@@ -83,19 +84,21 @@ async def process(
     """The service as a process, and its database."""
     url = await make_database_url("preprocess")
     database = await Database.connect(url, "preprocess")
-    process = Process(
-        {
-            "DETFLOW_DATABASE_URL": url,
-            "DETFLOW_NATS_URL": nats_url,
-            "DETFLOW_STORE_URL": f"file://{tmp_path}/store",
-            "DETFLOW_DATA_DIR": str(tmp_path / "data"),
-            "DETFLOW_LISTEN": "127.0.0.1:0",
-            "DETFLOW_PREPROCESS_PROCESSES": "1",
-        }
-    )
-    await process.start()
-    yield process, database
-    await process.end(signal.SIGTERM)
+    async with version_service() as version_address:
+        process = Process(
+            {
+                "DETFLOW_VERSION_ADDRESS": version_address,
+                "DETFLOW_DATABASE_URL": url,
+                "DETFLOW_NATS_URL": nats_url,
+                "DETFLOW_STORE_URL": f"file://{tmp_path}/store",
+                "DETFLOW_DATA_DIR": str(tmp_path / "data"),
+                "DETFLOW_LISTEN": "127.0.0.1:0",
+                "DETFLOW_PREPROCESS_PROCESSES": "1",
+            }
+        )
+        await process.start()
+        yield process, database
+        await process.end(signal.SIGTERM)
     await database.close()
 
 
