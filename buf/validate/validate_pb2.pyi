@@ -3,7 +3,7 @@
 isort:skip_file
 The schema of buf.validate as protovalidate 2.1.0 ships it (Copyright 2023-2026 Buf Technologies, Inc.,
 Apache License 2.0, see LICENSE in this folder), printed from that package's embedded descriptor, without
-its comments. tests/contract compares the two descriptors, so the file cannot drift from the package.
+its comments. A test compares the two descriptors, so the file cannot drift from the package.
 """
 
 from collections import abc as _abc
