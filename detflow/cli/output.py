@@ -40,8 +40,6 @@ def complain(text: str) -> None:
 def complain_about(error: DetflowError) -> None:
     """Prints an error with what is wrong in detail."""
     complain(error.message)
-    if len(error.violations) == 1 and error.violations[0].description in error.message:
-        return
     for violation in error.violations:
         print(
             f"  {printable(violation.field)}: {violation.reason}:"
