@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from detflow.v1 import dataset_pb2
 from gateway.errors import HttpError
@@ -61,6 +61,7 @@ async def pass_on(call: Any, parent: str, receive: Receive, max_bytes: int) -> M
         grpc.aio.AioRpcError: The service refused it.
     """
     try:
+        await call.wait_for_connection()
         if await _write(call, dataset_pb2.UploadArchiveRequest(parent=parent)):
             await _write_body(call, receive, max_bytes)
         answer: Message = await call
@@ -102,10 +103,16 @@ async def _write_body(call: Any, receive: Receive, max_bytes: int) -> None:
 
 
 async def _write(call: Any, message: Message) -> bool:
-    """Writes one message; False if the service has answered already, and waits for no more."""
+    """Writes one message; False if the service has answered already, and waits for no more.
+
+    Below `call.write`: when the answer comes while a message is on its way, that would put an
+    INTERNAL of its own in the answer's place.
+    """
+    if call.done():
+        return False
     try:
-        await call.write(message)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await call._cython_call.send_serialized_message(message.SerializeToString())
+    except cygrpc.InternalError:
         return False
     return True
 
