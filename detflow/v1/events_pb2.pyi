@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from detflow.v1 import dataset_pb2 as _dataset_pb2
+from detflow.v1 import export_pb2 as _export_pb2
 from detflow.v1 import metrics_pb2 as _metrics_pb2
 from detflow.v1 import preprocess_pb2 as _preprocess_pb2
 from detflow.v1 import training_pb2 as _training_pb2
@@ -32,6 +33,7 @@ class Event(_message.Message):
       detflow.v1.training.{id}.logged                                              -> log
       detflow.v1.training.{id}.predictions_written                                 -> predictions
       detflow.v1.evaluation.{training id}.completed                                -> evaluation
+      detflow.v1.export.{id}.state_changed                                         -> export
     Headers are CloudEvents 1.0 (ce-id, ce-source, ce-type, ce-time, ce-subject = resource name), traceparent, and
     detflow-seq: the position among this resource's events, from 1, without holes.
     """
@@ -46,6 +48,7 @@ class Event(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def version(self) -> _version_pb2.Version:
         """A version after a change."""
@@ -78,6 +81,10 @@ class Event(_message.Message):
     def evaluation(self) -> _metrics_pb2.Evaluation:
         """An evaluation that was made."""
 
+    @_builtins.property
+    def export(self) -> _export_pb2.Export:
+        """An export after a change of state."""
+
     def __init__(
         self,
         *,
@@ -89,12 +96,13 @@ class Event(_message.Message):
         log: _training_pb2.LogLines | None = ...,
         predictions: _training_pb2.Predictions | None = ...,
         evaluation: _metrics_pb2.Evaluation | None = ...,
+        export: _export_pb2.Export | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["version", "dataset", "preprocessing", "training", "epoch", "log", "predictions", "evaluation"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["version", "dataset", "preprocessing", "training", "epoch", "log", "predictions", "evaluation", "export"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 

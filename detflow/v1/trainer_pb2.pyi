@@ -7,6 +7,7 @@ from collections import abc as _abc
 from detflow.v1 import common_pb2 as _common_pb2
 from detflow.v1 import training_pb2 as _training_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
@@ -122,6 +123,27 @@ class Hyperparameter(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class FamilyRangesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___HyperparameterRange: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___HyperparameterRange | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     MINIMUM_FIELD_NUMBER: _builtins.int
@@ -130,6 +152,9 @@ class Hyperparameter(_message.Message):
     DEFAULTS_FIELD_NUMBER: _builtins.int
     HELP_EN_FIELD_NUMBER: _builtins.int
     HELP_KO_FIELD_NUMBER: _builtins.int
+    MULTIPLE_OF_FIELD_NUMBER: _builtins.int
+    FAMILIES_FIELD_NUMBER: _builtins.int
+    FAMILY_RANGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as in Training.hyperparameters and `--set name=value`."""
     type: Global___Hyperparameter.Type.ValueType
@@ -142,6 +167,8 @@ class Hyperparameter(_message.Message):
     """Help in English."""
     help_ko: _builtins.str
     """Help in Korean."""
+    multiple_of: _builtins.int
+    """Whole numbers are multiples of this."""
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed values, for CHOICE."""
@@ -149,6 +176,14 @@ class Hyperparameter(_message.Message):
     @_builtins.property
     def defaults(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Value]:
         """Default per model family."""
+
+    @_builtins.property
+    def families(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Families in which it has an effect; elsewhere it is refused."""
+
+    @_builtins.property
+    def family_ranges(self) -> _containers.MessageMap[_builtins.str, Global___HyperparameterRange]:
+        """Ranges of the families that differ from minimum, maximum and multiple_of."""
 
     def __init__(
         self,
@@ -161,10 +196,13 @@ class Hyperparameter(_message.Message):
         defaults: _abc.Mapping[_builtins.str, _struct_pb2.Value] | None = ...,
         help_en: _builtins.str = ...,
         help_ko: _builtins.str = ...,
+        multiple_of: _builtins.int = ...,
+        families: _abc.Iterable[_builtins.str] | None = ...,
+        family_ranges: _abc.Mapping[_builtins.str, Global___HyperparameterRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "choices", b"choices", "defaults", b"defaults", "help_en", b"help_en", "help_ko", b"help_ko", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "choices", b"choices", "defaults", b"defaults", "families", b"families", "family_ranges", b"family_ranges", "help_en", b"help_en", "help_ko", b"help_ko", "maximum", b"maximum", "minimum", b"minimum", "multiple_of", b"multiple_of", "name", b"name", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
@@ -176,6 +214,36 @@ class Hyperparameter(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum) -> _WhichOneofReturnType__minimum | None: ...
 
 Global___Hyperparameter: _TypeAlias = Hyperparameter  # noqa: Y015
+
+@_typing.final
+class HyperparameterRange(_message.Message):
+    """What one family allows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    MULTIPLE_OF_FIELD_NUMBER: _builtins.int
+    minimum: _builtins.float
+    """Least allowed value."""
+    maximum: _builtins.float
+    """Greatest allowed value."""
+    multiple_of: _builtins.int
+    """Whole numbers are multiples of this."""
+    def __init__(
+        self,
+        *,
+        minimum: _builtins.float = ...,
+        maximum: _builtins.float = ...,
+        multiple_of: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maximum", b"maximum", "minimum", b"minimum", "multiple_of", b"multiple_of"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HyperparameterRange: _TypeAlias = HyperparameterRange  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -268,10 +336,15 @@ class StartTrainingRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}/versions/{version}"""
     request_id: _builtins.str
     """Makes a retry safe: the same id gives the same training."""
+    validate_only: _builtins.bool
+    """Only try it, on the real data: labels, a training step, a validation, a checkpoint, memory and disk. Nothing is
+    queued; the answer is the training that would be, with `preflight`. Takes seconds to minutes: set a deadline.
+    """
     @_builtins.property
     def training(self) -> _training_pb2.Training:
         """Model, batch size, epochs and advanced hyper-parameters."""
@@ -282,14 +355,45 @@ class StartTrainingRequest(_message.Message):
         parent: _builtins.str = ...,
         training: _training_pb2.Training | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "training", b"training", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartTrainingRequest: _TypeAlias = StartTrainingRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTrainingRequest(_message.Message):
+    """Request of UpdateTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def training(self) -> _training_pb2.Training:
+        """The training with its name and new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields to change; only "priority" can be."""
+
+    def __init__(
+        self,
+        *,
+        training: _training_pb2.Training | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["training", b"training", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["training", b"training", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTrainingRequest: _TypeAlias = UpdateTrainingRequest  # noqa: Y015
 
 @_typing.final
 class GetTrainingRequest(_message.Message):

@@ -61,6 +61,11 @@ class TrainerServiceStub:
                 request_serializer=detflow_dot_v1_dot_trainer__pb2.ListTrainingsRequest.SerializeToString,
                 response_deserializer=detflow_dot_v1_dot_trainer__pb2.ListTrainingsResponse.FromString,
                 _registered_method=True)
+        self.UpdateTraining = channel.unary_unary(
+                '/detflow.v1.TrainerService/UpdateTraining',
+                request_serializer=detflow_dot_v1_dot_trainer__pb2.UpdateTrainingRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_training__pb2.Training.FromString,
+                _registered_method=True)
         self.StopTraining = channel.unary_unary(
                 '/detflow.v1.TrainerService/StopTraining',
                 request_serializer=detflow_dot_v1_dot_trainer__pb2.StopTrainingRequest.SerializeToString,
@@ -117,6 +122,13 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateTraining(self, request, context):
+        """Changes the priority of a training that waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StopTraining(self, request, context):
         """Asks a training to stop; the state changes within seconds (FINISH: after the epoch).
         """
@@ -165,6 +177,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ListTrainings,
                     request_deserializer=detflow_dot_v1_dot_trainer__pb2.ListTrainingsRequest.FromString,
                     response_serializer=detflow_dot_v1_dot_trainer__pb2.ListTrainingsResponse.SerializeToString,
+            ),
+            'UpdateTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTraining,
+                    request_deserializer=detflow_dot_v1_dot_trainer__pb2.UpdateTrainingRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_training__pb2.Training.SerializeToString,
             ),
             'StopTraining': grpc.unary_unary_rpc_method_handler(
                     servicer.StopTraining,
@@ -318,6 +335,33 @@ class TrainerService:
             '/detflow.v1.TrainerService/ListTrainings',
             detflow_dot_v1_dot_trainer__pb2.ListTrainingsRequest.SerializeToString,
             detflow_dot_v1_dot_trainer__pb2.ListTrainingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.TrainerService/UpdateTraining',
+            detflow_dot_v1_dot_trainer__pb2.UpdateTrainingRequest.SerializeToString,
+            detflow_dot_v1_dot_training__pb2.Training.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class TrainerServiceStub:
     """Gets one training."""
     ListTrainings: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListTrainingsRequest, _trainer_pb2.ListTrainingsResponse]
     """Lists the trainings of a version, newest first; "-" as version means of the whole project."""
+    UpdateTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.UpdateTrainingRequest, _training_pb2.Training]
+    """Changes the priority of a training that waits."""
     StopTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StopTrainingRequest, _training_pb2.Training]
     """Asks a training to stop; the state changes within seconds (FINISH: after the epoch)."""
     ResumeTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeTrainingRequest, _training_pb2.Training]
@@ -66,6 +68,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Gets one training."""
     ListTrainings: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListTrainingsRequest, _trainer_pb2.ListTrainingsResponse]  # type: ignore[assignment]
     """Lists the trainings of a version, newest first; "-" as version means of the whole project."""
+    UpdateTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.UpdateTrainingRequest, _training_pb2.Training]  # type: ignore[assignment]
+    """Changes the priority of a training that waits."""
     StopTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StopTrainingRequest, _training_pb2.Training]  # type: ignore[assignment]
     """Asks a training to stop; the state changes within seconds (FINISH: after the epoch)."""
     ResumeTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeTrainingRequest, _training_pb2.Training]  # type: ignore[assignment]
@@ -115,6 +119,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ListTrainingsResponse, _abc.Awaitable[_trainer_pb2.ListTrainingsResponse]]:
         """Lists the trainings of a version, newest first; "-" as version means of the whole project."""
+
+    @_abc_1.abstractmethod
+    def UpdateTraining(
+        self,
+        request: _trainer_pb2.UpdateTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Training, _abc.Awaitable[_training_pb2.Training]]:
+        """Changes the priority of a training that waits."""
 
     @_abc_1.abstractmethod
     def StopTraining(

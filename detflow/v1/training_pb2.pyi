@@ -121,6 +121,12 @@ class Training(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    STEP_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    WARM_START_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
     state: Global___Training.State.ValueType
@@ -139,6 +145,14 @@ class Training(_message.Message):
     """Epochs finished and kept."""
     stop_mode: Global___StopMode.ValueType
     """Stop asked for, while it is being carried out and after."""
+    priority: _builtins.int
+    """Among the trainings that wait, higher goes first; UpdateTraining changes it while it waits."""
+    queue_position: _builtins.int
+    """Place in the queue, from 1, while QUEUED; 0 otherwise."""
+    step_batch_size: _builtins.int
+    """Images per step in force; below batch_size after running out of memory: the gradients of several steps are then
+    accumulated, so that an update of the weights still sees as many images.
+    """
     @_builtins.property
     def hyperparameters(self) -> _struct_pb2.Struct:
         """Advanced hyper-parameters by name (GetHyperparameterSchema); on output every one with its value in force."""
@@ -163,6 +177,18 @@ class Training(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it reached its final state."""
 
+    @_builtins.property
+    def warm_start(self) -> Global___WarmStart:
+        """Weights to begin with instead of random ones."""
+
+    @_builtins.property
+    def resources(self) -> Global___Resources:
+        """Devices that train it together; one if absent."""
+
+    @_builtins.property
+    def preflight(self) -> Global___Preflight:
+        """What was checked before the first step, and what the training is expected to take."""
+
     def __init__(
         self,
         *,
@@ -181,10 +207,16 @@ class Training(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _builtins.int = ...,
+        queue_position: _builtins.int = ...,
+        step_batch_size: _builtins.int = ...,
+        warm_start: Global___WarmStart | None = ...,
+        resources: Global___Resources | None = ...,
+        preflight: Global___Preflight | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "start_time", b"start_time", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "preflight", b"preflight", "resources", b"resources", "start_time", b"start_time", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "attempt", b"attempt", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "model", b"model", "name", b"name", "num_epochs_done", b"num_epochs_done", "revision", b"revision", "start_time", b"start_time", "state", b"state", "stop_mode", b"stop_mode", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "attempt", b"attempt", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "model", b"model", "name", b"name", "num_epochs_done", b"num_epochs_done", "preflight", b"preflight", "priority", b"priority", "queue_position", b"queue_position", "resources", b"resources", "revision", b"revision", "start_time", b"start_time", "state", b"state", "step_batch_size", b"step_batch_size", "stop_mode", b"stop_mode", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -198,6 +230,132 @@ class Training(_message.Message):
 Global___Training: _TypeAlias = Training  # noqa: Y015
 
 @_typing.final
+class WarmStart(_message.Message):
+    """Weights that a training begins with. Tensors are matched by name and shape; the rest stays random."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    training: _builtins.str
+    """The best weights of another training of the project: projects/{project}/versions/{version}/trainings/{training}"""
+    weights: _builtins.str
+    """Weights uploaded to the project: projects/{project}/weights/{weights}"""
+    def __init__(
+        self,
+        *,
+        training: _builtins.str = ...,
+        weights: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "training", b"training", "weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "training", b"training", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["training", "weights"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___WarmStart: _TypeAlias = WarmStart  # noqa: Y015
+
+@_typing.final
+class Resources(_message.Message):
+    """Devices of a data-parallel training: every device takes its part of each batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_NODES_FIELD_NUMBER: _builtins.int
+    NUM_DEVICES_PER_NODE_FIELD_NUMBER: _builtins.int
+    num_nodes: _builtins.int
+    """Machines; 0 means 1. More than one needs the ray executor."""
+    num_devices_per_node: _builtins.int
+    """GPUs, or on machines without any processes, per machine; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        num_nodes: _builtins.int = ...,
+        num_devices_per_node: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_devices_per_node", b"num_devices_per_node", "num_nodes", b"num_nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resources: _TypeAlias = Resources  # noqa: Y015
+
+@_typing.final
+class Preflight(_message.Message):
+    """What was tried on the real data before a training began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Check(_message.Message):
+        """One thing that was tried."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        DETAIL_FIELD_NUMBER: _builtins.int
+        SECONDS_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """What: labels, images, train_step, validation, checkpoint, memory or disk."""
+        detail: _builtins.str
+        """What was found, for a person."""
+        seconds: _builtins.float
+        """Seconds it took."""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            detail: _builtins.str = ...,
+            seconds: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "seconds", b"seconds"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHECKS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Device it was tried on, e.g. cpu or cuda:0."""
+    memory_bytes: _builtins.int
+    """Most memory the training is expected to need on that device."""
+    disk_bytes: _builtins.int
+    """Disk the bundle needs on the machine, and the checkpoints in the object store."""
+    step_seconds: _builtins.float
+    """Seconds per training step, as measured."""
+    total_seconds: _builtins.float
+    """Estimated seconds of the whole training."""
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Preflight.Check]:
+        """In the order they were done; all of them passed."""
+
+    def __init__(
+        self,
+        *,
+        checks: _abc.Iterable[Global___Preflight.Check] | None = ...,
+        device: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        step_seconds: _builtins.float = ...,
+        total_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "device", b"device", "disk_bytes", b"disk_bytes", "memory_bytes", b"memory_bytes", "step_seconds", b"step_seconds", "total_seconds", b"total_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preflight: _TypeAlias = Preflight  # noqa: Y015
+
+@_typing.final
 class TrainingProgress(_message.Message):
     """Step-level progress of a running training; at most 10 a second, newest wins, not replayed."""
 
@@ -205,6 +363,26 @@ class TrainingProgress(_message.Message):
 
     @_typing.final
     class LossesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LoaderSharesEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -236,10 +414,13 @@ class TrainingProgress(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     DATA_WAIT_SHARE_FIELD_NUMBER: _builtins.int
+    LOADER_SHARES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Attempt that reports."""
     stage: _builtins.str
-    """What the worker does, e.g. "prepare data", "train", "validate", "predict"."""
+    """What the worker does: "prepare data", "check", "train", "validate" or "predict"; "queue" before there is one."""
     epoch: _builtins.int
     """Epoch under way, from 1."""
     num_epochs: _builtins.int
@@ -260,9 +441,17 @@ class TrainingProgress(_message.Message):
     """Device in use, e.g. "cpu", "cuda:0"."""
     data_wait_share: _builtins.float
     """Share of this epoch's time spent waiting for data, 0..1."""
+    memory_bytes: _builtins.int
+    """Memory in use by the training: of the device on a GPU, of the process otherwise."""
+    queue_position: _builtins.int
+    """Place in the queue, from 1, in stage "queue"."""
     @_builtins.property
     def losses(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Running mean of each loss in this epoch, by name, e.g. box_loss."""
+
+    @_builtins.property
+    def loader_shares(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the loader spends its time with, by name (read, decode, augment, batch): shares of its busy time, 0..1."""
 
     def __init__(
         self,
@@ -280,10 +469,13 @@ class TrainingProgress(_message.Message):
         learning_rate: _builtins.float = ...,
         device: _builtins.str = ...,
         data_wait_share: _builtins.float = ...,
+        loader_shares: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        memory_bytes: _builtins.int = ...,
+        queue_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "eta_seconds", b"eta_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "attempt", b"attempt", "data_wait_share", b"data_wait_share", "device", b"device", "elapsed_seconds", b"elapsed_seconds", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "learning_rate", b"learning_rate", "losses", b"losses", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "percent", b"percent", "stage", b"stage", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "attempt", b"attempt", "data_wait_share", b"data_wait_share", "device", b"device", "elapsed_seconds", b"elapsed_seconds", "epoch", b"epoch", "eta_seconds", b"eta_seconds", "learning_rate", b"learning_rate", "loader_shares", b"loader_shares", "losses", b"losses", "memory_bytes", b"memory_bytes", "num_epochs", b"num_epochs", "num_steps", b"num_steps", "percent", b"percent", "queue_position", b"queue_position", "stage", b"stage", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_seconds: _TypeAlias = _typing.Literal["eta_seconds"]  # noqa: Y015
     _WhichOneofArgType__eta_seconds: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds"]  # noqa: Y015

@@ -4,7 +4,9 @@ isort:skip_file
 """
 
 from detflow.v1 import common_pb2 as _common_pb2
+from detflow.v1 import export_pb2 as _export_pb2
 from detflow.v1 import training_pb2 as _training_pb2
+from detflow.v1 import weights_pb2 as _weights_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -35,6 +37,10 @@ class WorkerSpec(_message.Message):
     HYPERPARAMETERS_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    WARM_START_WEIGHTS_FIELD_NUMBER: _builtins.int
+    STEP_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
     training: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
     attempt: _builtins.int
@@ -45,6 +51,10 @@ class WorkerSpec(_message.Message):
     """Images per step."""
     epochs: _builtins.int
     """Passes over the training split."""
+    step_batch_size: _builtins.int
+    """Images per step in force, at most batch_size; 0 means batch_size."""
+    preflight: _builtins.bool
+    """Try everything on the real data before the first step."""
     @_builtins.property
     def hyperparameters(self) -> _struct_pb2.Struct:
         """Every advanced hyper-parameter with its value."""
@@ -57,6 +67,14 @@ class WorkerSpec(_message.Message):
     def checkpoint(self) -> Global___Checkpoint:
         """Checkpoint to go on from; absent in a first attempt."""
 
+    @_builtins.property
+    def warm_start_weights(self) -> _common_pb2.StoredObject:
+        """Weights to begin with, where there is no checkpoint; absent means pretrained ones if the machine has them."""
+
+    @_builtins.property
+    def resources(self) -> _training_pb2.Resources:
+        """Devices that train together; absent means one."""
+
     def __init__(
         self,
         *,
@@ -68,10 +86,14 @@ class WorkerSpec(_message.Message):
         hyperparameters: _struct_pb2.Struct | None = ...,
         manifest: _common_pb2.StoredObject | None = ...,
         checkpoint: Global___Checkpoint | None = ...,
+        warm_start_weights: _common_pb2.StoredObject | None = ...,
+        step_batch_size: _builtins.int = ...,
+        resources: _training_pb2.Resources | None = ...,
+        preflight: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "hyperparameters", b"hyperparameters", "manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "hyperparameters", b"hyperparameters", "manifest", b"manifest", "resources", b"resources", "warm_start_weights", b"warm_start_weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_size", b"batch_size", "checkpoint", b"checkpoint", "epochs", b"epochs", "hyperparameters", b"hyperparameters", "manifest", b"manifest", "model", b"model", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batch_size", b"batch_size", "checkpoint", b"checkpoint", "epochs", b"epochs", "hyperparameters", b"hyperparameters", "manifest", b"manifest", "model", b"model", "preflight", b"preflight", "resources", b"resources", "step_batch_size", b"step_batch_size", "training", b"training", "warm_start_weights", b"warm_start_weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -85,8 +107,11 @@ class Checkpoint(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Last finished epoch, from 1."""
+    step: _builtins.int
+    """Steps done in the epoch after it, for a checkpoint inside a long epoch."""
     @_builtins.property
     def object(self) -> _common_pb2.StoredObject:
         """Everything needed to go on."""
@@ -96,10 +121,11 @@ class Checkpoint(_message.Message):
         *,
         epoch: _builtins.int = ...,
         object: _common_pb2.StoredObject | None = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "object", b"object"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "object", b"object", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,6 +148,7 @@ class WorkerRecord(_message.Message):
     EVALUATING_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
     training: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
     attempt: _builtins.int
@@ -152,6 +179,10 @@ class WorkerRecord(_message.Message):
     def failed(self) -> Global___WorkerFailed:
         """The worker gives up and exits with 1."""
 
+    @_builtins.property
+    def preflight(self) -> _training_pb2.Preflight:
+        """Everything was tried and works: the training can begin."""
+
     def __init__(
         self,
         *,
@@ -164,12 +195,13 @@ class WorkerRecord(_message.Message):
         evaluating: Global___WorkerEvaluating | None = ...,
         finished: Global___WorkerFinished | None = ...,
         failed: Global___WorkerFailed | None = ...,
+        preflight: _training_pb2.Preflight | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "started", b"started", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "preflight", b"preflight", "started", b"started", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "seq", b"seq", "started", b"started", "training", b"training", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "preflight", b"preflight", "seq", b"seq", "started", b"started", "training", b"training", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["started", "epoch", "log", "evaluating", "finished", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["started", "epoch", "log", "evaluating", "finished", "failed", "preflight"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -356,3 +388,153 @@ class LeaseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseResponse: _TypeAlias = LeaseResponse  # noqa: Y015
+
+@_typing.final
+class JobSpec(_message.Message):
+    """A job other than training that a child process does for the trainer: the file named on its command line, as JSON."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPORT_FIELD_NUMBER: _builtins.int
+    INSPECT_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def export(self) -> Global___ExportJob:
+        """Make an exported model."""
+
+    @_builtins.property
+    def inspect(self) -> Global___InspectJob:
+        """Look into an uploaded weights file, in a sandbox."""
+
+    @_builtins.property
+    def preflight(self) -> Global___WorkerSpec:
+        """Try a training that is not to be started: `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        export: Global___ExportJob | None = ...,
+        inspect: Global___InspectJob | None = ...,
+        preflight: Global___WorkerSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "inspect", b"inspect", "job", b"job", "preflight", b"preflight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "inspect", b"inspect", "job", b"job", "preflight", b"preflight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_job: _TypeAlias = _typing.Literal["export", "inspect", "preflight"]  # noqa: Y015
+    _WhichOneofArgType_job: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_job) -> _WhichOneofReturnType_job | None: ...
+
+Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class ExportJob(_message.Message):
+    """Makes an exported model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key of the object to write."""
+    @_builtins.property
+    def weights(self) -> _common_pb2.StoredObject:
+        """Best weights of the training."""
+
+    @_builtins.property
+    def export(self) -> _export_pb2.Export:
+        """Format and options."""
+
+    @_builtins.property
+    def manifest(self) -> _common_pb2.StoredObject:
+        """Manifest of the version's bundle: its images calibrate INT8."""
+
+    def __init__(
+        self,
+        *,
+        weights: _common_pb2.StoredObject | None = ...,
+        export: _export_pb2.Export | None = ...,
+        manifest: _common_pb2.StoredObject | None = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "manifest", b"manifest", "weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "key", b"key", "manifest", b"manifest", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportJob: _TypeAlias = ExportJob  # noqa: Y015
+
+@_typing.final
+class InspectJob(_message.Message):
+    """Looks into an uploaded weights file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """File on this machine."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectJob: _TypeAlias = InspectJob  # noqa: Y015
+
+@_typing.final
+class JobMessage(_message.Message):
+    """One line, as JSON, that a job writes to its standard output. The last is the result or the failure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> _common_pb2.Progress:
+        """How far it is."""
+
+    @_builtins.property
+    def failure(self) -> _common_pb2.Failure:
+        """It failed."""
+
+    @_builtins.property
+    def export(self) -> _export_pb2.Export:
+        """The exported model as it is now: object, size and differences are set."""
+
+    @_builtins.property
+    def weights(self) -> _weights_pb2.Weights:
+        """What the file holds: model, class names and tensors are set."""
+
+    @_builtins.property
+    def preflight(self) -> _training_pb2.Preflight:
+        """What was tried."""
+
+    def __init__(
+        self,
+        *,
+        progress: _common_pb2.Progress | None = ...,
+        failure: _common_pb2.Failure | None = ...,
+        export: _export_pb2.Export | None = ...,
+        weights: _weights_pb2.Weights | None = ...,
+        preflight: _training_pb2.Preflight | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "failure", b"failure", "preflight", b"preflight", "progress", b"progress", "weights", b"weights", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "failure", b"failure", "preflight", b"preflight", "progress", b"progress", "weights", b"weights", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["progress", "failure", "export", "weights", "preflight"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___JobMessage: _TypeAlias = JobMessage  # noqa: Y015
