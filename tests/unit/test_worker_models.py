@@ -46,6 +46,7 @@ def spec(folder: Path, model: str = "yolov8n", **hyperparameters: float | bool |
         attempt=1,
         model=model,
         batch_size=4,
+        step_batch_size=4,
         epochs=3,
         hyperparameters={
             "image_size": IMAGE_SIZE,

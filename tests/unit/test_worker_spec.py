@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import obstore.exceptions
 import pytest
 
 from detflow.errors import DataLoss, DetflowError, InvalidArgument
+from detflow.settings import Settings
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.training_pb2 import TrainingProgress
 from services.trainer.worker.failures import explain
@@ -79,7 +81,41 @@ def chained(error: Exception, cause: Exception) -> Exception:
             grpc.StatusCode.UNAVAILABLE,
             "STORE_UNAVAILABLE",
         ),
-        (OSError(28, "No space left"), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+        (
+            RuntimeError("CUDA error: out of memory"),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "OUT_OF_MEMORY",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "OUT_OF_MEMORY",
+        ),
+        (RuntimeError("std::bad_alloc"), grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY"),
+        (
+            RuntimeError("CUDA error: device-side assert triggered\nsecret text"),
+            grpc.StatusCode.INTERNAL,
+            "DEVICE_ASSERT",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nsecret text"),
+            grpc.StatusCode.UNAVAILABLE,
+            "DEVICE_FAILED",
+        ),
+        (
+            RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+            grpc.StatusCode.UNAVAILABLE,
+            "DEVICE_FAILED",
+        ),
+        (ValueError("CUDA error: out of memory"), grpc.StatusCode.INTERNAL, "WORKER_FAILED"),
+        (OSError(errno.ENOSPC, "No space left"), grpc.StatusCode.FAILED_PRECONDITION, "DISK_FULL"),
+        (OSError(errno.EDQUOT, "Over quota"), grpc.StatusCode.FAILED_PRECONDITION, "DISK_FULL"),
+        (
+            obstore.exceptions.GenericError("Unable to copy: No space left (os error 28)"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "DISK_FULL",
+        ),
+        (OSError(errno.EIO, "Input/output"), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
         (
             chained(RuntimeError("outer"), DataLoss("gone", reason="OBJECT_LOST")),
             grpc.StatusCode.DATA_LOSS,
@@ -97,6 +133,27 @@ def test_failures_say_whether_another_attempt_can_help(
     assert "secret" not in explained.message
     if reason == "OUT_OF_MEMORY":
         assert "batch_size=16" in explained.message and "image_size=64" in explained.message
+        assert explained.metadata["field"] == "batch_size"
+
+
+def test_memory_that_runs_out_after_halving_names_both_sizes(tmp_path: Path) -> None:
+    explained = explain(MemoryError(), example(tmp_path, stepBatchSize=4))
+    assert "batch_size=16 (4 images per step)" in explained.message
+
+
+def test_torchs_own_class_for_a_gpu_without_memory_is_known(tmp_path: Path) -> None:
+    import torch
+
+    explained = explain(torch.OutOfMemoryError("tried to allocate"), example(tmp_path))
+    assert explained.reason == "OUT_OF_MEMORY"
+
+
+def test_full_disk_names_the_settings_and_their_room(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, store_url=f"file://{tmp_path}")
+    explained = explain(OSError(errno.ENOSPC, "No space left"), example(tmp_path), settings)
+    for name in ("DETFLOW_DATA_DIR", "DETFLOW_STORE_URL"):
+        assert f"MiB free at {name}" in explained.message
+        assert int(explained.metadata[name.lower()]) > 0
 
 
 def test_progress_of_a_resumed_training_starts_at_its_checkpoint_and_never_falls(

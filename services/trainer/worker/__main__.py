@@ -83,7 +83,7 @@ def _attempt(
     except Exception as error:
         if orders.fenced:
             return FENCED_EXIT_CODE, 0.0
-        explained = explain(error, spec)
+        explained = explain(error, spec, settings)
         records.log(*traceback.format_exc().splitlines())
         traceback.print_exc()
         records.write(WorkerRecord(failed=WorkerFailed(failure=errors.failure(explained))))

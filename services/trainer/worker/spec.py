@@ -27,10 +27,12 @@ class Spec:
         attempt: Number of the attempt; every record carries it.
         model: Id of the model, e.g. yolov8n.
         batch_size: Images per step.
+        step_batch_size: Images that are in memory at once; a step goes on until it has seen all.
         epochs: Passes over the training split, in all attempts together.
         hyperparameters: Value by name.
         manifest: Manifest of the bundle.
         checkpoint: Checkpoint to go on from, if any.
+        preflight: Everything shall be tried before the first step.
         folder: Work folder of this attempt.
     """
 
@@ -38,10 +40,12 @@ class Spec:
     attempt: int
     model: str
     batch_size: int
+    step_batch_size: int
     epochs: int
     hyperparameters: Mapping[str, Value]
     manifest: StoredObject
     checkpoint: Checkpoint | None
+    preflight: bool = False
     folder: Path
 
     @property
@@ -79,11 +83,22 @@ def read_spec(path: Path) -> Spec:
     ]
     if missing:
         raise InvalidArgument(f"{path} lacks {', '.join(missing)}", reason="BAD_SPEC")
+    return parse_spec(message, path.resolve().parent)
+
+
+def parse_spec(message: WorkerSpec, folder: Path) -> Spec:
+    """Turns a complete WorkerSpec into Python values.
+
+    Args:
+        message: What the worker is told.
+        folder: Work folder.
+    """
     return Spec(
         training=message.training,
         attempt=message.attempt,
         model=message.model,
         batch_size=message.batch_size,
+        step_batch_size=message.step_batch_size or message.batch_size,
         epochs=message.epochs,
         hyperparameters={
             name: getattr(value, str(value.WhichOneof("kind")))
@@ -91,5 +106,6 @@ def read_spec(path: Path) -> Spec:
         },
         manifest=message.manifest,
         checkpoint=message.checkpoint if message.HasField("checkpoint") else None,
-        folder=path.resolve().parent,
+        preflight=message.preflight,
+        folder=folder,
     )
