@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from google.protobuf import json_format
 
@@ -62,7 +63,7 @@ class LocalExecutor:
         self._folder = settings.data_dir / "trainings"
         self._num_slots = settings.num_cpu_slots
         self._command = tuple(command)
-        self._environ = _environment(settings, environ)
+        self._environ = environment(settings, environ)
 
     @property
     def num_slots(self) -> int:
@@ -104,15 +105,25 @@ class LocalExecutor:
 
 
 class LocalWorker:
-    """A worker process."""
+    """A worker process.
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    Args:
+        process: Started in a session of its own.
+        folder: Removed when it is closed.
+        output: What its last lines are read from; its stdout by default.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], folder: Path, output: IO[bytes] | None = None
+    ) -> None:
         self.pid = process.pid  # also the id of its process group
         self._process = process
         self._folder = folder
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._ended = asyncio.Event()
-        self._output = asyncio.create_task(self._read_output())
+        self._output = asyncio.create_task(
+            read_lines(output or process.stdout, self._keep, _MAX_LINE_CHARACTERS)
+        )
         threading.Thread(
             target=self._reap,
             args=(asyncio.get_running_loop(),),
@@ -151,28 +162,39 @@ class LocalWorker:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(self._ended.set)
 
-    async def _read_output(self) -> None:
-        """Keeps the last lines, however much it writes and however long its lines are."""
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
-        )
-        rest = ""
-        try:
-            while chunk := await reader.read(_CHUNK_BYTES):
-                lines = (rest + chunk.decode(errors="replace")).splitlines(keepends=True)
-                rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
-                self._keep(lines)
-                rest = rest[-_MAX_LINE_CHARACTERS:]
-        finally:
-            self._keep([rest])
-            transport.close()
-
     def _keep(self, lines: Sequence[str]) -> None:
-        self._lines.extend(line.rstrip()[:_MAX_LINE_CHARACTERS] for line in lines if line.strip())
+        self._lines.extend(line[:_MAX_LINE_CHARACTERS] for line in lines)
 
 
-def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+async def read_lines(
+    pipe: IO[bytes] | None, keep: Callable[[Sequence[str]], None], max_characters: int
+) -> None:
+    """Reads a child's output to its end, however much it is and however long its lines are.
+
+    Args:
+        pipe: What the child writes to.
+        keep: Takes lines, without the empty ones. A line may be longer than `max_characters`; of
+            one that came in pieces only the end is left then.
+        max_characters: How much of an unfinished line is held.
+    """
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    rest = ""
+    try:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            lines = (rest + chunk.decode(errors="replace")).splitlines(keepends=True)
+            rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
+            keep([line.rstrip() for line in lines if line.strip()])
+            rest = rest[-max_characters:]
+    finally:
+        keep([rest.rstrip()] if rest.strip() else [])
+        transport.close()
+
+
+def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns what a child of the trainer gets of its environment, and the settings it needs."""
     # One core per slot is left to the process that decodes images.
     num_threads = (os.cpu_count() or 1) // settings.num_cpu_slots - 1
     passed_on = {
