@@ -6,11 +6,14 @@ from pathlib import Path
 
 from detflow import channels
 from detflow.server import Service, run
-from detflow.v1 import trainer_pb2_grpc, version_pb2_grpc
+from detflow.v1 import export_pb2_grpc, trainer_pb2_grpc, version_pb2_grpc
 from services.trainer.attempt import Deadlines
 from services.trainer.consumer import consumers
 from services.trainer.executors import Executor
 from services.trainer.executors.local import LocalExecutor
+from services.trainer.export_service import ExportService
+from services.trainer.exporter import Exporter, RunJob
+from services.trainer.jobs import run_job
 from services.trainer.lease import LeaseDesk
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
@@ -34,12 +37,26 @@ async def serve(
             trainer_pb2_grpc.add_TrainerServiceServicer_to_server,
             TrainerService(s.db, s.watcher, version_pb2_grpc.VersionServiceStub(versions)),
         )
+        add_exports(s, deadlines)
         await LeaseDesk(s.db, s.bus, scheduler.observe).start()
         for consumer in consumers(s.db, s.bus):
             s.spawn(consumer.run(), "consumer")
         s.spawn(scheduler.run(), "scheduler")
         s.on_drain(scheduler.drain)
         await s.serve()
+
+
+def add_exports(s: Service, deadlines: Deadlines | None = None, run: RunJob = run_job) -> None:
+    """Adds what serves and makes exports."""
+    s.add(
+        export_pb2_grpc.add_ExportServiceServicer_to_server,
+        ExportService(s.db, s.watcher, s.store),
+    )
+    exporter = Exporter(
+        db=s.db, bus=s.bus, objects=s.store, settings=s.settings, deadlines=deadlines, run=run
+    )
+    s.spawn(exporter.run(), "exporter")
+    s.on_drain(exporter.drain)
 
 
 def main() -> None:
