@@ -16,6 +16,7 @@ _FACTOR = 20.0
 _STAGE_FACTOR = 3.0
 _SUSPENDED_SECONDS = 5.0
 _TRAIN = "train"
+_CHECK = "check"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +24,9 @@ class Patience:
     """How long nothing may happen, in seconds.
 
     Attributes:
-        provisioning: Before the training begins.
-        first_step: Before the first step's end: nothing is known of the pace yet, and one step of a
-            large model on a CPU takes minutes.
+        provisioning: Before the training begins, apart from a step that is tried before.
+        first_step: Before the first step's end, tried or real: nothing is known of the pace yet,
+            and one step of a large model on a CPU takes minutes.
         progress: Afterwards, at least. More if 20 times the longest of the recent steps is, or, in
             a stage that reports nothing of itself, 3 times the last stretch of training.
     """
@@ -106,6 +107,8 @@ class ProgressClock:
 
     def _allowed_seconds(self) -> float:
         if self._state is State.PROVISIONING:
+            if self._stage == _CHECK:  # a step is tried, and validation
+                return self._patience.first_step
             return self._patience.provisioning
         if not self._intervals:
             return self._patience.first_step

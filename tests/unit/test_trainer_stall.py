@@ -45,6 +45,15 @@ def test_provisioning_has_two_minutes_and_its_progress_counts(clock: Clock) -> N
     assert clock.wait(1) == "STALLED"
 
 
+def test_step_that_is_tried_before_the_training_may_take_as_long_as_the_first(
+    clock: Clock,
+) -> None:
+    clock.watched.observe_state(State.PROVISIONING, 0)
+    clock.report("check", 2)
+    assert clock.wait(900) == ""
+    assert clock.wait(1) == "STALLED"
+
+
 def test_first_step_may_take_long_as_nothing_is_known_of_the_pace(clock: Clock) -> None:
     clock.watched.observe_state(State.RUNNING, 0)
     assert clock.wait(900) == ""
