@@ -221,3 +221,14 @@ async def running(
             )
     finally:
         await db.close()
+
+
+async def main() -> None:
+    """Runs a trainer with exports as a process of its own, to be killed."""
+    async with trainer(Settings.load()) as address:
+        print(address, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

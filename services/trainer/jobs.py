@@ -207,5 +207,8 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _write_spec(folder: Path, spec: JobSpec) -> None:
-    folder.mkdir(parents=True)
+    while not folder.exists():
+        # The end of another job takes the folder of all jobs away while it is empty.
+        with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json_format.MessageToJson(spec))

@@ -164,7 +164,10 @@ def _check(
     )
     if export.dynamic:
         smaller = np.ascontiguousarray(samples[:2, :, : max(stride, size - stride)])
-        other = check.compare(original(smaller), exported(smaller), export.precision)
+        height, width = smaller.shape[2:]
+        other = check.compare(
+            original(smaller), exported(smaller), export.precision, (height, width)
+        )
         difference = Difference(
             max(difference.box_px, other.box_px), max(difference.confidence, other.confidence)
         )

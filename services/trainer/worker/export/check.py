@@ -33,8 +33,8 @@ class Tolerance:
 
 TOLERANCES: Mapping[Export.Precision.ValueType, Tolerance] = {
     Export.FP32: Tolerance(box=0.0005, confidence=0.001),
-    Export.FP16: Tolerance(box=0.005, confidence=0.03),
-    Export.INT8: Tolerance(box=0.06, confidence=0.35),
+    Export.FP16: Tolerance(box=0.005, confidence=0.02),
+    Export.INT8: Tolerance(box=0.06, confidence=0.3),
 }
 
 
@@ -55,8 +55,9 @@ def compare(
     reference: NDArray[np.float32],
     exported: NDArray[np.float32],
     precision: Export.Precision.ValueType,
+    size: tuple[int, int],
 ) -> Difference:
-    """Compares predictions anchor by anchor.
+    """Compares predictions anchor by anchor; of boxes only what is inside the picture counts.
 
     In FP32 every prediction counts that an evaluation would take (confidence at least 0.001), in
     FP16 and INT8 those that are confident (0.25); at least the 100 most confident.
@@ -65,6 +66,7 @@ def compare(
         reference: The original's predictions, shape (n, 4 + classes, anchors).
         exported: The exported model's.
         precision: FP32, FP16 or INT8.
+        size: Height and width of the input, in pixels.
 
     Raises:
         FailedPrecondition: EXPORT_DIFFERS: other shapes, or something is not finite.
@@ -80,7 +82,7 @@ def compare(
     images, anchors = np.nonzero(best >= least)
     first, second = reference[images, :, anchors], exported[images, :, anchors]
     return Difference(
-        box_px=float(np.abs(_corners(first) - _corners(second)).max(initial=0.0)),
+        box_px=float(np.abs(_corners(first, size) - _corners(second, size)).max(initial=0.0)),
         confidence=float(np.abs(first[:, 4:] - second[:, 4:]).max(initial=0.0)),
     )
 
@@ -97,7 +99,7 @@ def compare_on(
     worst = Difference(0.0, 0.0)
     for start in range(0, len(samples), batch_size):
         batch = samples[np.arange(start, start + batch_size) % len(samples)]
-        one = compare(original(batch), exported(batch), precision)
+        one = compare(original(batch), exported(batch), precision, (batch.shape[2], batch.shape[3]))
         worst = Difference(max(worst.box_px, one.box_px), max(worst.confidence, one.confidence))
     return worst
 
@@ -154,9 +156,12 @@ def _farthest(rows: NDArray[np.float32], others: NDArray[np.float32]) -> float:
     return float(apart.min(axis=1).max(initial=0.0))
 
 
-def _corners(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def _corners(rows: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Returns x1, y1, x2, y2, clipped to the picture as in an evaluation."""
     centre, half = rows[:, :2], rows[:, 2:4] / 2
-    return np.concatenate((centre - half, centre + half), axis=1)
+    corners = np.concatenate((centre - half, centre + half), axis=1)
+    height, width = size
+    return np.clip(corners, 0, np.array((width, height, width, height), dtype=np.float32))
 
 
 def _differs(what: str) -> FailedPrecondition:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from detflow.errors import DataLoss
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
+from services.trainer.export_domain import stride_of
 from services.trainer.worker import networks
 from services.trainer.worker.checkpoint import WEIGHTS_FORMAT
 from services.trainer.worker.networks import Network
@@ -67,7 +68,7 @@ class Weights:
             "model": self.model,
             "class_names": json.dumps(self.class_names, ensure_ascii=False),
             "image_size_px": str(image_size),
-            "stride": str(self.build().stride),
+            "stride": str(stride_of(self.model)),
             "precision": precision,
             "licence": "AGPL-3.0" if is_yolo else "Apache-2.0",
             "training": training,
