@@ -203,7 +203,7 @@ async def test_trainer_that_shuts_down_gives_its_export_back_without_counting_it
     tmp_path: Path,
 ) -> None:
     url = await make_database_url("trainer")
-    keys = []
+    keys: list[str] = []
     for _ in range(4):  # one more than an export may be begun
         async with export_rig.running(nats_url=nats_url, database_url=url, folder=tmp_path) as rig:
             if not keys:

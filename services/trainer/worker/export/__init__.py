@@ -168,10 +168,8 @@ def _check(
         other = check.compare(
             original(smaller), exported(smaller), export.precision, (height, width)
         )
-        difference = Difference(
-            max(difference.box_px, other.box_px), max(difference.confidence, other.confidence)
-        )
-    check.require(difference, export.precision, size)
+        difference = difference.worst(other)
+    check.require(difference, export.precision)
     if export.end_to_end:
         outputs = onnx_file.run_with(path)(samples[np.arange(export.batch_size) % len(samples)])
         expected = suppress(torch.from_numpy(outputs[onnx_file.PREDICTIONS])).numpy()

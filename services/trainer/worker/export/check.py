@@ -23,7 +23,8 @@ class Tolerance:
     """Largest differences an export may have.
 
     Attributes:
-        box: As a share of the input's side.
+        box: As a share of the input's side, or of the box's own longest side if that is longer:
+            a size is the exponential of what a network computes, and so are its errors.
         confidence: 0..1.
     """
 
@@ -33,7 +34,7 @@ class Tolerance:
 
 TOLERANCES: Mapping[Export.Precision.ValueType, Tolerance] = {
     Export.FP32: Tolerance(box=0.0005, confidence=0.001),
-    Export.FP16: Tolerance(box=0.005, confidence=0.02),
+    Export.FP16: Tolerance(box=0.01, confidence=0.02),
     Export.INT8: Tolerance(box=0.06, confidence=0.3),
 }
 
@@ -44,11 +45,21 @@ class Difference:
 
     Attributes:
         box_px: Largest difference of a box's corner coordinates, in pixels of the input.
+        box: The same as a share: see `Tolerance`.
         confidence: Largest difference of a confidence.
     """
 
-    box_px: float
-    confidence: float
+    box_px: float = 0.0
+    box: float = 0.0
+    confidence: float = 0.0
+
+    def worst(self, other: Difference) -> Difference:
+        """Returns the larger ones of both."""
+        return Difference(
+            max(self.box_px, other.box_px),
+            max(self.box, other.box),
+            max(self.confidence, other.confidence),
+        )
 
 
 def compare(
@@ -81,8 +92,11 @@ def compare(
     least = min(least, float(np.partition(best, rank, axis=None)[rank]))
     images, anchors = np.nonzero(best >= least)
     first, second = reference[images, :, anchors], exported[images, :, anchors]
+    apart = np.abs(_corners(first, size) - _corners(second, size)).max(axis=1)
+    longest = np.maximum(first[:, 2:4].max(axis=1), max(size))
     return Difference(
-        box_px=float(np.abs(_corners(first, size) - _corners(second, size)).max(initial=0.0)),
+        box_px=float(apart.max(initial=0.0)),
+        box=float((apart / longest).max(initial=0.0)),
         confidence=float(np.abs(first[:, 4:] - second[:, 4:]).max(initial=0.0)),
     )
 
@@ -96,27 +110,26 @@ def compare_on(
     precision: Export.Precision.ValueType,
 ) -> Difference:
     """Compares two models on pictures, `batch_size` at a time; the last ones are repeated."""
-    worst = Difference(0.0, 0.0)
+    worst = Difference()
     for start in range(0, len(samples), batch_size):
         batch = samples[np.arange(start, start + batch_size) % len(samples)]
-        one = compare(original(batch), exported(batch), precision, (batch.shape[2], batch.shape[3]))
-        worst = Difference(max(worst.box_px, one.box_px), max(worst.confidence, one.confidence))
+        size = (batch.shape[2], batch.shape[3])
+        worst = worst.worst(compare(original(batch), exported(batch), precision, size))
     return worst
 
 
-def require(difference: Difference, precision: Export.Precision.ValueType, image_size: int) -> None:
+def require(difference: Difference, precision: Export.Precision.ValueType) -> None:
     """Refuses an export that differs too much.
 
     Raises:
         FailedPrecondition: EXPORT_DIFFERS.
     """
     tolerance = TOLERANCES[precision]
-    allowed_px = tolerance.box * image_size
-    if difference.box_px > allowed_px or difference.confidence > tolerance.confidence:
+    if difference.box > tolerance.box or difference.confidence > tolerance.confidence:
         raise _differs(
-            f"boxes differ by up to {difference.box_px:.3g} px (allowed: {allowed_px:.3g}) and "
-            f"confidences by up to {difference.confidence:.3g} (allowed: "
-            f"{tolerance.confidence:.3g})"
+            f"differs too much: boxes by up to {difference.box_px:.3g} px, {difference.box:.2%} of "
+            f"the longest side (allowed: {tolerance.box:.2%}), confidences by up to "
+            f"{difference.confidence:.3g} (allowed: {tolerance.confidence:.3g})"
         )
 
 

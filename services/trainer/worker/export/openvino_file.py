@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -41,10 +42,8 @@ def write(
             (n, 3, image_size, image_size); None leaves the model in floating point.
         on_image: Told how many pictures were used.
     """
-    import openvino
-
+    openvino = _import_openvino()
     onnx_file.write(network, options, about, folder / "model.onnx")
-    # Not convert_model, which reports its use to the maker.
     model = openvino.Core().read_model(folder / "model.onnx")
     if calibration is not None:
         model = _quantize(model, calibration, options.batch_size, on_image)
@@ -56,8 +55,7 @@ def write(
 
 def predict_with(path: Path) -> Predict:
     """Loads the model.xml beside a zip that `write` made."""
-    import openvino
-
+    openvino = _import_openvino()
     # In fp32 where it has fp32 weights: by default some processors compute in bf16.
     compiled = openvino.Core().compile_model(
         path.with_name("model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
@@ -69,12 +67,20 @@ def predict_with(path: Path) -> Predict:
     return predict
 
 
+def _import_openvino() -> Any:
+    """Imports OpenVINO without the package by which it and nncf report their use to the maker."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    return openvino
+
+
 def _quantize(
     model: Any, calibration: NDArray[np.float32], batch_size: int, on_image: Callable[[int], None]
 ) -> Any:
-    # It would report its use to the maker; without this package it does not.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import nncf
+
+    nncf.set_log_level(logging.ERROR)
 
     def batch(start: int) -> NDArray[np.float32]:
         on_image(min(start + batch_size, len(calibration)))
