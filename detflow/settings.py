@@ -34,6 +34,8 @@ class Settings:
             it is needed after a restart.
         executor: Where trainings run: local.
         num_cpu_slots: Trainings that run at once on a machine without GPU.
+        worker_memory_bytes: Memory a training worker on a CPU may have, so that running out of it
+            is an error it reports; 0 sets no limit.
         preprocess_processes: Processes that decode and encode images; 0 means one per core.
         max_upload_bytes: Largest archive that is accepted.
         drain_seconds: How long running calls may go on after SIGTERM.
@@ -54,6 +56,7 @@ class Settings:
     data_dir: Path = Path("/var/tmp/detflow")
     executor: str = "local"
     num_cpu_slots: int = 1
+    worker_memory_bytes: int = 0
     preprocess_processes: int = 0
     max_upload_bytes: int = 1 << 40
     drain_seconds: float = 10.0

@@ -65,7 +65,7 @@ class Scheduler:
         """Schedules until drained or cancelled."""
         listener = asyncio.create_task(self._listen(), name="training-listener")
         try:
-            await self._retrying(self._discard_leftovers)
+            await self._retrying(self._settle_leftovers)
             while not self._closed:
                 self._wake.clear()
                 await self._retrying(self._take_over)
@@ -165,12 +165,25 @@ class Scheduler:
             async with self._db.transaction() as conn:
                 await attempts.delete_checkpoint(conn, checkpoint)
 
-    async def _discard_leftovers(self) -> None:
-        """Removes the folders of attempts that ended together with an earlier process."""
+    async def _settle_leftovers(self) -> None:
+        """Removes what attempts of an earlier process have left here, once they are over.
+
+        One that is not over in the database, but whose trainer and worker are known to be dead,
+        loses its lease at once: nobody has to wait until it runs out.
+        """
         for training_id, number in await self._executor.list_leftovers():
-            async with self._db.connection() as conn:
-                training = await store.get_training(conn, training_id)
-            if training is None or training.attempt != number or training.state not in ATTEMPTING:
+            abandoned = await self._executor.is_abandoned(training_id, number)
+            async with self._db.transaction() as conn:
+                training = await store.get_training(conn, training_id, lock=True)
+                over = (
+                    training is None
+                    or training.attempt != number
+                    or training.state not in ATTEMPTING
+                )
+                if abandoned and not over:
+                    log.info("attempt was abandoned", training_id=training_id, attempt=number)
+                    await ownership.expire_lease(conn, training_id, number)
+            if over:
                 await self._executor.discard(training_id, number)
 
     def _num_free_slots(self) -> int:

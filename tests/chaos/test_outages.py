@@ -55,6 +55,7 @@ NOTICED_SECONDS = 6.0
 BACK_SECONDS = 5.0
 DRAINED_SECONDS = 10.0
 RESUMED_SECONDS = 30.0
+BACK_ON_THIS_MACHINE_SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,26 @@ async def test_frozen_trainer_and_worker_are_replaced_and_have_no_say_afterwards
     assert after.attempt == before.attempt + 2
     await history_is_sound(deployment, training)
     await metrics_have_every_epoch(deployment, training, after)
+
+
+async def test_killed_trainer_goes_on_as_soon_as_it_is_back(
+    deployment: Deployment, training: str
+) -> None:
+    before = await deployment.training(training)
+    worker = deployment.worker()
+    assert worker is not None
+    begin = time.monotonic()
+    assert deployment.kill("trainer")
+    await until_gone([worker])
+    # The new process knows that worker and trainer are dead: it waits for no lease to run out.
+    await deployment.until_attempt(training, before.attempt + 1)
+    assert time.monotonic() - begin < BACK_ON_THIS_MACHINE_SECONDS
+    after = await deployment.training(training)
+    assert (after.attempt, after.failure.status.message) == (
+        before.attempt + 1,
+        "the trainer process that ran this attempt is gone",
+    )
+    await history_is_sound(deployment, training)
 
 
 async def test_wiped_nats_is_filled_again_and_nothing_is_applied_twice(

@@ -413,6 +413,26 @@ async def occupied(rig: Rig) -> Puppet:
     return await rig.puppet()
 
 
+async def test_trainer_started_on_the_same_machine_leaves_a_living_attempt_alone(rig: Rig) -> None:
+    training, puppet = await rig.running()
+    leftover = rig.settings.data_dir / "trainings" / "zzz" / "1"  # looked at after the training's
+    leftover.mkdir(parents=True)
+
+    async def all_are_settled() -> bool:
+        return not leftover.exists()
+
+    async with rig.replica():
+        await eventually(all_are_settled)
+        async with rig.db.connection() as conn:
+            held = await conn.fetchval(
+                "select lease_expire_time > now() from training where id = $1", id_of(training.name)
+            )
+        assert held and (await rig.get(training.name)).attempt == 1
+    await puppet.finish()
+    await rig.evaluate_both(training.name)
+    assert (await rig.until_state(training.name, State.SUCCEEDED)).attempt == 1
+
+
 async def test_killed_trainer_takes_its_worker_along_and_another_takes_over(
     rig: Rig, other_process: Callable[[], Awaitable[Any]]
 ) -> None:

@@ -58,5 +58,11 @@ class Executor(Protocol):
     async def discard(self, training_id: str, attempt: int) -> None:
         """Removes what an attempt of an earlier process left behind here, if anything."""
 
+    async def is_abandoned(self, training_id: str, attempt: int) -> bool:
+        """Says whether neither the trainer nor the worker of an attempt lives any more.
+
+        False where that cannot be known: then the lease of the attempt has to run out.
+        """
+
     async def list_leftovers(self) -> list[tuple[str, int]]:
         """Returns training id and attempt of everything that lies here."""

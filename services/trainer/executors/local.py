@@ -23,6 +23,7 @@ from detflow.settings import Settings
 from detflow.tasks import wait
 from detflow.v1.worker_pb2 import WorkerSpec
 from services.trainer.executors import Exit
+from services.trainer.executors.held import hold, is_abandoned
 
 WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")
 
@@ -78,6 +79,7 @@ class LocalExecutor:
         """
         folder = self._folder / last_segment(spec.training) / str(spec.attempt)
         await asyncio.to_thread(_write_spec, folder, spec)
+        held = hold(folder)
         try:
             # By the event loop's thread, with which the worker dies.
             process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, in milliseconds
@@ -88,15 +90,22 @@ class LocalExecutor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=(held.fileno(),),
             )
         except OSError:
+            held.close()
             await asyncio.to_thread(_remove, folder)
             raise
-        return LocalWorker(process, folder)
+        return LocalWorker(process, folder, held=held)
 
     async def discard(self, training_id: str, attempt: int) -> None:
         """Removes the folder of an attempt that an earlier process left behind, if it is here."""
         await asyncio.to_thread(_remove, self._folder / training_id / str(attempt))
+
+    async def is_abandoned(self, training_id: str, attempt: int) -> bool:
+        """Says whether neither the trainer nor the worker of an attempt lives any more."""
+        folder = self._folder / training_id / str(attempt)
+        return await asyncio.to_thread(is_abandoned, folder)
 
     async def list_leftovers(self) -> list[tuple[str, int]]:
         """Returns training id and attempt of every folder there is."""
@@ -111,14 +120,21 @@ class LocalWorker:
         process: Started in a session of its own.
         folder: Removed when it is closed.
         output: What its last lines are read from; its stdout by default.
+        held: Holds the folder; closed when the folder is gone.
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], folder: Path, output: IO[bytes] | None = None
+        self,
+        process: subprocess.Popen[bytes],
+        folder: Path,
+        output: IO[bytes] | None = None,
+        *,
+        held: IO[bytes] | None = None,
     ) -> None:
         self.pid = process.pid  # also the id of its process group
         self._process = process
         self._folder = folder
+        self._held = held
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._ended = asyncio.Event()
         self._output = asyncio.create_task(
@@ -152,6 +168,8 @@ class LocalWorker:
         self._output.cancel()
         await asyncio.wait([self._output])
         await asyncio.to_thread(_remove, self._folder)
+        if self._held is not None:
+            self._held.close()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -209,6 +227,7 @@ def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
         "DETFLOW_NATS_URL": settings.nats_url,
         "DETFLOW_STORE_URL": settings.store_url,
         "DETFLOW_DATA_DIR": str(settings.data_dir),
+        "DETFLOW_WORKER_MEMORY_BYTES": str(settings.worker_memory_bytes),
         "DETFLOW_LOG_FORMAT": settings.log_format,
         "DETFLOW_LOG_LEVEL": settings.log_level,
     }
