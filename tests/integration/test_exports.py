@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from detflow import channels
+from detflow.errors import Aborted
 from detflow.events import Bus
 from detflow.postgres import Database
 from detflow.settings import Settings
@@ -212,6 +213,7 @@ async def test_trainer_that_shuts_down_gives_its_export_back_without_counting_it
             keys.append(job.spec.export.key)
         assert job.ended.is_set()
     async with export_rig.running(nats_url=nats_url, database_url=url, folder=tmp_path) as rig:
+        (await rig.jobs.next()).result.set_exception(Aborted("killed", reason="JOB_DIED"))
         (await rig.jobs.next()).succeed(rig.store, b"model")
         await rig.until(name, Export.SUCCEEDED)
     assert len(set(keys)) == len(keys)
