@@ -247,6 +247,30 @@ async def test_sandboxed_job_reaches_nothing(
     assert list(message.weights.class_names) == []
 
 
+async def test_sandboxed_job_can_read_tensors_within_its_memory(
+    settings: Settings, tmp_path: Path
+) -> None:
+    command = job(
+        tmp_path,
+        """
+        sandbox.enter()
+        import io, torch
+        file = io.BytesIO()
+        torch.save({"weight": torch.ones(3, 3)}, file)
+        file.seek(0)
+        weight = torch.load(file, weights_only=True)["weight"]
+        pixels = torch.nn.functional.conv2d(torch.rand(1, 3, 64, 64), weight.expand(1, 3, 3, 3))
+        try:
+            torch.zeros(2 << 30)
+        except RuntimeError as error:
+            say(JobMessage(weights=Weights(model=str(error), num_tensors=pixels.shape[2])))
+        """,
+    )
+    message = await run_job(SPEC, settings=settings, command=command, sandbox=True)
+    assert message.weights.num_tensors == 62
+    assert "memory" in message.weights.model
+
+
 async def test_job_module_stores_what_it_fails_with(settings: Settings) -> None:
     missing = JobSpec()
     missing.export.key = "exports/e/model.onnx"

@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 from typing import NamedTuple
 
 from detflow.errors import FailedPrecondition
@@ -70,6 +71,8 @@ def enter(memory_bytes: int = MEMORY_BYTES, cpu_seconds: int = CPU_SECONDS) -> s
     has_namespace = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
     # A change of identity, which a user namespace is, may have unset it.
     libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    # Libraries ask for it as they are imported, and it would be chosen by writing to it.
+    tempfile.tempdir = os.getcwd()
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # pipes are no files
