@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,9 @@ async def running_worker(
     nats_url: str,
     store: ObjectStore,
     reply: LeaseResponse | None = None,
+    variables: Mapping[str, str] = {},
+    on_start: str = "",
+    wrapper: Sequence[str] = (),
 ) -> AsyncIterator[Worker]:
     """Starts a worker and listens to it; kills it on leaving if it still runs.
 
@@ -105,22 +108,26 @@ async def running_worker(
         nats_url: NATS, with its streams made.
         store: Where the bundle is.
         reply: Answer to its lease requests; may be changed later.
+        variables: More of its environment.
+        on_start: Python that it runs before anything else, e.g. to break something in it.
+        wrapper: Command that runs the worker's.
     """
-    site = _prepare(folder, spec)
+    site = _prepare(folder, spec, on_start)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("DETFLOW_")},
         "DETFLOW_NATS_URL": nats_url,
         "DETFLOW_STORE_URL": store.url,
         "DETFLOW_DATA_DIR": str(folder.parent / "data"),
         "CONNECTIONS_FILE": str(folder / "connections"),
+        **variables,
         "PYTHONPATH": os.pathsep.join((str(site), str(Path(__file__).parent.parent))),
     }
     client = await nats.connect(nats_url)
     try:
         with (folder / "stderr").open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "services.trainer.worker", str(folder / "spec.json")),
+                *wrapper,
+                *(sys.executable, "-m", "services.trainer.worker", str(folder / "spec.json")),
                 env=environment,
                 cwd=folder,
                 stdout=stderr,
@@ -138,12 +145,12 @@ async def running_worker(
         await client.close()
 
 
-def _prepare(folder: Path, spec: str) -> Path:
+def _prepare(folder: Path, spec: str, on_start: str) -> Path:
     """Writes the specification; returns a folder that cuts the network off when Python starts."""
     site = folder / "site"
     site.mkdir(parents=True)
     (folder / "spec.json").write_text(spec)
-    (site / "sitecustomize.py").write_text(_NO_NETWORK)
+    (site / "sitecustomize.py").write_text(_NO_NETWORK + on_start)
     return site
 
 

@@ -20,6 +20,7 @@ from detflow.errors import (
     Unavailable,
 )
 from detflow.settings import Settings
+from services.trainer.worker import memory
 from services.trainer.worker.spec import Spec
 
 _OUT_OF_MEMORY_TEXTS = (
@@ -60,7 +61,7 @@ def explain(
     for cause in _causes(error):
         if isinstance(cause, DetflowError):
             return cause
-        if _is_out_of_memory(cause):
+        if is_out_of_memory(cause):
             return out_of_memory(spec)
         if _is_native(cause) and (problem := _device_problem(str(cause))):
             return problem
@@ -74,6 +75,8 @@ def explain(
                 "check free space, the object store and its credentials",
                 reason="STORE_UNAVAILABLE",
             )
+    if memory.is_nearly_used_up():
+        return out_of_memory(spec)
     return Internal(
         f"the worker failed with {type(error).__name__}; its log has the details",
         reason="WORKER_FAILED",
@@ -133,7 +136,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether memory ran out, of whichever processor."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")  # if it is not imported, the error is none of its
