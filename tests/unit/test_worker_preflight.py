@@ -150,12 +150,16 @@ def trained(shared: Shared, spec: Spec, *, preflight: bool) -> Mapping[str, Any]
         trainer.close()
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize(
+    ("model", "image_size", "optimizer"),
+    [("yolov8n", 64, "AdamW"), ("yolov8n", 64, "SGD"), ("efficientdet-d0", 128, "AdamW")],
+)
 def test_training_ends_with_the_same_bits_with_and_without(
-    shared: Shared, tmp_path: Path, optimizer: str
+    shared: Shared, tmp_path: Path, model: str, image_size: int, optimizer: str
 ) -> None:
-    values = {"image_size": 64, "warmup_epochs": 1, "optimizer": optimizer, "lr0": 0.01}
-    spec = shared.spec(tmp_path, hyperparameters=values)
+    values = {"image_size": image_size, "warmup_epochs": 1, "optimizer": optimizer, "lr0": 0.01}
+    values |= {"box": 7.5, "cls": 0.5}
+    spec = shared.spec(tmp_path, model=model, hyperparameters=values)
     plain = flat(trained(shared, spec, preflight=False))
     tried = flat(trained(shared, spec, preflight=True))
     assert plain.keys() == tried.keys()
