@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-NAMES = ("preprocess", "training", "metrics", "streaming", "rpc")
+NAMES = ("preprocess", "training", "overhead", "metrics", "streaming", "rpc")
 _LIBRARIES = (
     "grpcio",
     "protobuf",

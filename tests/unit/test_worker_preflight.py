@@ -282,14 +282,8 @@ def test_object_store_that_cannot_be_written_is_found(
 
 
 def message(shared: Shared, **more: Any) -> WorkerSpec:
-    spec = WorkerSpec(
-        training="projects/p/versions/v/trainings/t1",
-        model="yolov8n",
-        batch_size=4,
-        epochs=2,
-        manifest=shared.manifest,
-        **more,
-    )
+    """What a job is told of a training that there is not."""
+    spec = WorkerSpec(model="yolov8n", batch_size=4, epochs=2, manifest=shared.manifest, **more)
     spec.hyperparameters.update({"image_size": 64})
     return spec
 

@@ -249,7 +249,7 @@ def _try_validation(trainer: Trainer, bundle: Bundle, spec: Spec) -> tuple[float
 
 def _try_checkpoint(trainer: Trainer, spec: Spec, store: ObjectStore) -> tuple[int, str]:
     """Writes a checkpoint, reads it back and deletes it; returns its size in bytes."""
-    key = f"trainings/{spec.training_id}/preflight-{new_id()}.pt"
+    key = f"preflight/{new_id()}.pt"
     try:
         stored = save_snapshot(store, key, snapshot_of(0, trainer.state(0)))
         load_checkpoint(store, Checkpoint(epoch=0, object=stored), spec.folder)
