@@ -33,7 +33,8 @@ class Settings:
         data_dir: Scratch space: uploads under way, bundle cache, training work folders. Nothing in
             it is needed after a restart.
         executor: Where trainings run: local.
-        num_cpu_slots: Trainings that run at once on a machine without GPU.
+        num_cpu_slots: Trainings that run on CPUs at once.
+        num_gpu_slots: GPUs that trainings may use; -1 means all that are found.
         worker_memory_bytes: Memory a training worker on a CPU may have, so that running out of it
             is an error it reports; 0 sets no limit.
         preprocess_processes: Processes that decode and encode images; 0 means one per core.
@@ -56,6 +57,7 @@ class Settings:
     data_dir: Path = Path("/var/tmp/detflow")
     executor: str = "local"
     num_cpu_slots: int = 1
+    num_gpu_slots: int = -1
     worker_memory_bytes: int = 0
     preprocess_processes: int = 0
     max_upload_bytes: int = 1 << 40

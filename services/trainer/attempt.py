@@ -18,7 +18,7 @@ from detflow.v1.common_pb2 import Failure
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerRecord, WorkerSpec
 from services.trainer import attempts, ownership, store
 from services.trainer.domain import ATTEMPTING, State, StopMode, Training, after_stop
-from services.trainer.executors import Executor, Exit, Handle
+from services.trainer.executors import Devices, Executor, Exit, Handle
 from services.trainer.stall import Patience, ProgressClock
 
 log = telemetry.get_logger(__name__)
@@ -117,7 +117,7 @@ class Attempt:
     async def _run_worker(self, spec: WorkerSpec) -> bool:
         """Runs the worker to its end; returns whether its predictions wait to be measured."""
         try:
-            handle = await self._executor.start(spec)
+            handle = await self._executor.start(spec, Devices())
         except OSError as error:
             problem = Unavailable(
                 f"the worker could not be started: {error}", reason="WORKER_NOT_STARTED"

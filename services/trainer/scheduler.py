@@ -188,7 +188,7 @@ class Scheduler:
 
     def _num_free_slots(self) -> int:
         taken = sum(attempt.holds_slot for attempt in self._attempts.values())
-        return self._executor.num_slots - taken
+        return self._executor.slots.num_cpu - taken
 
     def _carry_out(self, training: Training, spec: WorkerSpec | None) -> None:
         attempt = Attempt(

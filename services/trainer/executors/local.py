@@ -22,7 +22,8 @@ from detflow.processes import dying_with_parent
 from detflow.settings import Settings
 from detflow.tasks import wait
 from detflow.v1.worker_pb2 import WorkerSpec
-from services.trainer.executors import Exit
+from services.trainer.executors import Device, Devices, Exit, Slots
+from services.trainer.executors.gpus import list_gpus
 from services.trainer.executors.held import hold, is_abandoned
 
 WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")
@@ -45,6 +46,10 @@ _PASSED_ON = (
 _PASSED_ON_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_", "CUDA_", "NVIDIA_", "SSL_")
 
 
+def _nothing() -> None:
+    """Is done where nobody waits for the end."""
+
+
 class LocalExecutor:
     """Starts workers in process groups of their own; they die with the trainer.
 
@@ -62,21 +67,32 @@ class LocalExecutor:
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._folder = settings.data_dir / "trainings"
-        self._num_slots = settings.num_cpu_slots
+        self._num_cpu_slots = settings.num_cpu_slots
+        self._free_gpus = _usable_gpus(settings, environ)
+        self._num_gpu_slots = len(self._free_gpus)
         self._command = tuple(command)
         self._environ = environment(settings, environ)
 
     @property
-    def num_slots(self) -> int:
-        """Workers that may run at once."""
-        return self._num_slots
+    def slots(self) -> Slots:
+        """What this machine has."""
+        return Slots(num_cpu=self._num_cpu_slots, num_gpu=self._num_gpu_slots)
 
-    async def start(self, spec: WorkerSpec) -> LocalWorker:
+    async def start(self, spec: WorkerSpec, devices: Devices) -> LocalWorker:
         """Starts a worker in a fresh folder.
 
         Raises:
             OSError: The folder could not be made or the program not be started.
         """
+        num_gpus = devices.num_per_node if devices.device is Device.CUDA else 0
+        gpus, self._free_gpus = self._free_gpus[:num_gpus], self._free_gpus[num_gpus:]
+        try:
+            return await self._start(spec, gpus)
+        except OSError:
+            self._free_gpus += gpus
+            raise
+
+    async def _start(self, spec: WorkerSpec, gpus: list[str]) -> LocalWorker:
         folder = self._folder / last_segment(spec.training) / str(spec.attempt)
         await asyncio.to_thread(_write_spec, folder, spec)
         held = hold(folder)
@@ -85,7 +101,7 @@ class LocalExecutor:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, in milliseconds
                 dying_with_parent([*self._command, str(folder / "spec.json")]),
                 cwd=folder,
-                env=self._environ,
+                env={**self._environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -96,7 +112,9 @@ class LocalExecutor:
             held.close()
             await asyncio.to_thread(_remove, folder)
             raise
-        return LocalWorker(process, folder, held=held)
+        return LocalWorker(
+            process, folder, held=held, on_close=lambda: self._free_gpus.extend(gpus)
+        )
 
     async def discard(self, training_id: str, attempt: int) -> None:
         """Removes the folder of an attempt that an earlier process left behind, if it is here."""
@@ -121,6 +139,7 @@ class LocalWorker:
         folder: Removed when it is closed.
         output: What its last lines are read from; its stdout by default.
         held: Holds the folder; closed when the folder is gone.
+        on_close: Called when nothing of it is left.
     """
 
     def __init__(
@@ -130,11 +149,13 @@ class LocalWorker:
         output: IO[bytes] | None = None,
         *,
         held: IO[bytes] | None = None,
+        on_close: Callable[[], None] = _nothing,
     ) -> None:
         self.pid = process.pid  # also the id of its process group
         self._process = process
         self._folder = folder
         self._held = held
+        self._on_close = on_close
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._ended = asyncio.Event()
         self._output = asyncio.create_task(
@@ -170,6 +191,7 @@ class LocalWorker:
         await asyncio.to_thread(_remove, self._folder)
         if self._held is not None:
             self._held.close()
+        self._on_close()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -231,6 +253,16 @@ def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
         "DETFLOW_LOG_FORMAT": settings.log_format,
         "DETFLOW_LOG_LEVEL": settings.log_level,
     }
+
+
+def _usable_gpus(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """Returns the GPUs that trainings may use: so many as are set, else those that are found."""
+    found = list_gpus(environ) if settings.num_gpu_slots else ()
+    if settings.num_gpu_slots < 0:
+        return list(found)
+    if len(found) < settings.num_gpu_slots:  # whoever set more than are found knows better
+        return [str(number) for number in range(settings.num_gpu_slots)]
+    return list(found[: settings.num_gpu_slots])
 
 
 def _write_spec(folder: Path, spec: WorkerSpec) -> None:
