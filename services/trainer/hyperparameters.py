@@ -3,123 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import TypeAlias
 
 from detflow.errors import MAX_VIOLATIONS, InvalidArgument, Violation
+from services.trainer.hyperparameter import FIELD, Hyperparameter, Range, Type, Value
 from services.trainer.models import FAMILIES, Model
 
-Value: TypeAlias = float | bool | str
-"""Value in force; whole numbers travel as doubles (google.protobuf.Value)."""
-
-_FIELD = "training.hyperparameters"
+_EFFICIENTDET = "efficientdet"
+_YOLO = tuple(family for family in FAMILIES if family != _EFFICIENTDET)
 _MAX_BATCH_NOT_ACCUMULATED = 64
-
-
-class Type(Enum):
-    """Type of a value."""
-
-    INTEGER = auto()
-    NUMBER = auto()
-    BOOLEAN = auto()
-    CHOICE = auto()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hyperparameter:
-    """One entry of the schema.
-
-    Attributes:
-        name: As in `Training.hyperparameters` and `--set name=value`.
-        type: Type of the value.
-        default: Default of every family that `family_defaults` does not name.
-        minimum: Least allowed value, for numbers.
-        maximum: Greatest allowed value, for numbers.
-        multiple_of: The value must be a multiple of this, for whole numbers.
-        choices: Allowed values, for CHOICE.
-        family_defaults: Defaults of the families that differ.
-        help_en: Help in English.
-        help_ko: Help in Korean.
-    """
-
-    name: str
-    type: Type
-    default: Value
-    minimum: float | None = None
-    maximum: float | None = None
-    multiple_of: int = 1
-    choices: tuple[str, ...] = ()
-    family_defaults: Mapping[str, Value] | None = None
-    help_en: str
-    help_ko: str
-
-    def default_of(self, family: str) -> Value:
-        """Returns the default of a model family."""
-        return (self.family_defaults or {}).get(family, self.default)
-
-    def defaults(self) -> dict[str, Value]:
-        """Returns the default of every family of the catalogue."""
-        return {family: self.default_of(family) for family in FAMILIES}
-
-    def range_text(self) -> str:
-        """Says in words what is allowed."""
-        if self.type is Type.BOOLEAN:
-            return "true or false"
-        if self.type is Type.CHOICE:
-            return f"one of {', '.join(self.choices)}"
-        kind = "a whole number" if self.type is Type.INTEGER else "a number"
-        text = f"{kind} from {self.minimum:g} to {self.maximum:g}"
-        return text if self.multiple_of == 1 else f"{text}, a multiple of {self.multiple_of}"
-
-    def check(self, value: object) -> Violation | None:
-        """Checks one value; returns what is wrong with it, if anything."""
-        reason = self._reason_against(value)
-        if reason is None:
-            return None
-        problem = f"{self.name} is {value!r}; it must be {self.range_text()}"
-        return Violation(f"{_FIELD}.{self.name}", reason, problem)
-
-    def typed(self, value: object) -> Value:
-        """Returns a value that `check` found good, a whole number as an int."""
-        assert isinstance(value, int | float | str)  # a bool is an int too
-        return int(value) if self.type is Type.INTEGER else value
-
-    def _reason_against(self, value: object) -> str | None:
-        if self.type is Type.BOOLEAN:
-            return None if isinstance(value, bool) else "WRONG_TYPE"
-        if self.type is Type.CHOICE:
-            if not isinstance(value, str):
-                return "WRONG_TYPE"
-            return None if value in self.choices else "OUT_OF_RANGE"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return "WRONG_TYPE"
-        return None if self._number_in_range(float(value)) else "OUT_OF_RANGE"
-
-    def _number_in_range(self, number: float) -> bool:
-        assert self.minimum is not None and self.maximum is not None
-        if not math.isfinite(number) or not self.minimum <= number <= self.maximum:
-            return False
-        return self.type is Type.NUMBER or number % self.multiple_of == 0
-
 
 SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="image_size",
         type=Type.INTEGER,
-        minimum=32,
-        maximum=2048,
-        multiple_of=32,
+        range=Range(minimum=32, maximum=2048, multiple_of=32),
+        family_ranges={_EFFICIENTDET: Range(minimum=128, maximum=2048, multiple_of=128)},
         default=640,
         help_en=(
-            "Side of the square the model sees, in pixels. Larger finds smaller objects and "
-            "costs time and memory with its square. Default: the model's input size."
+            "Side of the square the model sees, in pixels: a multiple of 32, for EfficientDet of "
+            "128. Larger finds smaller objects and costs time and memory with its square. "
+            "Default: the model's input size."
         ),
         help_ko=(
-            "모델에 입력되는 정사각형 이미지의 한 변(픽셀). 클수록 작은 물체를 잘 찾지만 "
-            "시간과 메모리가 제곱으로 늘어납니다. 기본값: 모델의 입력 크기."
+            "모델에 입력되는 정사각형 이미지의 한 변(픽셀). 32의 배수, EfficientDet은 128의 "
+            "배수. 클수록 작은 물체를 잘 찾지만 시간과 메모리가 제곱으로 늘어납니다. 기본값: "
+            "모델의 입력 크기."
         ),
     ),
     Hyperparameter(
@@ -139,8 +48,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="lr0",
         type=Type.NUMBER,
-        minimum=1e-6,
-        maximum=1.0,
+        range=Range(minimum=1e-6, maximum=1.0),
         default=0.002,
         help_en="Initial learning rate. Typical: 0.01 for SGD, 0.001 to 0.003 for the Adam family.",
         help_ko="초기 학습률. 보통 SGD는 0.01, Adam 계열은 0.001~0.003.",
@@ -148,8 +56,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="lrf",
         type=Type.NUMBER,
-        minimum=1e-4,
-        maximum=1.0,
+        range=Range(minimum=1e-4, maximum=1.0),
         default=0.01,
         help_en="Final learning rate as a share of lr0.",
         help_ko="최종 학습률의 lr0에 대한 비율.",
@@ -157,8 +64,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="warmup_epochs",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=100,
+        range=Range(minimum=0, maximum=100),
         default=3.0,
         help_en=(
             "Epochs in which the learning rate rises from near zero; fractions are fine. If "
@@ -179,8 +85,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="momentum",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=0.999,
+        range=Range(minimum=0, maximum=0.999),
         default=0.9,
         help_en="Momentum of SGD and RMSProp, first beta of the Adam family.",
         help_ko="SGD와 RMSProp의 모멘텀, Adam 계열의 첫 번째 베타.",
@@ -188,17 +93,29 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="weight_decay",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=0.1,
+        range=Range(minimum=0, maximum=0.1),
         default=0.0005,
         help_en="Strength of the pull of the weights towards zero; works against overfitting.",
         help_ko="가중치를 0 쪽으로 당기는 세기. 과적합을 줄입니다.",
     ),
     Hyperparameter(
+        name="dropout",
+        type=Type.NUMBER,
+        range=Range(minimum=0, maximum=0.9),
+        default=0.0,
+        help_en=(
+            "Share of the features before the last layers that is left out at random in each "
+            "training step; works against overfitting. 0 leaves none out."
+        ),
+        help_ko=(
+            "학습 단계마다 마지막 층 앞의 특징 중 무작위로 빼는 비율. 과적합을 줄입니다. 0은 빼지 "
+            "않음."
+        ),
+    ),
+    Hyperparameter(
         name="patience",
         type=Type.INTEGER,
-        minimum=0,
-        maximum=10000,
+        range=Range(minimum=0, maximum=10000),
         default=100,
         help_en=(
             "Stop early after this many epochs without a better validation result; 0 never "
@@ -212,8 +129,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="mosaic",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=1,
+        range=Range(minimum=0, maximum=1),
         default=1.0,
         help_en="Probability that a training image is made of four.",
         help_ko="네 장의 이미지를 이어 붙여 학습 이미지를 만들 확률.",
@@ -221,8 +137,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="close_mosaic",
         type=Type.INTEGER,
-        minimum=0,
-        maximum=10000,
+        range=Range(minimum=0, maximum=10000),
         default=10,
         help_en=(
             "Epochs at the end without mosaic. If not given: 10, but at most a fifth of all epochs."
@@ -234,8 +149,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="flip_lr",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=1,
+        range=Range(minimum=0, maximum=1),
         default=0.5,
         help_en=(
             "Probability that a training image is flipped left-right each time it is shown. "
@@ -246,10 +160,24 @@ SCHEMA: tuple[Hyperparameter, ...] = (
         ),
     ),
     Hyperparameter(
+        name="multi_scale",
+        type=Type.NUMBER,
+        range=Range(minimum=0, maximum=0.9),
+        default=0.0,
+        help_en=(
+            "Largest random change of the image size from batch to batch, as a share: 0.5 trains "
+            "with half to one and a half times image_size. Needs memory for the largest. 0 keeps "
+            "the size."
+        ),
+        help_ko=(
+            "배치마다 이미지 크기를 무작위로 바꾸는 최대 비율. 0.5는 image_size의 0.5~1.5배로 "
+            "학습합니다. 가장 큰 크기만큼 메모리가 필요합니다. 0은 크기를 유지합니다."
+        ),
+    ),
+    Hyperparameter(
         name="hsv_h",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=1,
+        range=Range(minimum=0, maximum=1),
         default=0.015,
         help_en="Largest random change of hue, as a share of the colour circle.",
         help_ko="색상을 무작위로 바꾸는 최대 폭(색상환에 대한 비율).",
@@ -257,8 +185,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="hsv_s",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=1,
+        range=Range(minimum=0, maximum=1),
         default=0.7,
         help_en="Largest random change of saturation, as a share.",
         help_ko="채도를 무작위로 바꾸는 최대 비율.",
@@ -266,8 +193,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="hsv_v",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=1,
+        range=Range(minimum=0, maximum=1),
         default=0.4,
         help_en="Largest random change of brightness, as a share.",
         help_ko="밝기를 무작위로 바꾸는 최대 비율.",
@@ -275,8 +201,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="box",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=100,
+        range=Range(minimum=0, maximum=100),
         default=7.5,
         help_en="Gain of the box loss.",
         help_ko="박스 손실의 가중치.",
@@ -284,20 +209,34 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="cls",
         type=Type.NUMBER,
-        minimum=0,
-        maximum=100,
+        range=Range(minimum=0, maximum=100),
         default=0.5,
         help_en="Gain of the class loss.",
         help_ko="클래스 손실의 가중치.",
     ),
     Hyperparameter(
+        name="dfl",
+        type=Type.NUMBER,
+        range=Range(minimum=0, maximum=100),
+        only=_YOLO,
+        default=1.5,
+        help_en="Gain of the loss of the box edges' distribution (distribution focal loss).",
+        help_ko="박스 경계 분포 손실(distribution focal loss)의 가중치.",
+    ),
+    Hyperparameter(
         name="freeze",
         type=Type.INTEGER,
-        minimum=0,
-        maximum=22,
+        range=Range(minimum=0, maximum=22),
+        family_ranges={_EFFICIENTDET: Range(minimum=0, maximum=9)},
         default=0,
-        help_en="Number of layers, from the input, whose weights stay as they are.",
-        help_ko="입력 쪽부터 가중치를 고정할 층의 수.",
+        help_en=(
+            "Number of layers, from the input, whose weights stay as they are. EfficientDet has "
+            "nine before its heads: stem, seven stages of the backbone, BiFPN."
+        ),
+        help_ko=(
+            "입력 쪽부터 가중치를 고정할 층의 수. EfficientDet은 헤드 앞에 아홉 층이 있습니다: "
+            "스템, 백본 7단계, BiFPN."
+        ),
     ),
     Hyperparameter(
         name="amp",
@@ -309,8 +248,7 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="nominal_batch_size",
         type=Type.INTEGER,
-        minimum=0,
-        maximum=1024,
+        range=Range(minimum=0, maximum=1024),
         default=0,
         help_en=(
             "Images per update of the weights: smaller batches are accumulated up to it. 0 "
@@ -325,13 +263,26 @@ SCHEMA: tuple[Hyperparameter, ...] = (
     Hyperparameter(
         name="seed",
         type=Type.INTEGER,
-        minimum=0,
-        maximum=2**31 - 1,
+        range=Range(minimum=0, maximum=2**31 - 1),
         default=0,
         help_en=(
             "Seed of every random choice: the same seed on the same machine repeats the training."
         ),
         help_ko="모든 무작위 선택의 시드. 같은 기기에서 같은 시드는 같은 학습을 되풀이합니다.",
+    ),
+    Hyperparameter(
+        name="device",
+        type=Type.CHOICE,
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help_en=(
+            "What to train on. cuda waits for a free GPU; auto takes a GPU if the trainer has any, "
+            "else the CPU."
+        ),
+        help_ko=(
+            "학습에 쓸 장치. cuda는 빈 GPU를 기다립니다. auto는 GPU가 있으면 GPU, 없으면 CPU를 "
+            "씁니다."
+        ),
     ),
 )
 
@@ -350,15 +301,18 @@ def resolve(
         epochs: Passes over the training split.
 
     Returns:
-        Every hyper-parameter with the value in force, in the order of the schema.
+        Every hyper-parameter that has an effect on the model, with the value in force, in the order
+        of the schema.
 
     Raises:
-        InvalidArgument: UNKNOWN_HYPERPARAMETER, OUT_OF_RANGE or WRONG_TYPE; a violation for each.
+        InvalidArgument: UNKNOWN_HYPERPARAMETER, UNSUPPORTED_HYPERPARAMETER, OUT_OF_RANGE or
+            WRONG_TYPE; a violation for each.
     """
     strangers = sorted(name for name in given if name not in _BY_NAME)
     # As many as an error carries: finding what each might have meant takes its time.
     unknown = [_unknown(name) for name in strangers[:MAX_VIOLATIONS]]
-    wrong = [entry.check(given[entry.name]) for entry in SCHEMA if entry.name in given]
+    family = model.family
+    wrong = [entry.check(given[entry.name], family) for entry in SCHEMA if entry.name in given]
     violations = [*unknown, *filter(None, wrong)]
     if violations:
         first = violations[0]
@@ -368,7 +322,7 @@ def resolve(
             violations=violations,
             total=len(violations) + len(strangers) - len(unknown),
         )
-    values = {entry.name: entry.default_of(model.family) for entry in SCHEMA}
+    values = {entry.name: entry.default_of(family) for entry in SCHEMA if entry.supports(family)}
     values["image_size"] = model.input_size_px
     # Without these two bounds a short training would spend most of its life in warm-up, or
     # without mosaic.
@@ -384,7 +338,7 @@ def _unknown(name: str) -> Violation:
     near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(_BY_NAME)}"
     return Violation(
-        f"{_FIELD}.{name}",
+        f"{FIELD}.{name}",
         "UNKNOWN_HYPERPARAMETER",
         f"there is no hyper-parameter {name!r}; {hint}",
     )

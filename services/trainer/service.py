@@ -26,7 +26,8 @@ from services.trainer.domain import (
     check_resumable,
     decide_stop,
 )
-from services.trainer.hyperparameters import SCHEMA, Hyperparameter, resolve
+from services.trainer.hyperparameter import Hyperparameter, Type
+from services.trainer.hyperparameters import SCHEMA, resolve
 from services.trainer.models import MODELS, Model, get_model
 
 DEFAULT_BATCH_SIZE = 16
@@ -329,12 +330,23 @@ def _hyperparameter_message(entry: Hyperparameter) -> trainer_pb2.Hyperparameter
     message = trainer_pb2.Hyperparameter(
         name=entry.name,
         type=trainer_pb2.Hyperparameter.Type.Value(entry.type.name),
-        minimum=entry.minimum,
-        maximum=entry.maximum,
+        minimum=entry.range.minimum if entry.range else None,
+        maximum=entry.range.maximum if entry.range else None,
+        multiple_of=entry.range.multiple_of if entry.type is Type.INTEGER and entry.range else 0,
         choices=entry.choices,
+        families=entry.families,
         help_en=entry.help_en,
         help_ko=entry.help_ko,
     )
+    for family in entry.families:
+        if allowed := entry.family_ranges.get(family):
+            message.family_ranges[family].CopyFrom(
+                trainer_pb2.HyperparameterRange(
+                    minimum=allowed.minimum,
+                    maximum=allowed.maximum,
+                    multiple_of=allowed.multiple_of,
+                )
+            )
     for family, default in entry.defaults().items():
         message.defaults[family].CopyFrom(_value(default))
     return message

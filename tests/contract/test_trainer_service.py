@@ -61,7 +61,11 @@ async def test_schema_gives_type_range_default_and_help_in_both_languages(rig: R
     assert list(by_name) == [entry.name for entry in SCHEMA]
     assert by_name["image_size"].type == trainer_pb2.Hyperparameter.INTEGER
     assert (by_name["image_size"].minimum, by_name["image_size"].maximum) == (32, 2048)
+    assert by_name["image_size"].multiple_of == 32
     assert by_name["image_size"].defaults["yolov8"].number_value == 640
+    assert by_name["lr0"].multiple_of == 0
+    assert set(by_name["dfl"].families) == set(by_name["dfl"].defaults) == {"yolov5", "yolov8"}
+    assert set(by_name["dfl"].families) <= set(by_name["lr0"].families)
     assert by_name["cos_lr"].defaults["yolov5"].bool_value is False
     assert not by_name["cos_lr"].HasField("minimum")
     assert "AdamW" in by_name["optimizer"].choices

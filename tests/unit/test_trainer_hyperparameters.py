@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detflow.errors import InvalidArgument
-from services.trainer.hyperparameters import SCHEMA, Type, resolve
-from services.trainer.models import MODELS, get_model
+from services.trainer.hyperparameter import Hyperparameter, Range, Type
+from services.trainer.hyperparameters import SCHEMA, resolve
+from services.trainer.models import FAMILIES, MODELS, get_model
 
 COUNT_PARAMETERS = """
 import sys, torch
@@ -64,10 +66,68 @@ def test_unknown_model_suggests_and_lists() -> None:
 
 def test_every_default_is_within_its_own_range() -> None:
     for entry in SCHEMA:
-        for value in entry.defaults().values():
-            assert entry.check(value) is None, entry.name
-        assert (entry.minimum is None) == (entry.type in (Type.BOOLEAN, Type.CHOICE))
+        for family, value in entry.defaults().items():
+            assert entry.check(value, family) is None, entry.name
+        assert (entry.range is None) == (entry.type in (Type.BOOLEAN, Type.CHOICE))
         assert bool(entry.choices) == (entry.type is Type.CHOICE)
+
+
+def test_schema_has_everything_the_reference_product_lets_users_set() -> None:
+    assert {entry.name for entry in SCHEMA} == {
+        *("image_size", "optimizer", "lr0", "lrf", "warmup_epochs", "cos_lr", "momentum"),
+        *("weight_decay", "dropout", "amp", "multi_scale", "freeze", "patience", "close_mosaic"),
+        *("box", "cls", "dfl", "seed", "device", "nominal_batch_size"),
+        *("mosaic", "flip_lr", "hsv_h", "hsv_s", "hsv_v"),
+    }
+    by_name = {entry.name: entry for entry in SCHEMA}
+    for name in ("dropout", "multi_scale"):
+        assert by_name[name].range == Range(minimum=0, maximum=0.9)
+    assert by_name["device"].choices == ("auto", "cpu", "cuda")
+    assert all(entry.families == list(FAMILIES) for entry in SCHEMA if entry.name != "dfl")
+    assert by_name["dfl"].families == ["yolov5", "yolov8"]
+
+
+def test_help_is_there_in_both_languages() -> None:
+    for entry in SCHEMA:
+        assert entry.help_en.endswith(".") and entry.help_en.isprintable()
+        assert any("가" <= character <= "힣" for character in entry.help_ko), entry.name
+
+
+def test_range_of_a_family_replaces_that_of_all() -> None:
+    size = next(entry for entry in SCHEMA if entry.name == "image_size")
+    assert size.check(160, "yolov8") is None
+    assert size.check(256, "efficientdet") is None
+    for wrong in (64, 160, 4096):
+        violation = size.check(wrong, "efficientdet")
+        assert violation is not None and violation.reason == "OUT_OF_RANGE"
+        assert "a multiple of 128, for efficientdet" in violation.description
+
+
+def test_hyperparameter_without_effect_on_the_model_names_the_families_that_have_it() -> None:
+    dfl = next(entry for entry in SCHEMA if entry.name == "dfl")
+    violation = dfl.check(1.5, "efficientdet")
+    assert violation is not None
+    assert violation.reason == "UNSUPPORTED_HYPERPARAMETER"
+    assert "yolov5 and yolov8" in violation.description
+    other = dataclasses.replace(V8N, family="efficientdet")
+    with pytest.raises(InvalidArgument) as caught:
+        resolve({"dfl": 1.5}, model=other, batch_size=16, epochs=10)
+    assert caught.value.reason == "UNSUPPORTED_HYPERPARAMETER"
+    assert "dfl" not in resolve({}, model=other, batch_size=16, epochs=10)
+
+
+def test_family_may_have_a_default_of_its_own() -> None:
+    entry = Hyperparameter(
+        name="x",
+        type=Type.NUMBER,
+        default=1.0,
+        family_defaults={"yolov5": 2.0},
+        range=Range(minimum=0, maximum=9),
+        help_en="",
+        help_ko="",
+    )
+    assert entry.defaults()["yolov5"] == 2.0
+    assert entry.defaults()["yolov8"] == 1.0
 
 
 def test_nothing_given_means_every_default() -> None:
