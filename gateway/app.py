@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import re
 import secrets
@@ -18,11 +19,11 @@ from starlette.responses import Response
 
 from detflow import telemetry
 from gateway import backends as channels
-from gateway import errors, openapi, pages, security, stream, transcode, upload
+from gateway import download, errors, openapi, pages, security, stream, transcode, upload
 from gateway.backends import Backends
 from gateway.errors import HttpError
 from gateway.routes import Binding, Router, UnsafePath
-from gateway.stream import Receive, Send
+from gateway.stream import ClientGone, Receive, Send
 
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
@@ -54,7 +55,7 @@ class Gateway:
     Args:
         backends: Open channels.
         loopback: Whether it listens on loopback only; then foreign Host names are refused.
-        max_upload_bytes: Largest archive.
+        max_upload_bytes: Largest file that is taken.
     """
 
     def __init__(self, backends: Backends, *, loopback: bool, max_upload_bytes: int) -> None:
@@ -86,12 +87,17 @@ class Gateway:
                 await self._call(binding, values, scope, headers, receive, answer, request_id)
             else:
                 await self._page(scope, receive, answer)
-        except upload.ClientGone:
-            log.info("upload broken off by the client", request_id=request_id)
+        except ClientGone:
+            log.info("broken off by the client", route=route, request_id=request_id)
         except Exception as error:
             await self._fail(error, route, answer, request_id)
+        finally:
+            self._count(scope, route, answer, time.perf_counter() - begin, request_id)
+
+    def _count(
+        self, scope: Scope, route: str, answer: _Answer, seconds: float, request_id: str
+    ) -> None:
         _REQUESTS.labels(route, scope["method"], answer.code).inc()
-        seconds = time.perf_counter() - begin
         _SECONDS.labels(route).observe(seconds)
         if scope["method"] != "GET" or answer.code >= 400:
             log.info(
@@ -136,18 +142,28 @@ class Gateway:
     ) -> None:
         metadata = channels.metadata_of(headers, request_id)
         if binding.rpc.client_streaming:
-            upload.check_headers(headers, self._max_upload_bytes)
+            kind = upload.KINDS[binding.rpc.name]
+            upload.check_headers(kind, headers, self._max_upload_bytes)
+            opening = transcode.decode_request(binding, values, scope["query_string"], None)
             call = self._backends.upload(binding, metadata)
-            response = await upload.pass_on(call, values[0], receive, self._max_upload_bytes)
+            response = await upload.pass_on(call, opening, receive, self._max_upload_bytes, kind)
             await answer.json(200, transcode.encode(response))
             return
         body = await _read_json_body(headers, receive)
         request = transcode.decode_request(binding, values, scope["query_string"], body)
+        if binding.is_download:
+            call = self._backends.stream(binding, request, metadata)
+            describe = functools.partial(self._backends.describe, binding, values[0], metadata)
+            await download.send_file(call, describe, receive, answer.send)
+            return
         if binding.rpc.server_streaming:
             await self._stream(binding, request, headers, receive, answer, metadata, request_id)
             return
-        timeout = channels.timeout_seconds(headers)
-        response = await self._backends.unary(binding, request, timeout, metadata)
+        check = channels.is_check(request)
+        timeout = channels.timeout_seconds(headers, check=check)
+        work = self._backends.unary(binding, request, timeout, metadata)
+        # A check can take minutes of a whole machine; nobody may be waiting for it any more.
+        response = await (stream.unless_gone(work, receive) if check else work)
         await answer.json(200, transcode.encode(response))
 
     async def _stream(
@@ -167,7 +183,7 @@ class Gateway:
 
     async def _fail(self, error: Exception, route: str, answer: _Answer, request_id: str) -> None:
         code, headers, body = errors.answer(error, request_id)
-        if code >= 500:
+        if code >= 500 or answer.started:
             log.warning(
                 "request failed",
                 route=route,
@@ -177,6 +193,8 @@ class Gateway:
                 exc_info=code == 500,
             )
         if answer.started:
+            # Too late to say so: raised, it breaks the connection off.
+            answer.code = code
             raise error
         await answer.json(code, body, headers)
 
@@ -245,7 +263,7 @@ async def _read_json_body(headers: Headers, receive: Receive) -> bytes:
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise upload.ClientGone
+                    raise ClientGone
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > MAX_JSON_BYTES:

@@ -21,6 +21,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 60.0
+CHECK_TIMEOUT_SECONDS = 600.0
+"""Of a call that tries out on the real data what it is asked to do (`validate_only`)."""
 _HEALTH_TIMEOUT_SECONDS = 2.0
 _MAX_MESSAGE_BYTES = 64 << 20
 
@@ -58,6 +60,9 @@ class Backends:
                 request_serializer=binding.request.SerializeToString,
                 response_deserializer=binding.response.FromString,
             )
+        self._gets = {
+            (one.rpc.containing_service.full_name, one.rpc.name): one for one in self.bindings
+        }
         self._health = {
             service: channel.unary_unary(
                 "/grpc.health.v1.Health/Check",
@@ -89,6 +94,16 @@ class Backends:
         )
         return response
 
+    async def describe(self, binding: Binding, name: str, metadata: Metadata) -> Any:
+        """Gets the resource that a download is of: of DownloadExport, what GetExport answers.
+
+        Raises:
+            grpc.aio.AioRpcError: It failed.
+        """
+        service = binding.rpc.containing_service
+        get = self._gets[service.full_name, binding.rpc.name.replace("Download", "Get", 1)]
+        return await self.unary(get, get.request(name=name), DEFAULT_TIMEOUT_SECONDS, metadata)
+
     def stream(self, binding: Binding, request: Message, metadata: Metadata) -> Any:
         """Starts a server-streaming RPC; the call has `read()` and `cancel()`."""
         return self._calls[binding](request, metadata=metadata)
@@ -113,8 +128,13 @@ class Backends:
         return name
 
 
-def timeout_seconds(headers: Mapping[bytes, bytes]) -> float:
-    """Deadline of a unary call: 30 s, or what the caller asks for, up to 60 s.
+def is_check(request: Message) -> bool:
+    """Whether a request only asks to be tried out, which takes up to minutes."""
+    return bool(getattr(request, "validate_only", False))
+
+
+def timeout_seconds(headers: Mapping[bytes, bytes], *, check: bool = False) -> float:
+    """Deadline of a unary call: 30 s, or what the caller asks for, up to 60 s; of a check 600 s.
 
     Asked for by X-Request-Timeout (seconds) or grpc-timeout (gRPC's notation).
 
@@ -127,7 +147,7 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float:
     if text is None:
         text = headers.get(b"grpc-timeout")
         if text is None:
-            return DEFAULT_TIMEOUT_SECONDS
+            return CHECK_TIMEOUT_SECONDS if check else DEFAULT_TIMEOUT_SECONDS
         name = "grpc-timeout"
         unit = _UNITS.get(text[-1:].decode("latin-1"), 0.0)
         text = text[:-1]
@@ -138,7 +158,7 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float:
             + ("10" if name == "X-Request-Timeout" else "10S"),
             reason="BAD_TIMEOUT",
         )
-    return min(value, MAX_TIMEOUT_SECONDS)
+    return min(value, CHECK_TIMEOUT_SECONDS if check else MAX_TIMEOUT_SECONDS)
 
 
 def metadata_of(headers: Mapping[bytes, bytes], request_id: str) -> Metadata:

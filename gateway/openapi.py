@@ -17,7 +17,7 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from buf.validate import validate_pb2
-from gateway import upload
+from gateway import download, upload
 from gateway.routes import ANY, Binding
 
 Json = dict[str, Any]
@@ -58,6 +58,7 @@ _ERRORS = {
     "503": "A service is away; Retry-After says when to come back.",
     "504": "The answer took too long.",
 }
+_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 _ID_PATTERN = "^[a-z0-9-]{1,63}$"
 
 
@@ -136,6 +137,8 @@ def _operation(
     }
     if rpc.client_streaming or binding.body:
         _add_body(operation, binding, schemas)
+    if binding.is_download:
+        return operation | {"responses": operation["responses"] | {"200": _file()}}
     result = schemas.message(rpc.output_type)
     if rpc.server_streaming:
         operation["description"] += (
@@ -162,14 +165,31 @@ def _operation(
     return operation
 
 
+def _file() -> Json:
+    """The answer that is a file."""
+    return {
+        "description": "The file itself. If it fails half way the connection is broken off.",
+        "headers": {
+            "Content-Disposition": {
+                "description": "The name to save it under.",
+                "schema": {"type": "string"},
+            },
+            "Content-Length": {
+                "description": "Its size in bytes.",
+                "schema": {"type": "integer"},
+            },
+        },
+        "content": dict.fromkeys(download.CONTENT_TYPES, _BINARY),
+    }
+
+
 def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
     rpc = binding.rpc
     codes: tuple[str, ...] = ("413", "415")
     if rpc.client_streaming:
         codes = ("408", *codes)
         operation["description"] += " The body is streamed; the gateway never holds it whole."
-        archive = {"schema": {"type": "string", "format": "binary"}}
-        content = dict.fromkeys(upload.CONTENT_TYPES, archive)
+        content = dict.fromkeys(upload.KINDS[rpc.name].content_types, _BINARY)
         operation["requestBody"] = {"required": True, "content": content}
     else:
         whole = binding.body == "*"
@@ -188,10 +208,17 @@ def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
 
 
 def _query(binding: Binding, schemas: _Schemas, texts: dict[str, str]) -> Iterator[Json]:
-    if binding.body == "*" or binding.rpc.client_streaming:
+    if binding.body == "*" or binding.query is None:
         return
-    taken = {v.path.partition(".")[0] for v in binding.template.variables} | {binding.body}
-    for name, field in _leaves(binding.rpc.input_type, "", taken):
+    message: Descriptor | None = binding.rpc.input_type
+    if binding.query:
+        message = binding.rpc.input_type.fields_by_name[binding.query].message_type
+    assert message is not None
+    inside = f"{binding.query}." if binding.query else ""
+    taken = {v.path.removeprefix(inside).partition(".")[0] for v in binding.template.variables} | {
+        binding.body
+    }
+    for name, field in _leaves(message, "", taken):
         yield {
             "name": name,
             "in": "query",

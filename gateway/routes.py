@@ -19,11 +19,13 @@ from google.protobuf.message import Message
 
 from detflow.v1 import (
     dataset_pb2,
+    export_pb2,
     metrics_pb2,
     preprocess_pb2,
     project_pb2,
     trainer_pb2,
     version_pb2,
+    weights_pb2,
 )
 
 SERVICES: dict[str, tuple[ServiceDescriptor, ...]] = {
@@ -35,15 +37,24 @@ SERVICES: dict[str, tuple[ServiceDescriptor, ...]] = {
         dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
         preprocess_pb2.DESCRIPTOR.services_by_name["PreprocessService"],
     ),
-    "trainer": (trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"],),
+    "trainer": (
+        trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+        export_pb2.DESCRIPTOR.services_by_name["ExportService"],
+        weights_pb2.DESCRIPTOR.services_by_name["WeightsService"],
+    ),
     "metrics": (metrics_pb2.DESCRIPTOR.services_by_name["MetricsService"],),
 }
 """Which process serves which gRPC services."""
 
 METHODS = ("get", "put", "post", "delete", "patch")
 ANY = "*"
-UPLOAD_TEMPLATE = "/v1/{parent=projects/*}/uploads"
-"""The one route without an annotation, which cannot describe a raw body (see dataset.proto)."""
+UPLOADS = {
+    "UploadArchive": "/v1/{parent=projects/*}/uploads",
+    "UploadWeights": "/v1/{header.parent=projects/*}/weights",
+}
+"""The routes without an annotation, which cannot describe a raw body (see the protos)."""
+RAW = "google.api.HttpBody"
+"""What an RPC streams that answers with a raw body."""
 _VARIABLE = re.compile(r"\{([a-z0-9_.]+)(?:=([^{}]+))?\}")
 # What a path part may never hold once decoded: separators, one more layer of encoding, controls.
 _UNSAFE = re.compile(r"[/\\%\x00-\x1f\x7f]")
@@ -94,6 +105,21 @@ class Binding:
         """Path of the RPC on the wire."""
         return f"/{self.rpc.containing_service.full_name}/{self.rpc.name}"
 
+    @property
+    def is_download(self) -> bool:
+        """Whether the answer is a raw body."""
+        return self.rpc.server_streaming and self.rpc.output_type.full_name == RAW
+
+    @property
+    def query(self) -> str | None:
+        """Where query parameters go: "" for the request, a field of it, or None for nowhere.
+
+        Of an upload they go beside the path variable, if that is in a message of its own.
+        """
+        if not self.rpc.client_streaming:
+            return ""
+        return self.template.variables[0].path.rpartition(".")[0] or None
+
 
 def parse_template(text: str) -> Template:
     """Parses a path template such as `/v1/{name=projects/*}:stop`.
@@ -132,11 +158,11 @@ def parse_template(text: str) -> Template:
 
 def bindings() -> Iterator[Binding]:
     """All RPCs that have a route, in the order of the protos."""
-    upload = SERVICES["preprocess"][0].methods_by_name["UploadArchive"]
-    yield _bind("preprocess", upload, "post", UPLOAD_TEMPLATE, "")
     for service, descriptors in SERVICES.items():
         for descriptor in descriptors:
             for rpc in descriptor.methods:
+                if rpc.name in UPLOADS:
+                    yield _bind(service, rpc, "post", UPLOADS[rpc.name], "")
                 rule = rpc.GetOptions().Extensions[annotations_pb2.http]
                 for one in (rule, *rule.additional_bindings):
                     http_method = one.WhichOneof("pattern")

@@ -9,8 +9,8 @@ nothing will follow, so don't reconnect.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 import grpc
 import orjson
@@ -21,15 +21,22 @@ from gateway import errors, transcode
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+T = TypeVar("T")
+
 FIRST_MESSAGE_SECONDS = 2.0
 """How long the headers wait for a first message: what fails at once is an ordinary HTTP error."""
 
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
+"""What a call's `read()` returns behind its last message."""
 HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+class ClientGone(Exception):
+    """The client closed the connection; there is nobody to answer."""
 
 
 def resume(request: Any, headers: Mapping[bytes, bytes]) -> None:
@@ -66,7 +73,7 @@ async def send_events(
     Raises:
         grpc.aio.AioRpcError: The call failed before anything was sent.
     """
-    gone = asyncio.create_task(_disconnected(receive))
+    gone = asyncio.create_task(disconnected(receive))
     drain = asyncio.create_task(draining.wait())
     reading: asyncio.Task[Any] | None = None
     started = False
@@ -112,11 +119,31 @@ def _outcome(reading: asyncio.Task[Any], started: bool, request_id: str) -> tupl
         status = errors.status_of(error, request_id)
         value = errors.body_of(status, errors.http_of(status))
         return _frame("error", orjson.dumps(value)), True
-    if message is _EOF:
+    if message is EOF:
         return _frame("end", b"{}"), True
     return event(message), False
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Waits until the client has closed the connection; what it still sends is dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Awaits `work`, and cancels it when the client leaves.
+
+    Raises:
+        ClientGone: The client left first.
+    """
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)

@@ -34,7 +34,7 @@ def decode_request(
     """Builds the RPC's request.
 
     Args:
-        binding: The route.
+        binding: The route; of an upload this makes its first message.
         values: Path variables in the order of the template.
         query: Raw query string.
         body: Raw JSON body; None or empty for none.
@@ -202,11 +202,13 @@ def _parse_query(binding: Binding, query: bytes) -> dict[str, Any]:
 
 def _query_field(binding: Binding, key: str) -> tuple[list[str], FieldDescriptor]:
     """Resolves a query parameter to its path of JSON names, and the leaf field."""
+    if binding.query is None:
+        raise _bad_parameter(key, "UNKNOWN_FIELD", "is not known; this route takes none")
     message: Descriptor | None = binding.rpc.input_type
     path: list[str] = []
     names: list[str] = []
     field: FieldDescriptor | None = None
-    for name in key.split("."):
+    for name in (binding.query + "." + key if binding.query else key).split("."):
         if message is None or (field is not None and field.is_repeated):
             raise _bad_parameter(key, "UNKNOWN_FIELD", "is no field of the request")
         field = diagnose.field_named(message, name)

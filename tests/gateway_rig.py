@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 
 from detflow.interceptors import Boundary
-from detflow.v1 import dataset_pb2
 from gateway.__main__ import Server, listen
 from gateway.app import Gateway
 from gateway.backends import Backends
@@ -56,7 +55,7 @@ class Backend:
                     return await reply(request, context)
                 if rpc.client_streaming:
                     num_bytes = sum([len(one.chunk) async for one in request])
-                    return dataset_pb2.Upload(size_bytes=num_bytes)
+                    return response_type(size_bytes=num_bytes)
                 return echo(request, response_type())
             except asyncio.CancelledError:
                 self.cancelled.set()

@@ -1,5 +1,6 @@
 """Every route through a real gateway to a real gRPC server."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -39,6 +40,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "CreateVersion": {"dataset": "projects/x1/datasets/d1"},
     "UpdateVersion": {"displayName": "new"},
     "CreateDataset": {"dataset": {"displayName": "d"}, "upload": "projects/x1/uploads/u1"},
+    "CreateExport": {"format": "ONNX"},
 }
 QUERIES = {"CreateProject": {"projectId": "shapes"}}
 
@@ -63,7 +65,7 @@ async def reach(rig: Rig, binding: Binding) -> None:
         **arguments,
     )
     assert answer.status_code == 200, answer.text
-    name, request, _ = rig.backend.calls[-1]
+    name, request, _ = rig.backend.calls[-2 if binding.is_download else -1]
     assert name == binding.rpc.name
     if binding.rpc.client_streaming:
         return
@@ -98,6 +100,22 @@ async def test_patch_without_mask_names_the_fields_of_the_body(rig: Rig) -> None
     assert (request.version.name, request.version.etag) == ("projects/p/versions/v", "e1")
     await rig.http.patch(V, params={"updateMask": "displayName"}, json=body)
     assert list(rig.backend.calls[-1][1].update_mask.paths) == ["display_name"]
+
+
+async def test_patch_of_a_training_names_its_priority(rig: Rig) -> None:
+    path = f"{V}/trainings/t"
+    assert (await rig.http.patch(path, json={"priority": 5, "state": "QUEUED"})).status_code == 200
+    request = rig.backend.calls[-1][1]
+    assert request == trainer_pb2.UpdateTrainingRequest(
+        training=training_pb2.Training(
+            name=path[4:], priority=5, state=training_pb2.Training.QUEUED
+        ),
+        update_mask={"paths": ["priority"]},  # type: ignore[arg-type]
+    )
+    await rig.http.patch(path, params={"updateMask": "priority"}, json={"priority": 0})
+    assert list(rig.backend.calls[-1][1].update_mask.paths) == ["priority"]
+    refused = await rig.http.patch(path, json={"priority": 101})
+    assert details(refused, "BadRequest")["fieldViolations"][0]["field"] == "training.priority"
 
 
 async def test_korean_and_emoji_survive_both_ways(rig: Rig) -> None:
@@ -307,6 +325,48 @@ async def test_deadline_and_trace_and_request_id_reach_the_service(rig: Rig) -> 
     assert (
         await rig.http.get("/v1/models", headers={"x-request-timeout": "soon"})
     ).status_code == 400
+
+
+CHECK = f"{V}/trainings?validateOnly=true"
+
+
+async def test_check_of_a_training_may_take_ten_minutes(rig: Rig) -> None:
+    seen: list[float] = []
+
+    async def reply(request: Any, context: Any) -> Any:
+        seen.append(context.time_remaining())
+        return request.training
+
+    rig.backend.replies["StartTraining"] = reply
+    for path, headers in (
+        (CHECK, {}),
+        (CHECK, {"x-request-timeout": "3600"}),
+        (CHECK, {"x-request-timeout": "90"}),
+        (f"{V}/trainings", {}),
+    ):
+        answer = await rig.http.post(path, json={"model": "yolov8n"}, headers=headers)
+        assert answer.json()["model"] == "yolov8n"
+    for value, limit in zip(seen, (600, 600, 90, 30), strict=True):
+        assert limit - 5 < value < limit + 2  # the service's clock starts later
+
+
+async def test_check_ends_when_its_caller_leaves(rig: Rig) -> None:
+    began = asyncio.Event()
+
+    async def reply(_request: Any, _context: Any) -> Any:
+        began.set()
+        await asyncio.Event().wait()
+
+    rig.backend.replies["StartTraining"] = reply
+    _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(
+        f"POST {CHECK} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: 2\r\n\r\n{}".encode()
+    )
+    await began.wait()
+    writer.close()
+    async with asyncio.timeout(5):
+        await rig.backend.cancelled.wait()
 
 
 async def test_slow_service_is_504(rig: Rig) -> None:

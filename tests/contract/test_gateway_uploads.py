@@ -1,4 +1,4 @@
-"""Archives through a real gateway: streamed, bounded, broken off, refused early."""
+"""Archives and weights through a real gateway: streamed, bounded, broken off, refused early."""
 
 import asyncio
 import hashlib
@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from detflow import errors
-from detflow.v1 import dataset_pb2
+from detflow.v1 import dataset_pb2, weights_pb2
 from gateway import app, upload
 from tests.gateway_rig import Rig, details, running
 
 PATH = "/v1/projects/p/uploads"
+WEIGHTS = "/v1/projects/p/weights"
+BYTES = {"content-type": "application/octet-stream"}
 ZIP = {"content-type": "application/zip"}
 MIB = 1 << 20
 
@@ -70,6 +72,62 @@ async def test_wrong_type_is_415_and_too_large_is_413(rig: Rig) -> None:
     assert not rig.backend.calls
     real = await rig.http.post(PATH, content=blocks(101, MIB), headers=ZIP)
     assert real.status_code == 413
+
+
+async def test_weights_are_named_by_the_query_and_arrive_whole(rig: Rig) -> None:
+    first: list[Any] = []
+
+    async def receive(requests: Any, _context: Any) -> Any:
+        digest, num_bytes = hashlib.sha256(), 0
+        async for one in requests:
+            digest.update(one.chunk)
+            num_bytes += len(one.chunk)
+            if one.HasField("header"):
+                first.append(one.header)
+            elif one.HasField("size_bytes"):
+                assert one.size_bytes == num_bytes
+        return weights_pb2.Weights(sha256=digest.hexdigest(), size_bytes=num_bytes)
+
+    rig.backend.replies["UploadWeights"] = receive
+    content = bytes(range(256)) * 8192
+    answer = await rig.http.post(
+        WEIGHTS, params={"displayName": "첫 가중치.pt"}, content=content, headers=BYTES
+    )
+    assert answer.json()["sha256"] == hashlib.sha256(content).hexdigest()
+    assert first == [
+        weights_pb2.UploadWeightsHeader(parent="projects/p", display_name="첫 가중치.pt")
+    ]
+    await rig.http.post(WEIGHTS, params={"display_name": "b"}, content=b"", headers=BYTES)
+    assert first[1].display_name == "b"
+
+
+async def test_weights_have_the_limits_of_archives(rig: Rig) -> None:
+    json_body = await rig.http.post(WEIGHTS, json={"displayName": "a"})
+    assert json_body.status_code == 415
+    assert "send the weights file itself" in json_body.text
+    large = await rig.http.post(WEIGHTS, content=b"x" * (100 * MIB + 1), headers=BYTES)
+    assert (large.status_code, details(large, "ErrorInfo")["reason"]) == (413, "WEIGHTS_LIMIT")
+    long_name = await rig.http.post(
+        WEIGHTS, params={"displayName": "x" * 64}, content=b"PK", headers=BYTES
+    )
+    assert long_name.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        (PATH, "displayName"),
+        (PATH, "chunk"),
+        (PATH, "sizeBytes"),
+        (WEIGHTS, "chunk"),
+        (WEIGHTS, "parent"),
+        (WEIGHTS, "header.displayName"),
+    ],
+)
+async def test_uploads_take_no_other_query(rig: Rig, path: str, key: str) -> None:
+    answer = await rig.http.post(path, params={key: "1"}, content=b"PK", headers=BYTES)
+    assert details(answer, "ErrorInfo")["reason"] == "BAD_QUERY"
+    assert not rig.backend.calls
 
 
 async def test_early_refusal_of_the_service_is_the_answer(rig: Rig) -> None:

@@ -209,6 +209,12 @@ def test_document_is_valid_and_complete() -> None:
     assert list(watch["responses"]["200"]["content"]) == ["text/event-stream"]
     assert "Last-Event-ID" in {one["name"] for one in watch["parameters"]}
     assert "application/zip" in operations["UploadArchive"]["requestBody"]["content"]
+    weights = operations["UploadWeights"]
+    assert next(iter(weights["requestBody"]["content"])) == "application/octet-stream"
+    assert [(p["name"], p["in"]) for p in weights["parameters"]][1:] == [("displayName", "query")]
+    file = operations["DownloadExport"]["responses"]["200"]
+    assert file["content"]["application/octet-stream"]["schema"]["format"] == "binary"
+    assert "api.HttpBody" not in document["components"]["schemas"]
     for name, schema in document["components"]["schemas"].items():
         if name not in ("Error", "rpc.Status"):
             for value in schema.get("properties", {}).values():

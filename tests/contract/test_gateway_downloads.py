@@ -1,0 +1,208 @@
+"""Exported files through a real gateway: whole, named, held back, broken off."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from google.api import httpbody_pb2
+
+from detflow import errors
+from detflow.v1 import common_pb2, export_pb2
+from gateway import download
+from tests.gateway_rig import Rig, details, running
+
+PATH = "/v1/projects/p/versions/v/trainings/t/exports/e:download"
+MIB = 1 << 20
+CHUNKS = [bytes([number]) * (MIB // 4) for number in range(40)]
+CONTENT = b"".join(CHUNKS)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with running() as one:
+        yield one
+
+
+def offer(rig: Rig, *, size_bytes: int = len(CONTENT), name: str = "cells-yolov8n.onnx") -> None:
+    """Makes GetExport describe a file."""
+
+    async def reply(request: Any, _context: Any) -> Any:
+        stored = common_pb2.StoredObject(key="k", size_bytes=size_bytes, sha256="0" * 64)
+        return export_pb2.Export(name=request.name, file_name=name, object=stored)
+
+    rig.backend.replies["GetExport"] = reply
+
+
+def body(data: bytes, kind: str = "application/octet-stream") -> httpbody_pb2.HttpBody:
+    return httpbody_pb2.HttpBody(content_type=kind, data=data)
+
+
+async def whole(_request: Any, _context: Any) -> AsyncIterator[Any]:
+    for chunk in CHUNKS:
+        yield body(chunk)
+
+
+async def test_file_arrives_whole_with_its_name_type_and_size(rig: Rig) -> None:
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = whole
+    answer = await rig.http.get(PATH, headers={"x-request-id": "r1"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-length"] == str(len(CONTENT))
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["content-disposition"] == (
+        "attachment; filename=\"cells-yolov8n.onnx\"; filename*=UTF-8''cells-yolov8n.onnx"
+    )
+    assert hashlib.sha256(answer.content).digest() == hashlib.sha256(CONTENT).digest()
+    assert [(name, metadata["x-request-id"]) for name, _, metadata in rig.backend.calls] == [
+        ("DownloadExport", "r1"),
+        ("GetExport", "r1"),
+    ]
+    assert rig.backend.calls[1][1].name == PATH.removeprefix("/v1/").removesuffix(":download")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "encoded"),
+    [
+        ("첫 모델.onnx", "_ __.onnx", "%EC%B2%AB%20%EB%AA%A8%EB%8D%B8.onnx"),
+        ('a"b;c.zip', "a_b_c.zip", "a%22b%3Bc.zip"),
+        ("../../etc/passwd", "_.._etc_passwd", "_.._etc_passwd"),
+        ("a\r\nset-cookie: x", "a__set-cookie_ x", "a__set-cookie%3A%20x"),
+        ("", "download", "download"),
+    ],
+)
+def test_file_name_can_neither_leave_its_folder_nor_its_header(
+    name: str, plain: str, encoded: str
+) -> None:
+    value = download.disposition(name)
+    assert value == f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
+    assert re.fullmatch(r"[\x20-\x7e]+", value)
+
+
+async def test_odd_media_type_is_plain_bytes(rig: Rig) -> None:
+    async def reply(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield body(b"x", "text/html; charset=utf-8\r\nset-cookie: a")
+
+    offer(rig, size_bytes=1)
+    rig.backend.replies["DownloadExport"] = reply
+    answer = await rig.http.get(PATH)
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert "set-cookie" not in answer.headers
+
+
+async def test_file_of_unknown_size_is_sent_in_chunks(rig: Rig) -> None:
+    rig.backend.replies["DownloadExport"] = whole
+    answer = await rig.http.get(PATH)
+    assert answer.headers["transfer-encoding"] == "chunked"
+    assert answer.content == CONTENT
+
+
+async def test_what_fails_at_once_is_an_ordinary_error(rig: Rig) -> None:
+    async def reply(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        raise errors.FailedPrecondition("is RUNNING; wait", reason="EXPORT_NOT_READY")
+        yield
+
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = reply
+    answer = await rig.http.get(PATH)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == "application/json"
+    assert details(answer, "ErrorInfo")["reason"] == "EXPORT_NOT_READY"
+    assert "content-disposition" not in answer.headers
+
+
+async def damaged(_request: Any, _context: Any) -> AsyncIterator[Any]:
+    for chunk in CHUNKS[:20]:
+        yield body(chunk)
+    raise errors.DataLoss("its hash is another")
+
+
+async def short(_request: Any, _context: Any) -> AsyncIterator[Any]:
+    for chunk in CHUNKS[:20]:
+        yield body(chunk)
+
+
+@pytest.mark.parametrize(
+    ("reply", "known"),
+    [(damaged, True), (damaged, False), (short, True)],
+    ids=["error", "error, size unknown", "too short"],
+)
+async def test_failure_half_way_breaks_the_connection_off(
+    rig: Rig, reply: Any, known: bool
+) -> None:
+    if known:
+        offer(rig)
+    rig.backend.replies["DownloadExport"] = reply
+    with pytest.raises(httpx.RemoteProtocolError):
+        await rig.http.get(PATH)
+    assert (await rig.http.get("/healthz")).status_code == 200
+    figures = (await rig.http.get("/metrics")).text
+    assert re.search(r'requests_total\{code="500",method="GET",route="DownloadExport"\}', figures)
+
+
+async def begin(rig: Rig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1 << 16)
+    writer.write(f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    return reader, writer
+
+
+async def test_client_that_does_not_read_stops_the_service_and_one_that_leaves_ends_it(
+    rig: Rig,
+) -> None:
+    blocked, sent = asyncio.Event(), 0
+
+    async def flood(_request: Any, context: Any) -> AsyncIterator[Any]:
+        nonlocal sent
+        while True:
+            write = asyncio.ensure_future(context.write(body(bytes(MIB))))
+            done, _ = await asyncio.wait({write}, timeout=1)
+            if not done:
+                blocked.set()
+            await write
+            sent += 1
+        yield
+
+    offer(rig, size_bytes=1 << 40)
+    rig.backend.replies["DownloadExport"] = flood
+    reader, writer = await begin(rig)
+    async with asyncio.timeout(30):
+        await blocked.wait()
+    assert sent < 32  # what sockets and flow-control windows hold
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        await rig.backend.cancelled.wait()
+    del reader
+
+
+async def test_client_that_leaves_while_the_service_is_silent_ends_the_call(rig: Rig) -> None:
+    async def silent(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield body(b"x")
+        await asyncio.Event().wait()
+
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = silent
+    reader, writer = await begin(rig)
+    await reader.readuntil(b"\r\n\r\nx")
+    writer.close()
+    async with asyncio.timeout(5):
+        await rig.backend.cancelled.wait()
+
+
+async def test_service_that_stalls_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "IDLE_SECONDS", 0.1)
+
+    async def silent(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    rig.backend.replies["DownloadExport"] = silent
+    answer = await rig.http.get(PATH)
+    assert answer.status_code == 504
+    assert details(answer, "ErrorInfo")["reason"] == "DOWNLOAD_STALLED"
+    await rig.backend.cancelled.wait()
