@@ -15,6 +15,7 @@ from detflow import channels
 from detflow.errors import not_found
 from detflow.events import Bus, Header
 from detflow.interceptors import Boundary
+from detflow.projects import Projects
 from detflow.server import Service
 from detflow.settings import Settings
 from detflow.v1 import (
@@ -30,7 +31,6 @@ from detflow.v1 import (
 )
 from services.preprocess.__main__ import MIGRATIONS, serve
 from services.preprocess.archive import Limits
-from services.preprocess.projects import Projects
 
 PROJECT = "projects/p"
 

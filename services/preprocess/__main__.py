@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from detflow import channels
+from detflow.projects import Projects
+from detflow.scratch import Scratch
 from detflow.server import Service, run
 from detflow.tasks import cancel_all
 from detflow.v1 import project_pb2_grpc
@@ -14,8 +16,6 @@ from services.preprocess.garbage import GarbageCollector
 from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline
 from services.preprocess.pool import WorkerPool
-from services.preprocess.projects import Projects
-from services.preprocess.scratch import Scratch
 from services.preprocess.service import DatasetService, PreprocessService
 
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -18,6 +18,7 @@ from detflow.errors import DetflowError, InvalidArgument, failure
 from detflow.events import Bus
 from detflow.names import new_id
 from detflow.postgres import Database
+from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from services.preprocess import store as sql
@@ -49,7 +50,6 @@ from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import refusal
 from services.preprocess.pool import WorkerPool
 from services.preprocess.progress import ProgressReporter
-from services.preprocess.scratch import Scratch
 
 log = telemetry.get_logger(__name__)
 

@@ -21,6 +21,7 @@ from detflow.errors import DetflowError, FailedPrecondition, failure
 from detflow.events import Bus
 from detflow.names import new_id, project_of
 from detflow.postgres import Database
+from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.version_pb2 import Recipe
@@ -41,7 +42,6 @@ from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import transform_of
 from services.preprocess.pool import WorkerPool
 from services.preprocess.progress import ProgressReporter
-from services.preprocess.scratch import Scratch
 from services.preprocess.split import TooFewImages, assign
 
 log = telemetry.get_logger(__name__)

@@ -22,6 +22,8 @@ from detflow.errors import (
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
+from detflow.projects import Projects
+from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.tasks import Bell, wait
 from detflow.v1 import (
@@ -43,8 +45,6 @@ from services.preprocess.messages import (
     upload_message,
     wanted_format,
 )
-from services.preprocess.projects import Projects
-from services.preprocess.scratch import Scratch
 
 log = telemetry.get_logger(__name__)
 

@@ -14,10 +14,10 @@ import pytest
 from detflow import channels
 from detflow.events import Bus
 from detflow.postgres import Database
+from detflow.scratch import Scratch
 from detflow.v1 import dataset_pb2, dataset_pb2_grpc, preprocess_pb2_grpc, version_pb2
 from services.preprocess import bundle_store, store
 from services.preprocess.pool import WorkerDied, WorkerPool
-from services.preprocess.scratch import Scratch
 from tests.preprocess_rig import (
     PROJECT,
     DatasetState,
