@@ -8,6 +8,8 @@ Example:
         for message in client.trainings.watch(training.name):
             print(message)
         print(client.metrics.evaluations(training.name))
+        export = client.exports.wait(client.exports.create(training.name, format="onnx").name)
+        client.exports.download(export.name, "cells.onnx")
 
 Every call raises the errors of `detflow.errors`.
 """
@@ -19,10 +21,13 @@ from typing import Self
 
 from detflow.client.connection import Connection
 from detflow.client.datasets import Datasets
+from detflow.client.exports import Exports
+from detflow.client.hyperparameters import schema_of
 from detflow.client.metrics import Metrics
 from detflow.client.projects import Projects
 from detflow.client.trainings import Trainings
 from detflow.client.versions import Versions
+from detflow.client.weights import Weights
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc
 
 __all__ = ["Client"]
@@ -44,6 +49,8 @@ class Client:
         datasets: Labelled images.
         versions: Datasets frozen with a split and a recipe.
         trainings: Models being trained.
+        exports: Trained models as files.
+        weights: Files that trainings begin with.
         metrics: What was measured.
 
     Raises:
@@ -59,6 +66,8 @@ class Client:
         self.datasets = Datasets(self._connection)
         self.versions = Versions(self._connection)
         self.trainings = Trainings(self._connection)
+        self.exports = Exports(self._connection)
+        self.weights = Weights(self._connection)
         self.metrics = Metrics(self._connection)
 
     def models(self) -> Sequence[trainer_pb2.Model]:
@@ -66,11 +75,20 @@ class Client:
         stub = trainer_pb2_grpc.TrainerServiceStub(self._connection.channel("trainer"))
         return self._connection.call(stub.ListModels, trainer_pb2.ListModelsRequest()).models
 
-    def hyperparameters(self) -> Sequence[trainer_pb2.Hyperparameter]:
-        """Lists the advanced hyper-parameters: type, range, defaults and help."""
+    def hyperparameters(self, family: str = "") -> Sequence[trainer_pb2.Hyperparameter]:
+        """Lists the advanced hyper-parameters: type, range, defaults and help.
+
+        Args:
+            family: Only those with an effect in this model family, with the ranges it allows; ""
+                lists all, with the ranges of single families beside them.
+
+        Raises:
+            InvalidArgument: There is no such family.
+        """
         stub = trainer_pb2_grpc.TrainerServiceStub(self._connection.channel("trainer"))
         request = trainer_pb2.GetHyperparameterSchemaRequest()
-        return self._connection.call(stub.GetHyperparameterSchema, request).hyperparameters
+        schema = self._connection.call(stub.GetHyperparameterSchema, request).hyperparameters
+        return schema_of(schema, family) if family else schema
 
     def close(self) -> None:
         """Closes the connection; running watches end."""

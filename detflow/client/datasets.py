@@ -2,19 +2,17 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from collections.abc import Iterator, Sequence
 
 from detflow.client import archive
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.errors import DetflowError, InvalidArgument, NotFound, Unavailable, from_status
+from detflow.client.upload import OnProgress, upload
+from detflow.errors import NotFound, from_status
 from detflow.names import MAX_NAME_LENGTH, check_display_name
-from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
+from detflow.v1 import dataset_pb2, dataset_pb2_grpc
 
-_CHUNK_BYTES = 1 << 20
-_UPLOAD_SECONDS = 6 * 3600.0
-_UPLOAD_ATTEMPTS = 3
+_Part = dataset_pb2.UploadArchiveRequest
 
 
 class Datasets:
@@ -31,7 +29,7 @@ class Datasets:
         project: str = DEFAULT_PROJECT,
         name: str = "",
         skip_invalid: bool = False,
-        progress: Callable[[common_pb2.Progress], None] | None = None,
+        progress: OnProgress | None = None,
     ) -> dataset_pb2.Dataset:
         """Imports a zip archive, a folder or a URL, and waits until it is done.
 
@@ -53,13 +51,22 @@ class Datasets:
         name = name or archive.default_name(text)[:MAX_NAME_LENGTH]
         check_display_name(name, "name")  # not only after a long upload
         with archive.opened(text) as file:
-            upload = self._upload(file, project, progress)
+            uploaded = upload(
+                self._connection,
+                self._stub.UploadArchive,
+                file,
+                opening=_Part(parent=f"projects/{project}"),
+                chunk=lambda data: _Part(chunk=data),
+                ending=lambda size: _Part(size_bytes=size),
+                noun="archive",
+                progress=progress,
+            )
         dataset = self._connection.call(
             self._stub.CreateDataset,
             dataset_pb2.CreateDatasetRequest(
                 parent=f"projects/{project}",
                 dataset=dataset_pb2.Dataset(display_name=name),
-                upload=upload.name,
+                upload=uploaded.name,
                 skip_invalid=skip_invalid,
                 request_id=str(uuid.uuid4()),
             ),
@@ -122,54 +129,3 @@ class Datasets:
             return response.datasets, response.next_page_token
 
         return pages(fetch)
-
-    def _upload(
-        self,
-        file: IO[bytes],
-        project: str,
-        progress: Callable[[common_pb2.Progress], None] | None,
-    ) -> dataset_pb2.Upload:
-        num_total = os.fstat(file.fileno()).st_size
-
-        unreadable: list[OSError] = []
-
-        def read() -> bytes:
-            # gRPC keeps to itself what was wrong with the parts.
-            try:
-                return file.read(_CHUNK_BYTES)
-            except OSError as error:
-                unreadable.append(error)
-                raise
-
-        def parts() -> Iterator[dataset_pb2.UploadArchiveRequest]:
-            yield dataset_pb2.UploadArchiveRequest(parent=f"projects/{project}")
-            while chunk := read():
-                yield dataset_pb2.UploadArchiveRequest(chunk=chunk)
-                if progress is not None:
-                    num_done = file.tell()
-                    progress(
-                        common_pb2.Progress(
-                            stage="upload",
-                            num_done=num_done,
-                            num_total=num_total,
-                            percent=100.0 * num_done / max(num_total, 1),
-                        )
-                    )
-            yield dataset_pb2.UploadArchiveRequest(size_bytes=file.tell())
-
-        for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
-            file.seek(0)
-            try:
-                with self._connection.translated():
-                    return self._stub.UploadArchive(parts(), timeout=_UPLOAD_SECONDS)
-            except Unavailable as error:
-                if attempt == _UPLOAD_ATTEMPTS or error.reason == "UNREACHABLE":
-                    raise
-            except DetflowError as error:
-                if not unreadable:
-                    raise
-                raise InvalidArgument(
-                    f"the archive cannot be read to its end ({unreadable[0].strerror})",
-                    reason="UNREADABLE_FILE",
-                ) from error
-        raise AssertionError("the last attempt returns or raises")

@@ -3,12 +3,13 @@
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
-from detflow.client.connection import Connection, pages
+from detflow.client.connection import DEADLINE_SECONDS, Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.versions import Versions
-from detflow.errors import NotFound
+from detflow.errors import InvalidArgument, NotFound
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2
 
 LIVE_STATES = (
@@ -25,6 +26,8 @@ STOP_MODES = {
     "discard": training_pb2.STOP_MODE_DISCARD,
 }
 """Ways to stop: keep the checkpoint, measure what there is, give up."""
+
+_CHECK_SECONDS = 600.0
 
 
 class Trainings:
@@ -43,6 +46,11 @@ class Trainings:
         batch_size: int | None = None,
         epochs: int | None = None,
         hyperparameters: Mapping[str, float | bool | str] | None = None,
+        priority: int = 0,
+        warm_start: str = "",
+        num_nodes: int = 0,
+        num_devices: int = 0,
+        validate_only: bool = False,
     ) -> training_pb2.Training:
         """Starts a training of a READY version; it returns at once, in QUEUED.
 
@@ -52,6 +60,13 @@ class Trainings:
             batch_size: Images per step; by default 16.
             epochs: Passes over the training split; by default 200.
             hyperparameters: Advanced ones by name, see `Client.hyperparameters`.
+            priority: Among the trainings that wait, higher goes first; -100 to 100.
+            warm_start: Weights to begin with instead of random ones: resource name of another
+                training of the project, or of uploaded weights.
+            num_nodes: Machines that train it together; 0 means 1.
+            num_devices: GPUs (processes, without any) per machine; 0 means 1.
+            validate_only: Only try it, on the real data, which takes up to minutes; nothing is
+                queued, and `preflight` of the answer says what was found.
 
         Raises:
             FailedPrecondition: The version is not ready.
@@ -61,12 +76,38 @@ class Trainings:
         values = Struct()
         values.update(dict(hyperparameters or {}))
         training = training_pb2.Training(
-            model=model, batch_size=batch_size, epochs=epochs, hyperparameters=values
+            model=model,
+            batch_size=batch_size,
+            epochs=epochs,
+            hyperparameters=values,
+            priority=priority,
         )
+        if warm_start:
+            training.warm_start.CopyFrom(_warm_start(warm_start))
+        if num_nodes or num_devices:
+            training.resources.num_nodes = num_nodes
+            training.resources.num_devices_per_node = num_devices
+        request = trainer_pb2.StartTrainingRequest(
+            parent=version,
+            training=training,
+            request_id="" if validate_only else str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        seconds = _CHECK_SECONDS if validate_only else DEADLINE_SECONDS
+        return self._connection.call(self._stub.StartTraining, request, seconds=seconds)
+
+    def update(self, name: str, *, priority: int) -> training_pb2.Training:
+        """Changes the priority of a training that waits.
+
+        Raises:
+            FailedPrecondition: It waits no more.
+            InvalidArgument: The priority is not in -100 to 100.
+        """
         return self._connection.call(
-            self._stub.StartTraining,
-            trainer_pb2.StartTrainingRequest(
-                parent=version, training=training, request_id=str(uuid.uuid4())
+            self._stub.UpdateTraining,
+            trainer_pb2.UpdateTrainingRequest(
+                training=training_pb2.Training(name=name, priority=priority),
+                update_mask=FieldMask(paths=["priority"]),
             ),
         )
 
@@ -136,3 +177,15 @@ class Trainings:
             return response.trainings, response.next_page_token
 
         return pages(fetch)
+
+
+def _warm_start(name: str) -> training_pb2.WarmStart:
+    parts = name.split("/")
+    if len(parts) == 4 and parts[2] == "weights":
+        return training_pb2.WarmStart(weights=name)
+    if len(parts) == 6 and parts[4] == "trainings":
+        return training_pb2.WarmStart(training=name)
+    raise InvalidArgument(
+        f"warm_start {name!r} must be the resource name of a training or of uploaded weights",
+        reason="BAD_NAME",
+    )
