@@ -1,9 +1,7 @@
-"""The YOLO models in the worker, without the process around them."""
+"""The training loop and its networks, without the process around them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +10,15 @@ import pytest
 from detflow.errors import FailedPrecondition, InvalidArgument
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
-from services.trainer.worker import library
 from services.trainer.worker.bundle import Bundle, Image, fetch_bundle
 from services.trainer.worker.spec import Spec
+from tests.quiet_library import quiet_library
 from tests.shapes_bundle import write_bundle
 
+__all__ = ["quiet_library"]
+pytestmark = pytest.mark.usefixtures("quiet_library")
+
 IMAGE_SIZE = 64
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Imports torch and ultralytics with the environment that the worker sets before."""
-    before = dict(os.environ)
-    library.prepare(tmp_path_factory.mktemp("ultralytics"))
-    library.silence()
-    library.load_nms()
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +54,16 @@ def spec(folder: Path, model: str = "yolov8n", **hyperparameters: float | bool |
 def test_every_model_computes_finite_losses(
     family: str, scale: str, bundle: Bundle, tmp_path: Path
 ) -> None:
-    from services.trainer.worker.evaluation import EvaluationSet, forward
-    from services.trainer.worker.yolo import YoloTrainer
+    from services.trainer.worker.evaluation import forward
+    from services.trainer.worker.loop import Trainer
 
-    trainer = YoloTrainer(spec(tmp_path, family + scale), bundle)
-    images = EvaluationSet(bundle.splits["val"], image_size=IMAGE_SIZE, batch_size=2)
-    (batch,) = images
-    predictions, raw = forward(trainer.ema.ema, batch, trainer.device)
+    trainer = Trainer(spec(tmp_path, family + scale), bundle)
+    (batch,) = trainer.evaluation_set(bundle.splits["val"])
+    predictions, raw = forward(trainer.ema.network, batch, trainer.device)
     height, width = batch.pixels.shape[2:]
     anchors = sum(height * width // stride**2 for stride in (8, 16, 32))
     assert predictions.shape == (2, 4 + len(bundle.class_names), anchors)
-    losses = trainer.ema.ema.loss(batch.targets(), raw)[1]
+    losses = trainer.ema.network.loss(batch.targets(), raw)[1]
     assert set(losses) == {"box_loss", "cls_loss", "dfl_loss"}
     assert all(np.isfinite(float(value)) for value in losses.values())
 
@@ -83,11 +71,11 @@ def test_every_model_computes_finite_losses(
 def test_diverged_training_is_refused_with_the_remedy(bundle: Bundle, tmp_path: Path) -> None:
     import torch
 
-    from services.trainer.worker.yolo import YoloTrainer
+    from services.trainer.worker.loop import Trainer
 
-    trainer = YoloTrainer(spec(tmp_path, lr0=0.5), bundle)
+    trainer = Trainer(spec(tmp_path, lr0=0.5), bundle)
     with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("nan"))
+        next(trainer.network.parameters()).fill_(float("nan"))
     trainer.start(1)
     try:
         with pytest.raises(FailedPrecondition, match="lower lr0") as caught:
@@ -101,13 +89,13 @@ def test_restored_trainer_continues_exactly_where_the_saved_one_stood(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     from services.trainer.worker.checkpoint import copy_to_cpu
-    from services.trainer.worker.yolo import YoloTrainer
+    from services.trainer.worker.loop import Trainer
 
-    def trainer(name: str) -> YoloTrainer:
+    def trainer(name: str) -> Trainer:
         (tmp_path / name).mkdir()
-        return YoloTrainer(spec(tmp_path / name, mosaic=1.0, close_mosaic=1), bundle)
+        return Trainer(spec(tmp_path / name, mosaic=1.0, close_mosaic=1), bundle)
 
-    def epochs(trainer: YoloTrainer, first: int, last: int) -> list[dict[str, float]]:
+    def epochs(trainer: Trainer, first: int, last: int) -> list[dict[str, float]]:
         trainer.start(first)
         try:
             return [
@@ -129,10 +117,10 @@ def test_restored_trainer_continues_exactly_where_the_saved_one_stood(
 
 
 def test_unknown_hyperparameter_is_named(bundle: Bundle, tmp_path: Path) -> None:
-    from services.trainer.worker.yolo import YoloTrainer
+    from services.trainer.worker.loop import Trainer
 
     with pytest.raises(InvalidArgument, match="'learning_rate'"):
-        YoloTrainer(spec(tmp_path, learning_rate=0.1), bundle)
+        Trainer(spec(tmp_path, learning_rate=0.1), bundle)
 
 
 def test_perfect_detections_score_one_and_a_wrong_class_scores_less() -> None:

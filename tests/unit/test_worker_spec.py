@@ -166,7 +166,15 @@ def test_progress_of_a_resumed_training_starts_at_its_checkpoint_and_never_falls
     progress.begin("cpu", num_steps=2)
     for epoch in (3, 4):
         for step in (1, 2):
-            progress.step(epoch=epoch, step=step, losses={}, learning_rate=0.1, data_wait_share=0.0)
+            progress.step(
+                epoch=epoch,
+                step=step,
+                losses={},
+                learning_rate=0.1,
+                data_wait_share=0.0,
+                loader_shares={"decode": 1.0},
+                memory_bytes=5,
+            )
     progress.predict(1, 2)
     progress.predict(2, 2)
     percents = [one.percent for one in said]
@@ -174,4 +182,5 @@ def test_progress_of_a_resumed_training_starts_at_its_checkpoint_and_never_falls
     assert not said[0].HasField("eta_seconds")
     assert (said[0].step, said[0].num_steps) == (1, 3)
     assert said[4].eta_seconds == 0.0
+    assert (dict(said[4].loader_shares), said[4].memory_bytes) == ({"decode": 1.0}, 5)
     assert (said[4].epoch, said[4].num_epochs, said[4].step, said[4].num_steps) == (4, 4, 2, 2)

@@ -6,6 +6,7 @@ attempt has taken over, 4 stopped as told.
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 import traceback
 from pathlib import Path
@@ -33,6 +34,7 @@ _STOPPED_FLUSH_SECONDS = 3.0
 
 def main(arguments: list[str]) -> int:
     """Runs one attempt and returns the exit code."""
+    faulthandler.enable()  # a crash of native code says where, in the last lines of its output
     orders = Orders()
     orders.obey_signals()
     if len(arguments) != 1:
@@ -71,10 +73,11 @@ def _attempt(
         library.prepare(spec.folder / "ultralytics")
         # Imported here, with the lease alive and signals obeyed: it takes seconds, and it reads the
         # environment that prepare() sets.
-        from services.trainer.worker import training
+        from services.trainer.worker import memory, training
 
         library.silence()
         library.load_nms()
+        memory.set_limit(settings.worker_memory_bytes)
         training.run(spec, settings, orders, records, link.report)
     except Fenced:
         return FENCED_EXIT_CODE, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from detflow.errors import DataLoss
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import Checkpoint
+from services.trainer.worker.failures import is_out_of_memory
 from services.trainer.worker.spec import Spec
 
 FORMAT = "detflow-checkpoint/1"
@@ -64,7 +66,7 @@ class Checkpoints:
             Exception: The checkpoint before this one could not be stored.
         """
         self.wait()
-        snapshot = copy_to_cpu({"format": FORMAT, "epoch": epoch, **state})
+        snapshot = snapshot_of(epoch, state)
         self._pending = self._thread.submit(self._store_one, epoch, snapshot, report)
 
     def wait(self) -> None:
@@ -79,7 +81,8 @@ class Checkpoints:
     def _store_one(
         self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
     ) -> None:
-        stored = self._store.put(self._spec.key(f"checkpoint-{epoch:06d}.pt"), _to_bytes(state))
+        key = self._spec.key(f"checkpoint-{epoch:06d}.pt")
+        stored = save_snapshot(self._store, key, state)
         reported = report(Checkpoint(epoch=epoch, object=stored))
         self._kept.append(_Kept(stored.key, reported))
         while len(self._kept) > _NUM_KEPT and _is_stored(self._kept[1].reported):
@@ -89,6 +92,20 @@ class Checkpoints:
 def _is_stored(record: Future[int]) -> bool:
     """Says whether a record is in JetStream; that of a fenced attempt is cancelled, hence done."""
     return record.done() and not record.cancelled()
+
+
+def snapshot_of(epoch: int, state: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint holds; its tensors are copies on the CPU."""
+    # In the order they have in memory: another one takes four times as long.
+    snapshot: dict[str, Any] = copy_to_cpu(
+        {"format": FORMAT, "epoch": epoch, **state}, torch.preserve_format
+    )
+    return snapshot
+
+
+def save_snapshot(store: ObjectStore, key: str, snapshot: dict[str, Any]) -> StoredObject:
+    """Stores a snapshot as a checkpoint, which appears as a whole or not at all."""
+    return store.put(key, _to_bytes(snapshot))
 
 
 def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -107,11 +124,14 @@ def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) ->
     except (
         pickle.UnpicklingError,
         RuntimeError,
+        OSError,  # invalid argument: what torch makes of some torn files
         EOFError,
         KeyError,
         TypeError,
         ValueError,
     ) as error:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise  # the checkpoint may be all right
         raise DataLoss(
             f"checkpoint {checkpoint.object.key} of epoch {checkpoint.epoch} cannot be read; "
             "resume from an earlier one or start a new training",
@@ -129,8 +149,8 @@ def save_weights(store: ObjectStore, spec: Spec, weights: dict[str, Any]) -> Sto
     Args:
         store: The object store.
         spec: What the worker does.
-        weights: model (id), yaml (the library's description), class_names, image_size, epoch,
-            state_dict (fp32).
+        weights: model (id), class_names, image_size, epoch, state_dict (fp32): `networks.build`
+            and `load_state_dict` make the network of them.
     """
     return store.put(
         spec.key("best.pt"), _to_bytes({"format": WEIGHTS_FORMAT, **copy_to_cpu(weights)})
@@ -144,12 +164,12 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def copy_to_cpu(value: Any) -> Any:
-    """Copies tensors to the CPU, contiguous, in containers of any depth."""
+def copy_to_cpu(value: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
+    """Copies tensors to the CPU, by default contiguous, in containers of any depth."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return value.detach().to("cpu", copy=True, memory_format=memory_format)
     if isinstance(value, dict):
-        return {key: copy_to_cpu(item) for key, item in value.items()}
+        return {key: copy_to_cpu(item, memory_format) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [copy_to_cpu(item) for item in value]
+        return [copy_to_cpu(item, memory_format) for item in value]
     return value

@@ -6,16 +6,19 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import IterableSimpleNamespace
+from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
+from services.trainer.worker import memory
 from services.trainer.worker.bundle import Image
+from services.trainer.worker.hyperparameters import Hyperparameters
 
 _MAX_AHEAD = 4
 _RAM_SHARE = 0.4
@@ -31,8 +34,12 @@ class TrainDataset(YOLODataset):
     Args:
         images: Images of the training split.
         class_names: Name by class index.
-        args: The library's arguments: image size and augmentation.
+        hyperparameters: Image size and augmentation.
         batch_size: Images per step.
+
+    Attributes:
+        kept_bytes: Memory that the decoded images will take.
+        times: What making images takes time for.
     """
 
     def __init__(
@@ -40,13 +47,17 @@ class TrainDataset(YOLODataset):
         images: Sequence[Image],
         *,
         class_names: Sequence[str],
-        args: IterableSimpleNamespace,
+        hyperparameters: Hyperparameters,
         batch_size: int,
     ) -> None:
+        args = _library_arguments(hyperparameters)
+        self._arguments = args
         self._images = images
         self._decoded: dict[int, Any] = {}
+        self.times = Times()
         num_bytes = len(images) * args.imgsz**2 * 3
-        self._keep: bool = num_bytes < _RAM_SHARE * psutil.virtual_memory().available
+        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes()
+        self.kept_bytes = num_bytes if self._keep else 0
         super().__init__(
             img_path=str(images[0].path.parent),
             imgsz=args.imgsz,
@@ -68,10 +79,23 @@ class TrainDataset(YOLODataset):
 
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
         """Returns an image as the library does, but decodes it once only: on first use."""
-        loaded = self._decoded.get(i) or super().load_image(i, *args, **kwargs)
+        if loaded := self._decoded.get(i):
+            return loaded
+        with self.times.measured("read"):
+            self._images[i].path.read_bytes()  # for the system to keep: the library reads it again
+        with self.times.measured("decode"):
+            loaded = super().load_image(i, *args, **kwargs)
         if self._keep:
             self._decoded[i] = loaded
         return loaded
+
+    def make_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Makes a batch of the images with these indices."""
+        with self.times.measured("augment"):
+            images = [self[index] for index in indices]
+        with self.times.measured("batch"):
+            batch: dict[str, Any] = self.collate_fn(images)
+        return batch
 
     def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
         """Says whether the images fit into memory, and tells the library."""
@@ -81,6 +105,51 @@ class TrainDataset(YOLODataset):
 
     def cache_images(self) -> None:
         """Does nothing: waiting until every image is decoded would delay the first step."""
+
+    def leave_mosaic_out(self) -> None:
+        """Makes images without mosaic from now on."""
+        self.close_mosaic(hyp=copy(self._arguments))
+
+
+class Times:
+    """Seconds by what they went into: read, decode, augment or batch."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("read", "decode", "augment", "batch"), 0.0)
+        self._inner_seconds = 0.0
+
+    @contextmanager
+    def measured(self, name: str) -> Iterator[None]:
+        """Counts the time of a block, without that of the blocks measured within it."""
+        outer, self._inner_seconds = self._inner_seconds, 0.0
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._seconds[name] += seconds - self._inner_seconds
+            self._inner_seconds = outer + seconds
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of each in the whole, 0..1; nothing before there was any."""
+        total = sum(self._seconds.values())
+        return {name: value / total for name, value in self._seconds.items()} if total else {}
+
+
+def _library_arguments(hyperparameters: Hyperparameters) -> IterableSimpleNamespace:
+    """Translates what concerns the images into the library's arguments."""
+    return IterableSimpleNamespace(
+        **vars(DEFAULT_CFG)
+        | {
+            "imgsz": hyperparameters.image_size,
+            "mosaic": hyperparameters.mosaic,
+            "fliplr": hyperparameters.flip_lr,
+            "hsv_h": hyperparameters.hsv_h,
+            "hsv_s": hyperparameters.hsv_s,
+            "hsv_v": hyperparameters.hsv_v,
+            "deterministic": False,  # it would warn of keeping images in memory
+        }
+    )
 
 
 def _label(image: Image) -> dict[str, Any]:
@@ -98,6 +167,14 @@ def _label(image: Image) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A batch, and what this epoch's images have taken time for by then."""
+
+    batch: dict[str, Any]
+    shares: Mapping[str, float]
+
+
 class Prefetcher:
     """Makes the batches of all epochs in one thread, a few ahead of the training.
 
@@ -105,44 +182,42 @@ class Prefetcher:
     training step as a process would, without a second copy of the images and without pickling
     batches.
 
-    Its attributes are those of a torch DataLoader that ultralytics looks at.
-
     Args:
         dataset: Where the images come from.
         batch_size: Images per batch.
         seed: Seed of the order of the images.
-    """
 
-    num_workers = 0
+    Attributes:
+        dataset: Where the images come from.
+        wait_seconds: Time waited for the batches of this epoch.
+        loader_shares: What making them took time for, by name: shares of that time.
+    """
 
     def __init__(self, dataset: TrainDataset, *, batch_size: int, seed: int) -> None:
         self.dataset = dataset
-        self.batch_size = min(batch_size, len(dataset))
-        self.sampler = range(len(dataset))
+        self._batch_size = min(batch_size, len(dataset))
         # Batch statistics of a single image at the coarsest feature map would be of one value.
-        self.drop_last = len(dataset) > self.batch_size and len(dataset) % self.batch_size == 1
+        self._drop_last = len(dataset) > self._batch_size and len(dataset) % self._batch_size == 1
         self.wait_seconds = 0.0
+        self.loader_shares: Mapping[str, float] = {}
         self._seed = seed
-        self._queue: queue.Queue[dict[str, Any] | BaseException] = queue.Queue(_MAX_AHEAD)
+        self._queue: queue.Queue[_Made | BaseException] = queue.Queue(_MAX_AHEAD)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (1 if rest and not self.drop_last else 0)
+        full, rest = divmod(len(self.dataset), self._batch_size)
+        return full + (1 if rest and not self._drop_last else 0)
 
-    def start(
-        self, epochs: range, *, without_mosaic_from: int, args: IterableSimpleNamespace
-    ) -> None:
+    def start(self, epochs: range, *, without_mosaic_from: int) -> None:
         """Starts the thread.
 
         Args:
-            epochs: Epochs to make, from 0.
+            epochs: Epochs to make, from 1.
             without_mosaic_from: First epoch without mosaic.
-            args: The library's arguments.
         """
         self._thread = threading.Thread(
-            target=self._run, args=(epochs, without_mosaic_from, args), name="images", daemon=True
+            target=self._run, args=(epochs, without_mosaic_from), name="images", daemon=True
         )
         self._thread.start()
 
@@ -151,11 +226,12 @@ class Prefetcher:
         self.wait_seconds = 0.0
         for _ in range(len(self)):
             began = time.perf_counter()
-            batch = self._queue.get()
+            made = self._queue.get()
             self.wait_seconds += time.perf_counter() - began
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
+            if isinstance(made, BaseException):
+                raise made
+            self.loader_shares = made.shares
+            yield made.batch
 
     def close(self) -> None:
         """Ends the thread."""
@@ -166,20 +242,21 @@ class Prefetcher:
             except queue.Empty:
                 self._thread.join(0.05)
 
-    def _run(self, epochs: range, without_mosaic_from: int, args: IterableSimpleNamespace) -> None:
+    def _run(self, epochs: range, without_mosaic_from: int) -> None:
         try:
             for epoch in epochs:
+                self.dataset.times = Times()
                 if epoch == max(without_mosaic_from, epochs.start):
-                    self.dataset.close_mosaic(hyp=copy(args))
+                    self.dataset.leave_mosaic_out()
                 # An epoch's images depend on seed and epoch alone: the same after a resume.
-                random.seed(f"{self._seed}/{epoch}")
+                random.seed(f"{self._seed}/{epoch - 1}")
                 np.random.seed(random.getrandbits(32))
                 order = np.random.permutation(len(self.dataset)).tolist()
                 for step in range(len(self)):
-                    chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-                    batch = self.dataset.collate_fn([self.dataset[index] for index in chosen])
+                    chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
+                    batch = self.dataset.make_batch(chosen)
                     if self._closing.is_set():
                         return
-                    self._queue.put(batch)
+                    self._queue.put(_Made(batch, self.dataset.times.shares()))
         except BaseException as error:
             self._queue.put(error)

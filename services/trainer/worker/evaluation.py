@@ -10,18 +10,17 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.metrics import ap_per_class
 
 from detflow.errors import DataLoss
 from services.trainer.worker.bundle import Image
+from services.trainer.worker.networks import Network
 
 MIN_CONFIDENCE = 0.001
 MAX_DETECTIONS = 300
 NMS_IOU = 0.7
 _MAX_CANDIDATES = 30_000
 _PADDING_GREY = 114
-_STRIDE = 32
 _IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _MAX_KEPT_BYTES = 1 << 30
 
@@ -43,7 +42,7 @@ class Batch:
     offsets: NDArray[np.float64]
 
     def targets(self) -> dict[str, torch.Tensor]:
-        """Returns the labels as ultralytics' loss wants them: centre and size, 0..1 of `pixels`."""
+        """Returns the labels as `Network.loss` wants them: centre and size, 0..1 of `pixels`."""
         height, width = self.pixels.shape[2:]
         rows = []
         for index, image in enumerate(self.images):
@@ -63,13 +62,22 @@ class EvaluationSet:
         images: The images.
         image_size: Longest side the model sees, in pixels.
         batch_size: Images per batch.
+        stride: Sides of a batch are multiples of it.
+
+    Attributes:
+        kept_bytes: Memory that the decoded images will take.
     """
 
-    def __init__(self, images: Sequence[Image], *, image_size: int, batch_size: int) -> None:
+    def __init__(
+        self, images: Sequence[Image], *, image_size: int, batch_size: int, stride: int
+    ) -> None:
         self._images = sorted(images, key=lambda image: image.height / image.width)
         self._image_size = image_size
         self._batch_size = batch_size
-        self._keep = len(images) * image_size**2 * 3 <= _MAX_KEPT_BYTES
+        self._stride = stride
+        num_bytes = len(images) * image_size**2 * 3
+        self._keep = num_bytes <= _MAX_KEPT_BYTES
+        self.kept_bytes = num_bytes if self._keep else 0
         self._kept: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -86,7 +94,8 @@ class EvaluationSet:
         images = self._images[index * self._batch_size : (index + 1) * self._batch_size]
         scaled = [_read(image, self._image_size) for image in images]
         height, width = (
-            -(-max(pixels.shape[axis] for pixels in scaled) // _STRIDE) * _STRIDE for axis in (0, 1)
+            -(-max(pixels.shape[axis] for pixels in scaled) // self._stride) * self._stride
+            for axis in (0, 1)
         )
         padded = np.full((len(images), height, width, 3), _PADDING_GREY, dtype=np.uint8)
         offsets = np.zeros((len(images), 2))
@@ -136,15 +145,15 @@ class Detections:
     classes: NDArray[np.int64]
 
 
-def forward(model: DetectionModel, batch: Batch, device: torch.device) -> tuple[torch.Tensor, Any]:
-    """Runs a model in evaluation mode.
+def forward(network: Network, batch: Batch, device: torch.device) -> tuple[torch.Tensor, Any]:
+    """Runs a network in evaluation mode.
 
     Returns:
         Predictions of shape (n, 4 + classes, anchors): centre and size in model pixels, then a
         confidence per class; and the raw outputs that the loss takes.
     """
     pixels = batch.pixels.to(device, non_blocking=True).float() / 255
-    predictions, raw = model(pixels.contiguous(memory_format=torch.channels_last))
+    predictions, raw = network(pixels.contiguous(memory_format=torch.channels_last))
     return predictions, raw
 
 

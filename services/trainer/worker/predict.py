@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from ultralytics.nn.tasks import DetectionModel
 
 from services.trainer.worker.evaluation import Detections, EvaluationSet, forward, select
+from services.trainer.worker.networks import Network
 
 SCHEMA = pa.schema(
     [
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 
 @torch.no_grad()
 def predict(
-    model: DetectionModel,
+    network: Network,
     images: EvaluationSet,
     device: torch.device,
     on_batch: Callable[[], None],
@@ -32,9 +32,9 @@ def predict(
     """Predicts a split.
 
     Args:
-        model: In evaluation mode.
+        network: In evaluation mode.
         images: The split.
-        device: Where the model is.
+        device: Where the network is.
         on_batch: Called after every batch; raises to stop.
 
     Returns:
@@ -43,7 +43,7 @@ def predict(
     """
     found: list[tuple[int, Detections]] = []
     for batch in images:
-        detections = select(forward(model, batch, device)[0], batch)
+        detections = select(forward(network, batch, device)[0], batch)
         found.extend((image.id, one) for image, one in zip(batch.images, detections, strict=True))
         on_batch()
     found.sort(key=lambda pair: pair[0])

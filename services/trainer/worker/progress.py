@@ -49,6 +49,16 @@ class Progress:
             num_steps=total,
         )
 
+    def check(self, done: int, total: int) -> None:
+        """Reports how many of the checks before the first step are done, as steps."""
+        self._send(
+            stage="check",
+            percent=self._last.percent,
+            eta_seconds=None,
+            step=done,
+            num_steps=total,
+        )
+
     def validate(self) -> None:
         """Reports that a batch of the validation split comes next."""
         self._send(stage="validate", percent=self._last.percent, eta_seconds=None)
@@ -67,6 +77,8 @@ class Progress:
         losses: Mapping[str, float],
         learning_rate: float,
         data_wait_share: float,
+        loader_shares: Mapping[str, float],
+        memory_bytes: int,
     ) -> None:
         """Reports a finished step of training."""
         done = epoch - 1 + step / self._last.num_steps
@@ -74,6 +86,8 @@ class Progress:
         elapsed = self._elapsed()
         self._last.losses.clear()
         self._last.losses.update(losses)
+        self._last.loader_shares.clear()
+        self._last.loader_shares.update(loader_shares)
         self._send(
             stage="train",
             percent=_TRAINING_PERCENT * done / self._spec.epochs,
@@ -82,6 +96,7 @@ class Progress:
             step=step,
             learning_rate=learning_rate,
             data_wait_share=data_wait_share,
+            memory_bytes=memory_bytes,
         )
 
     def _elapsed(self) -> float:

@@ -20,15 +20,19 @@ from detflow.v1.worker_pb2 import (
     WorkerRecord,
     WorkerStarted,
 )
+from services.trainer.worker import memory, preflight
 from services.trainer.worker.bundle import Bundle, fetch_bundle
 from services.trainer.worker.checkpoint import Checkpoints, load_checkpoint, save_weights
-from services.trainer.worker.evaluation import EvaluationSet
+from services.trainer.worker.diagnosis import diagnose
+from services.trainer.worker.loop import Step, Trainer
 from services.trainer.worker.orders import Orders
 from services.trainer.worker.predict import predict
 from services.trainer.worker.progress import Progress
 from services.trainer.worker.records import Spool
 from services.trainer.worker.spec import Spec
-from services.trainer.worker.yolo import Step, YoloTrainer
+
+_NUM_DIAGNOSED = 3
+"""Epochs of an attempt after which the log says what they waited for."""
 
 
 def run(
@@ -61,7 +65,9 @@ def run(
     )
     orders.check()
     checkpoint = spec.checkpoint and load_checkpoint(store, spec.checkpoint, spec.folder)
-    trainer = YoloTrainer(spec, bundle)
+    trainer = Trainer(spec, bundle)
+    if spec.preflight and checkpoint is None:
+        _try_out(trainer, bundle, spec, store, settings, orders, records, progress)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         records.log(f"goes on after epoch {spec.epochs_done}")
@@ -72,8 +78,32 @@ def run(
     _evaluate(trainer, bundle, spec, store, orders, records, progress)
 
 
+def _try_out(
+    trainer: Trainer,
+    bundle: Bundle,
+    spec: Spec,
+    store: ObjectStore,
+    settings: Settings,
+    orders: Orders,
+    records: Spool,
+    progress: Progress,
+) -> None:
+    def on_check(name: str, num_done: int) -> None:
+        progress.check(num_done, len(preflight.CHECKS))
+        orders.check()
+
+    found = preflight.try_out(trainer, bundle, spec, store, settings, on_check)
+    records.write(WorkerRecord(preflight=found))
+    seconds = sum(check.seconds for check in found.checks)
+    records.log(
+        f"tried everything in {seconds:.1f} s: a step takes about {found.step_seconds:.2g} s, "
+        f"the training {found.total_seconds / 60:.0f} min and "
+        f"{found.memory_bytes / 2**20:.0f} MiB of memory"
+    )
+
+
 def _train(
-    trainer: YoloTrainer,
+    trainer: Trainer,
     spec: Spec,
     store: ObjectStore,
     orders: Orders,
@@ -95,6 +125,8 @@ def _train(
             losses=step.losses,
             learning_rate=step.learning_rate,
             data_wait_share=step.data_wait_share,
+            loader_shares=step.loader_shares,
+            memory_bytes=memory.used_bytes(trainer.device),
         )
         orders.check()
 
@@ -107,6 +139,9 @@ def _train(
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
             values = trainer.train_epoch(epoch, on_step)
+            if epoch < first_epoch + _NUM_DIAGNOSED:
+                for line in diagnose(values["data_wait_share"], trainer.loader_shares):
+                    records.log(line)
             values |= trainer.measure(epoch, on_batch)
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             metrics = EpochMetrics(
@@ -141,7 +176,7 @@ def _reporter(records: Spool, metrics: EpochMetrics) -> Callable[[Checkpoint], F
 
 
 def _evaluate(
-    trainer: YoloTrainer,
+    trainer: Trainer,
     bundle: Bundle,
     spec: Spec,
     store: ObjectStore,
@@ -150,16 +185,11 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     orders.check()
-    model = trainer.best_model()
+    network = trainer.best_network()
     weights = save_weights(store, spec, trainer.weights())
     records.write(WorkerRecord(evaluating=WorkerEvaluating(weights=weights)))
     records.log(f"predicts with the weights of epoch {trainer.best_epoch}")
-    splits = {
-        name: EvaluationSet(
-            bundle.splits[name], image_size=trainer.image_size, batch_size=2 * spec.batch_size
-        )
-        for name in ("val", "test")
-    }
+    splits = {name: trainer.evaluation_set(bundle.splits[name]) for name in ("val", "test")}
     num_batches, done = sum(map(len, splits.values())), 0
 
     def on_batch() -> None:
@@ -171,7 +201,7 @@ def _evaluate(
     stored: dict[str, StoredObject] = {}
     progress.predict(0, num_batches)
     for name, images in splits.items():
-        content = predict(model, images, trainer.device, on_batch)
+        content = predict(network, images, trainer.device, on_batch)
         stored[name] = store.put(spec.key(f"predictions-{name}.parquet"), content)
     orders.check()
     records.write(

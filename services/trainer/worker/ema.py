@@ -1,0 +1,44 @@
+"""Averaged weights: better and steadier than those of the last step."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import torch
+
+from services.trainer.worker.networks import Network
+
+_DECAY = 0.9999
+_RAMP_UPDATES = 2000
+
+
+class Ema:
+    """Exponential moving average of all weights and batch statistics, ramped as ultralytics does.
+
+    Args:
+        network: What is averaged; its present weights are the first average.
+
+    Attributes:
+        network: A copy with the averaged weights, in evaluation mode.
+        num_updates: How many weights were averaged.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.num_updates = 0
+        source = network.state_dict()
+        pairs = [
+            (average, source[name])
+            for name, average in self.network.state_dict().items()
+            if average.dtype.is_floating_point
+        ]
+        self._averages = [average for average, _ in pairs]
+        self._sources = [tensor for _, tensor in pairs]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the network's weights of now."""
+        self.num_updates += 1
+        decay = _DECAY * (1 - math.exp(-self.num_updates / _RAMP_UPDATES))
+        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)

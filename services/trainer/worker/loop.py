@@ -1,0 +1,421 @@
+"""The training loop of every network: it can be stopped between two steps, saved and measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from detflow.errors import FailedPrecondition, InvalidArgument
+from services.trainer.worker import library, memory, networks
+from services.trainer.worker.bundle import Bundle, Image
+from services.trainer.worker.data import Prefetcher, TrainDataset
+from services.trainer.worker.ema import Ema
+from services.trainer.worker.evaluation import EvaluationSet, Score, forward, select
+from services.trainer.worker.hyperparameters import Hyperparameters
+from services.trainer.worker.networks import Network
+from services.trainer.worker.optimizer import Schedule, build_optimizer, choose, restore_optimizer
+from services.trainer.worker.spec import Spec
+
+_MAX_GRADIENT_NORM = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where the training is after a step.
+
+    Attributes:
+        epoch: From 1.
+        number: From 1 within the epoch.
+        losses: Running mean of each loss in this epoch, by name.
+        learning_rate: Of the first parameter group.
+        data_wait_share: Share of this epoch's time spent waiting for data.
+        loader_shares: What making images takes time for, by name: shares of that time.
+    """
+
+    epoch: int
+    number: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    data_wait_share: float
+    loader_shares: Mapping[str, float]
+
+
+class Trainer:
+    """One network on one bundle, with all that changes while it learns.
+
+    Args:
+        spec: What to train.
+        bundle: What to learn from.
+
+    Attributes:
+        device: Device in use.
+        network: What learns.
+        optimizer: What changes it.
+        ema: Average of its weights: what is measured and kept.
+
+    Raises:
+        InvalidArgument: The specification names what this worker does not know or cannot train.
+    """
+
+    def __init__(self, spec: Spec, bundle: Bundle) -> None:
+        self._spec = spec
+        self._class_names = bundle.class_names
+        self._hyperparameters = Hyperparameters.read(spec.hyperparameters)
+        self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            library.tune_cpu()
+        torch.manual_seed(self._hyperparameters.seed)
+        self.network = networks.build(
+            spec.model,
+            num_classes=len(bundle.class_names),
+            image_size=self.image_size,
+            hyperparameters=spec.hyperparameters,
+        ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        memory.watch(self.network.layers())
+        self._frozen = _freeze(self.network, self._hyperparameters.freeze, spec.model)
+        self._images = Prefetcher(
+            self._dataset(bundle.splits["train"]),
+            batch_size=spec.batch_size,
+            seed=self._hyperparameters.seed,
+        )
+        self._validation = self.evaluation_set(bundle.splits["val"])
+        self.optimizer, self._schedule = self._build_optimizer(len(bundle.splits["train"]))
+        self.ema = Ema(self.network)
+        self._compute_in_bf16 = self._hyperparameters.amp and _bf16_pays(self.device)
+        self._last_update = -1
+        self._best: dict[str, Any] = {"epoch": 0, "fitness": -1.0, "state_dict": None}
+
+    @property
+    def device_name(self) -> str:
+        """Device in use, e.g. cpu or cuda:0."""
+        return str(self.device)
+
+    @property
+    def best_epoch(self) -> int:
+        """Epoch with the best weights, from 1."""
+        return int(self._best["epoch"])
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch."""
+        return len(self._images)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square the network sees, in pixels."""
+        return self._hyperparameters.image_size
+
+    @property
+    def loader_shares(self) -> Mapping[str, float]:
+        """What making the images of this epoch took time for, by name: shares of it."""
+        return self._images.loader_shares
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that decoded images of all splits will take."""
+        return self._images.dataset.kept_bytes + self._validation.kept_bytes
+
+    def make_batch(self, images: Sequence[Image]) -> Mapping[str, Any]:
+        """Makes a batch of some images as they are trained with, apart from the training's own."""
+        dataset = self._dataset(images)
+        return dataset.make_batch(range(len(images)))
+
+    def evaluation_set(self, images: Sequence[Image]) -> EvaluationSet:
+        """Returns images as they are measured and predicted."""
+        return EvaluationSet(
+            images,
+            image_size=self.image_size,
+            batch_size=2 * self._spec.step_batch_size,
+            stride=self.network.stride,
+        )
+
+    def _dataset(self, images: Sequence[Image]) -> TrainDataset:
+        return TrainDataset(
+            images,
+            class_names=self._class_names,
+            hyperparameters=self._hyperparameters,
+            batch_size=self._spec.batch_size,
+        )
+
+    def start(self, first_epoch: int) -> None:
+        """Starts making images for the epochs from `first_epoch`, counted from 1."""
+        self.optimizer.zero_grad()
+        self._last_update = (first_epoch - 1) * self.num_steps - 1
+        epochs = self._spec.epochs
+        self._images.start(
+            range(first_epoch, epochs + 1),
+            without_mosaic_from=epochs + 1 - self._hyperparameters.close_mosaic,
+        )
+
+    def close(self) -> None:
+        """Ends the thread that makes images."""
+        self._images.close()
+
+    def train_epoch(self, epoch: int, on_step: Callable[[Step], None]) -> dict[str, float]:
+        """Trains one epoch.
+
+        Args:
+            epoch: From 1.
+            on_step: Called after every step; may raise to end the training.
+
+        Returns:
+            Mean of each loss, lr, data_wait_share and images_per_second, by name.
+
+        Raises:
+            FailedPrecondition: LOSS_NOT_FINITE.
+        """
+        sums: dict[str, float] = {}
+        num_images = 0
+        began = time.perf_counter()
+        for index, batch in enumerate(self._images):
+            for name, value in self.step(batch, epoch, index).items():
+                sums[name] = sums.get(name, 0.0) + value
+            num_images += len(batch["img"])
+            means = {name: value / (index + 1) for name, value in sums.items()}
+            waited = self._images.wait_seconds / (time.perf_counter() - began)
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            shares = self.loader_shares
+            on_step(Step(epoch, index + 1, means, learning_rate, waited, shares))
+        return {
+            **{f"train/{name}": value for name, value in means.items()},
+            "lr": learning_rate,
+            "data_wait_share": waited,
+            "images_per_second": num_images / (time.perf_counter() - began),
+        }
+
+    def step(
+        self, batch: Mapping[str, Any], epoch: int, index: int, *, update: bool = False
+    ) -> dict[str, float]:
+        """Learns from one batch.
+
+        Args:
+            batch: As the images are made: img of shape (n, 3, h, w), uint8, and the targets.
+            epoch: From 1.
+            index: From 0 within the epoch.
+            update: Change the weights now, however many batches are to be accumulated.
+
+        Returns:
+            Its losses by name.
+
+        Raises:
+            FailedPrecondition: LOSS_NOT_FINITE.
+        """
+        self._set_train_mode()
+        self._schedule.apply(self.optimizer, epoch, index)
+        num_images, sums = len(batch["img"]), torch.zeros(())
+        # What is in memory at once is a part of the batch; the gradients of all parts add up.
+        for part in split_batch(batch, self._spec.step_batch_size):
+            names, losses = self._learn(part)
+            sums = sums + losses * (len(part["img"]) / num_images)
+        position = (epoch - 1) * self.num_steps + index
+        if update or position - self._last_update >= self._schedule.accumulate(epoch, index):
+            self._update()
+            self._last_update = position
+        values = dict(zip(names, sums.tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise _not_finite(name, epoch, self._hyperparameters.lr0)
+        return values
+
+    def _learn(self, batch: Mapping[str, Any]) -> tuple[list[str], torch.Tensor]:
+        """Adds the gradients of some images; returns names and values of their losses."""
+        targets = {
+            name: batch[name].to(self.device, non_blocking=True)
+            for name in ("batch_idx", "cls", "bboxes")
+        }
+        pixels = batch["img"].to(self.device, non_blocking=True)
+        pixels = pixels.contiguous(memory_format=torch.channels_last).float() / 255
+        with self._autocast():
+            raw = self.network(pixels)
+        # The loss is too small a part to be worth the errors of 16 bits.
+        loss, parts = self.network.loss(targets, _to_float(raw) if self._compute_in_bf16 else raw)
+        loss.backward()
+        return list(parts), torch.stack(list(parts.values()))
+
+    def _update(self) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update()
+
+    @torch.no_grad()
+    def measure(self, epoch: int, on_batch: Callable[[], None]) -> dict[str, float]:
+        """Measures the averaged weights on the validation split; remembers the best.
+
+        Args:
+            epoch: Epoch just trained, from 1.
+            on_batch: Called before every batch; raises to stop.
+
+        Returns:
+            Losses and mAP by name.
+        """
+        values = self.validate(self._validation, on_batch)
+        fitness = 0.1 * values["val/map50"] + 0.9 * values["val/map50_95"]
+        # While nothing is found at all the newest weights are the best, as for ultralytics.
+        if fitness > self._best["fitness"] or self._best["fitness"] == 0.0:
+            state_dict = self.ema.network.state_dict()
+            state_dict = {name: value.clone() for name, value in state_dict.items()}
+            self._best = {"epoch": epoch, "fitness": fitness, "state_dict": state_dict}
+        return values
+
+    @torch.no_grad()
+    def validate(
+        self, images: EvaluationSet, on_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Returns losses and mAP of the averaged weights on some images, by name."""
+        network, score = self.ema.network, Score()
+        sums: dict[str, float] = {}
+        for batch in images:
+            on_batch()
+            predictions, raw = forward(network, batch, self.device)
+            targets = {name: value.to(self.device) for name, value in batch.targets().items()}
+            for name, value in network.loss(targets, raw)[1].items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            for image, found in zip(batch.images, select(predictions, batch), strict=True):
+                score.add(image, found)
+        means = {f"val/{name}": value / len(images) for name, value in sums.items()}
+        return score.values() | means
+
+    def has_stalled(self, epoch: int) -> bool:
+        """Says whether the last `patience` epochs brought nothing better."""
+        patience = self._hyperparameters.patience
+        return bool(patience) and epoch - self.best_epoch >= patience
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Returns everything needed to go on after `epoch`: tensors and plain values."""
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "ema_updates": self.ema.num_updates,
+            "optimizer": self.optimizer.state_dict(),
+            # The best weights are those of this epoch more often than not: not twice then.
+            "best": self._best | ({"state_dict": None} if self._best["epoch"] == epoch else {}),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to what `state` returned."""
+        self.network.load_state_dict(state["model"])
+        self.ema.network.load_state_dict(state["ema"])
+        self.ema.num_updates = state["ema_updates"]
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self._best = state["best"]
+        if self._best["state_dict"] is None:
+            self._best["state_dict"] = state["ema"]
+
+    def best_network(self) -> Network:
+        """Returns the averaged network with its best weights, in evaluation mode."""
+        self.ema.network.load_state_dict(self._best["state_dict"])
+        return self.ema.network
+
+    def weights(self) -> dict[str, Any]:
+        """Returns the best weights with all that is needed to use them."""
+        return {
+            "model": self._spec.model,
+            "class_names": list(self._class_names),
+            "image_size": self.image_size,
+            "epoch": self.best_epoch,
+            "state_dict": self._best["state_dict"],
+        }
+
+    def _build_optimizer(self, num_images: int) -> tuple[torch.optim.Optimizer, Schedule]:
+        hyperparameters, batch_size = self._hyperparameters, self._spec.batch_size
+        nominal = hyperparameters.nominal_batch_size or batch_size
+        accumulate = max(1, round(nominal / batch_size))
+        epochs = self._spec.epochs
+        choice = choose(
+            hyperparameters,
+            num_classes=len(self._class_names),
+            num_updates=math.ceil(num_images / max(batch_size, nominal)) * epochs,
+        )
+        # Fewer images per update than the nominal batch size has: less decay per update.
+        weight_decay = hyperparameters.weight_decay * batch_size * accumulate / nominal
+        optimizer = build_optimizer(self.network, choice, weight_decay=weight_decay)
+        schedule = Schedule(
+            hyperparameters,
+            choice,
+            epochs=epochs,
+            num_steps=self.num_steps,
+            accumulate=min(accumulate, self.num_steps * epochs),
+        )
+        return optimizer, schedule
+
+    def _set_train_mode(self) -> None:
+        """Sets what learns to training mode; frozen batch statistics stay as they are."""
+        self.network.train()
+        for layer in self._frozen:
+            layer.eval()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._compute_in_bf16:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def split_batch(batch: Mapping[str, Any], max_images: int) -> Iterator[dict[str, Any]]:
+    """Yields a batch in parts of about the same number of images, at most `max_images` each.
+
+    Parts of the same size, because the batch statistics of a single image are worth little.
+    """
+    num_images = len(batch["img"])
+    num_parts = -(-num_images // max_images)
+    edges = [num_images * part // num_parts for part in range(num_parts + 1)]
+    for first, end in pairwise(edges):
+        chosen = (batch["batch_idx"] >= first) & (batch["batch_idx"] < end)
+        yield {
+            "img": batch["img"][first:end],
+            "batch_idx": batch["batch_idx"][chosen] - first,
+            "cls": batch["cls"][chosen],
+            "bboxes": batch["bboxes"][chosen],
+        }
+
+
+def _freeze(network: Network, num_layers: int, model: str) -> list[nn.Module]:
+    """Turns off the gradients of the first layers and returns these."""
+    layers = network.layers()
+    if num_layers >= len(layers):
+        raise InvalidArgument(
+            f"freeze={num_layers} leaves nothing to train: {model} has {len(layers)} layers; "
+            "lower it",
+            reason="OUT_OF_RANGE",
+        )
+    frozen = layers[:num_layers]
+    for layer in frozen:
+        layer.requires_grad_(False)
+    return frozen
+
+
+def _bf16_pays(device: torch.device) -> bool:
+    """Says whether the device multiplies bf16 matrices faster than fp32 ones.
+
+    On CPUs only AMX does: with AVX512-BF16 alone the convolutions take longer than in fp32.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _to_float(value: Any) -> Any:
+    """Turns tensors into fp32, in containers of any depth."""
+    if isinstance(value, torch.Tensor):
+        return value.float()
+    if isinstance(value, dict):
+        return {key: _to_float(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_float(item) for item in value]
+    return value
+
+
+def _not_finite(name: str, epoch: int, learning_rate: float) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{name} became infinite or NaN in epoch {epoch} at lr0={learning_rate:g}; lower lr0 or "
+        "raise warmup_epochs, and start a new training",
+        reason="LOSS_NOT_FINITE",
+    )
