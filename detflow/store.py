@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import from_url
 
-from detflow.errors import DataLoss
+from detflow.errors import DataLoss, Unavailable
 from detflow.v1.common_pb2 import StoredObject
 
+if TYPE_CHECKING:  # it is a type of a stub file only
+    from obstore.store import RetryConfig
+
 _CHUNK_BYTES = 1 << 20
+_BEYOND_THE_END = ("Range Not Satisfiable", "range was invalid")
+_RETRIES: RetryConfig = {"max_retries": 6, "retry_timeout": datetime.timedelta(seconds=30)}
 
 
 class ObjectStore:
@@ -26,13 +34,19 @@ class ObjectStore:
     Args:
         url: file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
             Credentials come from the provider's own environment variables.
+
+    Raises:
+        Unavailable: By every call on a bucket: it does not answer, or not us.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        if urlsplit(url).scheme == "file":
+        self._is_remote = urlsplit(url).scheme != "file"
+        if self._is_remote:
+            self._store = from_url(url, retry_config=_RETRIES)
+        else:
             Path(urlsplit(url).path).mkdir(parents=True, exist_ok=True)
-        self._store = from_url(url)
+            self._store = from_url(url)
 
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
         return ObjectStore, (self.url,)
@@ -40,16 +54,15 @@ class ObjectStore:
     def put(self, key: str, data: bytes | Path) -> StoredObject:
         """Stores bytes or a file under `key`, replacing what is there; it appears as a whole."""
         size_bytes, sha256 = _measure(data)
-        obstore.put(self._store, key, data)
+        with self._answering():
+            obstore.put(self._store, key, data)
         return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
 
     def put_if_absent(self, key: str, data: bytes | Path) -> StoredObject:
         """Stores a content-addressed object: if the key is taken, its content is the same."""
         size_bytes, sha256 = _measure(data)
-        try:
+        with self._answering(), contextlib.suppress(AlreadyExistsError):
             obstore.put(self._store, key, data, mode="create")
-        except AlreadyExistsError:
-            pass
         return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
 
     def get(self, obj: StoredObject) -> bytes:
@@ -59,7 +72,8 @@ class ObjectStore:
             DataLoss: It is gone, or its size or hash differs from what was recorded.
         """
         try:
-            data = bytes(obstore.get(self._store, obj.key).bytes())
+            with self._answering():
+                data = bytes(obstore.get(self._store, obj.key).bytes())
         except (FileNotFoundError, NotFoundError) as error:
             raise _lost(obj.key, "is gone") from error
         _check(obj, len(data), hashlib.sha256(data).hexdigest())
@@ -74,7 +88,7 @@ class ObjectStore:
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         digest, size_bytes = hashlib.sha256(), 0
         try:
-            with part.open("wb") as file:
+            with part.open("wb") as file, self._answering():
                 for chunk in obstore.get(self._store, obj.key).stream(min_chunk_size=_CHUNK_BYTES):
                     digest.update(chunk)
                     size_bytes += len(chunk)
@@ -93,7 +107,8 @@ class ObjectStore:
             DataLoss: The object is gone or shorter.
         """
         try:
-            data = bytes(obstore.get_range(self._store, key, start=start, length=length))
+            with self._answering():
+                data = self._get_range(key, start, length)
         except (FileNotFoundError, NotFoundError) as error:
             raise _lost(key, "is gone") from error
         if len(data) != length:
@@ -103,23 +118,49 @@ class ObjectStore:
     def exists(self, key: str) -> bool:
         """Says whether there is an object under `key`."""
         try:
-            obstore.head(self._store, key)
+            with self._answering():
+                obstore.head(self._store, key)
         except (FileNotFoundError, NotFoundError):
             return False
         return True
 
     def delete(self, key: str) -> None:
         """Deletes an object; none there is fine."""
-        try:
+        with self._answering(), contextlib.suppress(FileNotFoundError, NotFoundError):
             obstore.delete(self._store, key)
-        except (FileNotFoundError, NotFoundError):
-            pass
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yields the keys under `prefix`/."""
-        for batch in obstore.list(self._store, prefix):
-            for meta in batch:
-                yield str(meta["path"])
+        with self._answering():
+            for batch in obstore.list(self._store, prefix):
+                for meta in batch:
+                    yield str(meta["path"])
+
+    def _get_range(self, key: str, start: int, length: int) -> bytes:
+        """Reads a range, or what there is of it."""
+        try:
+            return bytes(obstore.get_range(self._store, key, start=start, length=length))
+        except BaseError as error:
+            # It has no class of its own.
+            if any(text in str(error) for text in _BEYOND_THE_END):
+                return b""
+            raise
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Says of a bucket that does not answer that it is away; a folder's errors say enough."""
+        try:
+            yield
+        except (AlreadyExistsError, FileNotFoundError, NotFoundError):
+            raise
+        except BaseError as error:
+            if not self._is_remote:
+                raise
+            raise Unavailable(
+                f"the object store {self.url} does not answer: {_first_line(error)}; check it, its"
+                " address and its credentials",
+                reason="STORE_UNAVAILABLE",
+            ) from error
 
 
 def _measure(data: bytes | Path) -> tuple[int, str]:
@@ -143,3 +184,8 @@ def _lost(key: str, what: str) -> DataLoss:
         reason="OBJECT_LOST",
         metadata={"key": key},
     )
+
+
+def _first_line(error: BaseError) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:300]

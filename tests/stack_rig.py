@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,11 @@ def detflow(data_dir: Path, *arguments: str, seconds: float = 120.0) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def start(data_dir: Path, port: int) -> Stack:
+def start(data_dir: Path, port: int, settings: Mapping[str, str] | None = None) -> Stack:
     """Starts `detflow up` and waits until it says that it is ready."""
     process = subprocess.Popen(
         command("up", "--port", str(port), "--json"),
-        env=environment(data_dir),
+        env={**environment(data_dir), **(settings or {})},
         stdout=subprocess.PIPE,
         text=True,
     )

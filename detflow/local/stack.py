@@ -110,7 +110,8 @@ def _services(
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "DETFLOW_NATS_URL": server.url,
-        "DETFLOW_STORE_URL": (data_dir / "store").as_uri(),
+        # The embedded Postgres and NATS are all there is; objects may be in a bucket.
+        "DETFLOW_STORE_URL": os.environ.get("DETFLOW_STORE_URL") or (data_dir / "store").as_uri(),
         **{f"DETFLOW_{name.upper()}_ADDRESS": address for name, address in addresses.items()},
     }
     (data_dir / "store").mkdir(exist_ok=True)
