@@ -47,6 +47,7 @@ class DetflowError(Exception):
         violations: What is wrong in detail; at most 100 are sent.
         total: How many violations there are in all, if more than given.
         metadata: Further facts for programs, e.g. the name of the resource in the way.
+        retry_seconds: When to try again; 0 says nothing of it.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -59,6 +60,7 @@ class DetflowError(Exception):
         violations: Sequence[Violation] = (),
         total: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        retry_seconds: int = 0,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -66,6 +68,7 @@ class DetflowError(Exception):
         self.violations = tuple(violations[:MAX_VIOLATIONS])
         self.total = len(violations) if total is None else total
         self.metadata = dict(metadata or {})
+        self.retry_seconds = retry_seconds
 
 
 class InvalidArgument(DetflowError):
@@ -189,8 +192,10 @@ def to_status(error: DetflowError) -> status_pb2.Status:
                 ]
             )
         )
-    if isinstance(error, Unavailable):
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1)))
+    retry_seconds = error.retry_seconds or int(isinstance(error, Unavailable))
+    if retry_seconds:
+        delay = Duration(seconds=retry_seconds)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return status
 
 
@@ -208,6 +213,7 @@ def to_trailer(error: DetflowError) -> status_pb2.Status:
         _cut(error.message, 500),
         reason=error.reason,
         total=error.total,
+        retry_seconds=error.retry_seconds,
         metadata={key: _cut(value, 200) for key, value in [*error.metadata.items()][:8]},
     )
     violations: list[Violation] = []

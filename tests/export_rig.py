@@ -91,8 +91,8 @@ class Rig:
         async with self.db.connection() as conn:
             await conn.execute(
                 "insert into training (id, project, version, state, model, batch_size, epochs,"
-                " hyperparameters, manifest, weights) values"
-                " ($1, 'p', $2, 'STOPPED', $3, 16, 1, $4, $5, $6)",
+                " hyperparameters, manifest, weights, step_batch_size) values"
+                " ($1, 'p', $2, 'STOPPED', $3, 16, 1, $4, $5, $6, 16)",
                 training_id,
                 "v",
                 model,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from detflow import channels
+from detflow.projects import Projects
+from detflow.scratch import Scratch
 from detflow.server import Service, run
-from detflow.v1 import export_pb2_grpc, trainer_pb2_grpc, version_pb2_grpc
+from detflow.v1 import (
+    export_pb2_grpc,
+    project_pb2_grpc,
+    trainer_pb2_grpc,
+    version_pb2_grpc,
+    weights_pb2_grpc,
+)
+from services.trainer import trials
 from services.trainer.attempt import Deadlines
 from services.trainer.consumer import consumers
 from services.trainer.executors import Executor
@@ -17,25 +27,33 @@ from services.trainer.jobs import run_job
 from services.trainer.lease import LeaseDesk
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
+from services.trainer.trials import Trials
+from services.trainer.weights_service import WeightsService
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 async def serve(
-    service: Service, executor: Executor | None = None, deadlines: Deadlines | None = None
+    service: Service,
+    executor: Executor | None = None,
+    deadlines: Deadlines | None = None,
+    run_trial: trials.RunJob = run_job,
 ) -> None:
     """Serves trainings and carries them out until the process is told to stop."""
     async with service as s, channels.channel(s.settings.version_address) as versions:
+        executor = executor or LocalExecutor(s.settings)
         scheduler = Scheduler(
-            db=s.db,
-            bus=s.bus,
-            objects=s.store,
-            executor=executor or LocalExecutor(s.settings),
-            deadlines=deadlines,
+            db=s.db, bus=s.bus, objects=s.store, executor=executor, deadlines=deadlines
         )
         s.add(
             trainer_pb2_grpc.add_TrainerServiceServicer_to_server,
-            TrainerService(s.db, s.watcher, version_pb2_grpc.VersionServiceStub(versions)),
+            TrainerService(
+                db=s.db,
+                watcher=s.watcher,
+                versions=version_pb2_grpc.VersionServiceStub(versions),
+                executor=executor,
+                trials=Trials(s.settings, run_trial),
+            ),
         )
         add_exports(s, deadlines)
         await LeaseDesk(s.db, s.bus, scheduler.observe).start()
@@ -43,7 +61,18 @@ async def serve(
             s.spawn(consumer.run(), "consumer")
         s.spawn(scheduler.run(), "scheduler")
         s.on_drain(scheduler.drain)
-        await s.serve()
+        with contextlib.closing(Scratch(s.settings.data_dir / "uploads")) as scratch:
+            s.add(
+                weights_pb2_grpc.add_WeightsServiceServicer_to_server,
+                WeightsService(
+                    db=s.db,
+                    objects=s.store,
+                    scratch=scratch,
+                    projects=Projects(project_pb2_grpc.ProjectServiceStub(versions)),
+                    settings=s.settings,
+                ),
+            )
+            await s.serve()
 
 
 def add_exports(s: Service, deadlines: Deadlines | None = None, run: RunJob = run_job) -> None:

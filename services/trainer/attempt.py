@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from detflow import telemetry
-from detflow.errors import Aborted, DeadlineExceeded, Unavailable, failure
+from detflow.errors import Aborted, DeadlineExceeded, ResourceExhausted, Unavailable, failure
 from detflow.events import RECORDS_STREAM, Bus
 from detflow.postgres import Connection, Database
 from detflow.tasks import wait
 from detflow.v1.common_pb2 import Failure
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerRecord, WorkerSpec
-from services.trainer import attempts, ownership, store
+from services.trainer import attempts, out_of_memory, ownership, store
 from services.trainer.domain import ATTEMPTING, State, StopMode, Training, after_stop
 from services.trainer.executors import Devices, Executor, Exit, Handle
 from services.trainer.stall import Patience, ProgressClock
@@ -62,10 +62,12 @@ class Attempt:
     Args:
         training: As it was claimed or adopted.
         spec: What the worker is told; None for an adopted attempt whose worker is done.
+        devices: What the worker gets.
         owner: Id of this trainer process.
 
     Attributes:
-        holds_slot: Its worker runs or is being started.
+        devices: What the worker has.
+        holds_slot: Its worker runs or is being started, and holds the devices.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Attempt:
         training: Training,
         spec: WorkerSpec | None,
         *,
+        devices: Devices,
         db: Database,
         bus: Bus,
         executor: Executor,
@@ -81,6 +84,7 @@ class Attempt:
     ) -> None:
         self.training_id = training.id
         self.number = training.attempt
+        self.devices = devices
         self.holds_slot = spec is not None
         self._spec = spec
         self._db = db
@@ -117,7 +121,7 @@ class Attempt:
     async def _run_worker(self, spec: WorkerSpec) -> bool:
         """Runs the worker to its end; returns whether its predictions wait to be measured."""
         try:
-            handle = await self._executor.start(spec, Devices())
+            handle = await self._executor.start(spec, self.devices)
         except OSError as error:
             problem = Unavailable(
                 f"the worker could not be started: {error}", reason="WORKER_NOT_STARTED"
@@ -170,6 +174,9 @@ class Attempt:
             return False
         if training.predictions_written:
             return True
+        if end.out_of_memory:
+            await self._settle_out_of_memory()
+            return False
         last = end.last_lines[-1] if end.last_lines else "(it wrote nothing)"
         problem = Aborted(
             f"the worker {end.describe()} before its results were there; last line: {last}",
@@ -262,6 +269,20 @@ class Attempt:
             training = await self._lock(conn)
             if training is not None:
                 await store.settle_crash(conn, training, why)
+
+        await self._in_transaction(settle)
+
+    async def _settle_out_of_memory(self) -> None:
+        problem = ResourceExhausted(
+            "the system killed the worker because memory ran out; lower batch_size or image_size",
+            reason=out_of_memory.REASON,
+            metadata={"attempt": str(self.number)},
+        )
+
+        async def settle(conn: Connection) -> None:
+            training = await self._lock(conn)
+            if training is not None:
+                await out_of_memory.settle_out_of_memory(conn, training, failure(problem))
 
         await self._in_transaction(settle)
 

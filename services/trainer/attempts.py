@@ -1,28 +1,12 @@
-"""Attempts in Postgres: the records that were applied, checkpoints, predictions."""
+"""Attempts in Postgres: the records that were applied, epochs, predictions."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from detflow.events import TooEarly
 from detflow.postgres import Connection
 from detflow.v1 import events_pb2, training_pb2
-from detflow.v1.common_pb2 import StoredObject
-from detflow.v1.worker_pb2 import Checkpoint
 from services.trainer.domain import Training
 from services.trainer.store import append_event
-
-_KEPT_CHECKPOINTS = 2  # the newest, and the one before in case it cannot be read
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnusedCheckpoint:
-    """A checkpoint that no attempt will go on from."""
-
-    training_id: str
-    epoch: int
-    attempt: int
-    object: StoredObject
 
 
 async def advance_attempt(conn: Connection, training_id: str, attempt: int, seq: int) -> bool:
@@ -59,75 +43,15 @@ async def last_record(
 
 
 async def insert_epoch(
-    conn: Connection,
-    training: Training,
-    metrics: training_pb2.EpochMetrics,
-    checkpoint: Checkpoint | None,
+    conn: Connection, training: Training, metrics: training_pb2.EpochMetrics
 ) -> None:
-    """Keeps what a finished epoch left and announces it."""
+    """Notes a finished epoch and announces it."""
     await conn.execute(
         "update training set num_epochs_done = greatest(num_epochs_done, $2) where id = $1",
         training.id,
         metrics.epoch,
     )
     await append_event(conn, training, "epoch_completed", events_pb2.Event(epoch=metrics))
-    if checkpoint is not None:
-        await conn.execute(
-            "insert into checkpoint (training_id, epoch, attempt, object) values ($1, $2, $3, $4)",
-            training.id,
-            checkpoint.epoch,
-            training.attempt,
-            checkpoint.object.SerializeToString(),
-        )
-
-
-async def update_unreadable_checkpoint(conn: Connection, training: Training) -> bool:
-    """Marks the checkpoint the current attempt began with: the next one takes the one before."""
-    row = await conn.fetchrow(
-        """
-        update checkpoint c set unreadable = true from attempt a
-        where a.training_id = $1 and a.attempt = $2
-          and c.training_id = $1 and c.epoch = a.checkpoint_epoch and c.attempt < $2
-        returning c.epoch
-        """,
-        training.id,
-        training.attempt,
-    )
-    return row is not None
-
-
-async def list_unused_checkpoints(conn: Connection) -> list[UnusedCheckpoint]:
-    """Reads checkpoints no attempt goes on from: outdated, unreadable or of an ended training."""
-    rows = await conn.fetch(
-        """
-        select training_id, epoch, attempt, object from (
-          select c.*, t.state, row_number() over (
-            partition by training_id order by unreadable, epoch desc, c.attempt desc) as rank
-          from checkpoint c join training t on t.id = c.training_id) as ranked
-        where rank > $1 or unreadable or state in ('SUCCEEDED', 'STOPPED')
-        limit 100
-        """,
-        _KEPT_CHECKPOINTS,
-    )
-    return [
-        UnusedCheckpoint(
-            training_id=row["training_id"],
-            epoch=row["epoch"],
-            attempt=row["attempt"],
-            object=StoredObject.FromString(row["object"]),
-        )
-        for row in rows
-    ]
-
-
-async def delete_checkpoint(conn: Connection, checkpoint: UnusedCheckpoint) -> None:
-    """Forgets a checkpoint whose object is deleted."""
-    await conn.execute(
-        "delete from checkpoint where training_id = $1 and epoch = $2 and attempt = $3",
-        checkpoint.training_id,
-        checkpoint.epoch,
-        checkpoint.attempt,
-    )
 
 
 async def insert_log(conn: Connection, training: Training, lines: training_pb2.LogLines) -> None:

@@ -13,8 +13,8 @@ from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2
 from detflow.v1.common_pb2 import Failure, Split
 from detflow.v1.metrics_pb2 import Evaluation
-from detflow.v1.worker_pb2 import WorkerFailed, WorkerRecord
-from services.trainer import attempts, store
+from detflow.v1.worker_pb2 import EpochRecord, WorkerFailed, WorkerRecord
+from services.trainer import attempts, checkpoints, store
 from services.trainer.domain import (
     ATTEMPTING,
     State,
@@ -24,6 +24,7 @@ from services.trainer.domain import (
     after_stop,
     is_retried,
 )
+from services.trainer.out_of_memory import is_out_of_memory, settle_out_of_memory
 
 log = telemetry.get_logger(__name__)
 
@@ -87,9 +88,7 @@ async def on_record(conn: Connection, delivered: Delivered[WorkerRecord]) -> Non
             await _reach(conn, training, State.RUNNING)
         case "epoch":
             training = await _reach(conn, training, State.RUNNING)
-            epoch = record.epoch
-            checkpoint = epoch.checkpoint if epoch.HasField("checkpoint") else None
-            await attempts.insert_epoch(conn, training, epoch.metrics, checkpoint)
+            await _on_epoch(conn, training, record.epoch)
         case "log":
             await attempts.insert_log(conn, training, record.log)
         case "evaluating":
@@ -104,19 +103,22 @@ async def on_record(conn: Connection, delivered: Delivered[WorkerRecord]) -> Non
         case "finished":
             training = await _reach(conn, training, State.EVALUATING)
             await attempts.update_predictions(conn, training, record.finished.predictions)
+        case "preflight":
+            await store.update_preflight(conn, training.id, record.preflight)
         case "failed":
             await _on_failed(conn, training, record.failed)
 
 
 def _check_record(record: WorkerRecord, subject: str) -> None:
-    epoch = record.epoch.metrics
+    epoch = record.epoch
     parts = {
         "started": record.attempt,
-        "epoch": epoch.attempt,
+        "epoch": epoch.metrics.attempt if epoch.HasField("metrics") else record.attempt,
         "log": record.log.attempt,
         "evaluating": record.attempt,
         "finished": record.finished.predictions.attempt,
         "failed": record.attempt,
+        "preflight": record.attempt,
     }
     what = record.WhichOneof("what")
     expected = f"detflow.records.{last_segment(record.training)}.{record.attempt}"
@@ -138,11 +140,22 @@ async def _reach(conn: Connection, training: Training, target: State) -> Trainin
     return training
 
 
+async def _on_epoch(conn: Connection, training: Training, epoch: EpochRecord) -> None:
+    """Keeps what an epoch left; without metrics it is not over, and this is a checkpoint in it."""
+    if epoch.HasField("metrics"):
+        await attempts.insert_epoch(conn, training, epoch.metrics)
+    if epoch.HasField("checkpoint"):
+        await checkpoints.insert_checkpoint(conn, training, epoch.checkpoint)
+
+
 async def _on_failed(conn: Connection, training: Training, failed: WorkerFailed) -> None:
     why = failed.failure
     log.warning("worker failed", training=training.name, message=why.status.message)
+    if is_out_of_memory(why):
+        await settle_out_of_memory(conn, training, why)
+        return
     unreadable = why.status.code == code_pb2.DATA_LOSS and (
-        await attempts.update_unreadable_checkpoint(conn, training)
+        await checkpoints.update_unreadable_checkpoint(conn, training)
     )
     if is_retried(why) or unreadable:
         await store.settle_crash(conn, training, why)

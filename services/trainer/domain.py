@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,10 +12,13 @@ import google.rpc.code_pb2 as codes
 
 from detflow.errors import FailedPrecondition
 from detflow.v1.common_pb2 import Failure, StoredObject
+from detflow.v1.training_pb2 import Preflight, WarmStart
 
 MAX_RESTARTS = 3
 """New attempts after crashes before a training fails; a user's resume starts counting again."""
 
+_ID = "[a-z0-9-]{1,63}"
+_NAME = re.compile(f"projects/{_ID}/versions/{_ID}/trainings/{_ID}")
 _RETRIED_CODES = frozenset({codes.RESOURCE_EXHAUSTED, codes.UNAVAILABLE, codes.ABORTED})
 
 
@@ -74,10 +78,51 @@ def sources_of(target: State) -> list[State]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class Plan:
+    """What a user wants trained, checked and complete.
+
+    Attributes:
+        project: Id of the project.
+        version: Id of the version.
+        model: Id of the model.
+        batch_size: Images per update of the weights that are seen together.
+        epochs: Passes over the training split.
+        hyperparameters: Value in force by name.
+        manifest: Manifest of the version's bundle.
+        priority: Among the trainings that wait, higher goes first.
+        num_nodes: Machines.
+        num_devices_per_node: GPUs, or processes on CPUs, per machine.
+        warm_start: Weights to begin with, as asked for.
+        warm_start_weights: The object these were at the start.
+    """
+
+    project: str
+    version: str
+    model: str
+    batch_size: int
+    epochs: int
+    hyperparameters: Mapping[str, float | bool | str]
+    manifest: StoredObject
+    priority: int = 0
+    num_nodes: int = 1
+    num_devices_per_node: int = 1
+    warm_start: WarmStart | None = None
+    warm_start_weights: StoredObject | None = None
+
+    @property
+    def num_devices(self) -> int:
+        """Devices in all."""
+        return self.num_nodes * self.num_devices_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training(Plan):
     """One training as it is stored.
 
     Attributes:
+        step_batch_size: Images that are in memory together; below `batch_size` after running out
+            of memory.
+        preflight: What was found before the first step.
         attempt: Number of the current or last attempt; 0 before the first.
         num_restarts: New attempts after crashes since the start or the last resume.
         owner: Trainer process that carries out the attempt; None unless one is under way.
@@ -85,15 +130,10 @@ class Training:
     """
 
     id: str
-    project: str
-    version: str
     state: State
     revision: int
-    model: str
-    batch_size: int
-    epochs: int
-    hyperparameters: Mapping[str, float | bool | str]
-    manifest: StoredObject
+    step_batch_size: int
+    preflight: Preflight | None
     attempt: int
     num_epochs_done: int
     num_restarts: int
@@ -119,6 +159,11 @@ class TrainingName:
     project: str
     version: str
     training: str
+
+    @staticmethod
+    def is_valid(name: str) -> bool:
+        """Says whether a name can be one of a training."""
+        return _NAME.fullmatch(name) is not None
 
     @classmethod
     def parse(cls, name: str) -> TrainingName:

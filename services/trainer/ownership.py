@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from detflow.postgres import Connection
-from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import Checkpoint
+from services.trainer.checkpoints import get_newest
 from services.trainer.domain import ATTEMPTING, State, Training
+from services.trainer.queue import NUM_DEVICES, UNDER_WAY, WITH_UNDER_WAY, Room
 from services.trainer.store import COLUMNS, announce, from_row, update_state
 
 
@@ -21,8 +22,14 @@ class Claim:
     checkpoint: Checkpoint | None
 
 
-async def claim_training(conn: Connection, owner: str, lease: datetime.timedelta) -> Claim | None:
-    """Takes on the oldest queued training: QUEUED -> PROVISIONING, with owner and lease."""
+async def claim_training(
+    conn: Connection, owner: str, lease: datetime.timedelta, room: Room
+) -> Claim | None:
+    """Takes on the training whose turn it is: QUEUED -> PROVISIONING, with owner and lease.
+
+    Nobody overtakes: if the first of those that fit into `room` at all does not fit into what is
+    free of it, nothing is claimed, so that one with many devices gets its turn too.
+    """
     row = await conn.fetchrow(
         f"""
         update training set state = 'PROVISIONING', revision = revision + 1, attempt = attempt + 1,
@@ -30,32 +37,36 @@ async def claim_training(conn: Connection, owner: str, lease: datetime.timedelta
           num_epochs_done = coalesce((select max(epoch) from checkpoint
             where training_id = training.id and not unreadable), 0)
         where state = 'QUEUED' and id = (
-          select id from training where state = 'QUEUED' order by id limit 1 for update skip locked)
+          select id from (
+            select t.id, {NUM_DEVICES} as num_devices from training t {WITH_UNDER_WAY}
+            where t.state = 'QUEUED' and t.device = any($3)
+              and t.num_nodes <= $4 and {NUM_DEVICES} <= $5
+            order by t.priority desc, {UNDER_WAY}, t.id limit 1
+            for update of t skip locked) as first
+          where num_devices <= $6)
         returning {COLUMNS}
         """,
         owner,
         lease,
+        list(room.devices),
+        room.num_nodes,
+        room.num_slots,
+        room.num_free,
     )
     training = await announce(conn, row)
     if training is None:
         return None
-    last = await conn.fetchrow(
-        "select epoch, object from checkpoint where training_id = $1 and not unreadable"
-        " order by epoch desc, attempt desc limit 1",
-        training.id,
-    )
+    checkpoint = await get_newest(conn, training.id)
     await conn.execute(
-        "insert into attempt (training_id, attempt, owner, checkpoint_epoch)"
-        " values ($1, $2, $3, $4)",
+        "insert into attempt (training_id, attempt, owner, checkpoint_epoch, checkpoint_step)"
+        " values ($1, $2, $3, $4, $5)",
         training.id,
         training.attempt,
         owner,
-        last["epoch"] if last else 0,
+        checkpoint.epoch if checkpoint else 0,
+        checkpoint.step if checkpoint else 0,
     )
-    if last is None:
-        return Claim(training=training, checkpoint=None)
-    stored = StoredObject.FromString(last["object"])
-    return Claim(training=training, checkpoint=Checkpoint(epoch=last["epoch"], object=stored))
+    return Claim(training=training, checkpoint=checkpoint)
 
 
 async def renew_lease(
@@ -113,12 +124,7 @@ async def adopt_training(
 
 async def release_training(conn: Connection, training_id: str, attempt: int) -> Training | None:
     """Queues a training whose owner shuts down; that counts as no crash."""
-    training = await update_state(conn, training_id, State.QUEUED, attempt=attempt)
-    if training is not None:
-        await conn.execute(
-            "update training set num_restarts = num_restarts - 1 where id = $1", training_id
-        )
-    return training
+    return await update_state(conn, training_id, State.QUEUED, attempt=attempt, crashed=False)
 
 
 async def expire_lease(conn: Connection, training_id: str, attempt: int) -> None:

@@ -16,10 +16,14 @@ from detflow.postgres import Database
 from detflow.store import ObjectStore
 from detflow.tasks import cancel_all, wait
 from detflow.v1.worker_pb2 import LeaseRequest, WorkerSpec
-from services.trainer import attempts, ownership, store
+from services.trainer import ownership, store
 from services.trainer.attempt import Attempt, Deadlines
 from services.trainer.domain import ATTEMPTING, Training
-from services.trainer.executors import Executor
+from services.trainer.executors import Device, Devices, Executor
+from services.trainer.messages import worker_spec
+from services.trainer.places import Places
+from services.trainer.queue import Room, devices_on
+from services.trainer.sweep import Sweeper
 
 log = telemetry.get_logger(__name__)
 
@@ -45,7 +49,6 @@ class Scheduler:
         self.owner = new_id()
         self._db = db
         self._bus = bus
-        self._objects = objects
         self._executor = executor
         self._deadlines = deadlines or Deadlines()
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
@@ -53,7 +56,9 @@ class Scheduler:
         self._draining = False
         self._closed = False
         self._database_back = float("-inf")
+        self._sweeper = Sweeper(db, objects)
         self._swept = float("-inf")
+        self._places = Places(db, bus, executor)
 
     def observe(self, training_id: str, request: LeaseRequest) -> None:
         """Passes a lease request to the attempt it comes from, if that is carried out here."""
@@ -70,6 +75,7 @@ class Scheduler:
                 self._wake.clear()
                 await self._retrying(self._take_over)
                 await self._retrying(self._claim)
+                await self._retrying(self._places.announce)
                 await self._retrying(self._sweep)
                 await wait(self._wake, self._deadlines.tick)
         finally:
@@ -94,26 +100,37 @@ class Scheduler:
             log.warning("scheduler waits for the database", error=str(error))
 
     async def _claim(self) -> None:
-        while not self._draining and self._num_free_slots() > 0:
-            async with self._db.transaction() as conn:
-                claim = await ownership.claim_training(
-                    conn, self.owner, self._deadlines.lease_interval
+        for device in Device:
+            while not self._draining and (room := self._room(device)).num_free > 0:
+                async with self._db.transaction() as conn:
+                    claim = await ownership.claim_training(
+                        conn, self.owner, self._deadlines.lease_interval, room
+                    )
+                if claim is None:
+                    break
+                training = claim.training
+                devices = Devices(
+                    device=device,
+                    num_nodes=training.num_nodes,
+                    num_per_node=training.num_devices_per_node,
                 )
-            if claim is None:
-                return
-            training = claim.training
-            spec = WorkerSpec(
-                training=training.name,
-                attempt=training.attempt,
-                model=training.model,
-                batch_size=training.batch_size,
-                epochs=training.epochs,
-                manifest=training.manifest,
-                checkpoint=claim.checkpoint,
-            )
-            spec.hyperparameters.update(dict(training.hyperparameters))
-            log.info("training claimed", training=training.name, attempt=training.attempt)
-            self._carry_out(training, spec)
+                log.info("training claimed", training=training.name, attempt=training.attempt)
+                self._carry_out(training, worker_spec(training, claim.checkpoint), devices)
+
+    def _room(self, device: Device) -> Room:
+        """Returns the slots of a kind, and how many of them are free."""
+        slots = self._executor.slots
+        taken = sum(
+            attempt.devices.num_slots
+            for attempt in self._attempts.values()
+            if attempt.holds_slot and attempt.devices.device is device
+        )
+        return Room(
+            devices=devices_on(device, slots),
+            num_nodes=slots.num_nodes,
+            num_slots=slots.of(device),
+            num_free=slots.of(device) - taken,
+        )
 
     async def _take_over(self) -> None:
         """Settles attempts whose owner has not renewed its lease."""
@@ -149,21 +166,11 @@ class Scheduler:
             await self._executor.discard(training.id, training.attempt)
 
     async def _sweep(self) -> None:
-        """Deletes checkpoints that no attempt will go on from: first the object, then its row."""
+        """Deletes what nothing needs any more, from time to time."""
         if time.monotonic() - self._swept < self._deadlines.sweep:
             return
         self._swept = time.monotonic()
-        async with self._db.connection() as conn:
-            unused = await attempts.list_unused_checkpoints(conn)
-        for checkpoint in unused:
-            try:
-                await asyncio.to_thread(self._objects.delete, checkpoint.object.key)
-            except Exception as error:
-                # Whatever the object store's trouble is, it must not keep trainings from running.
-                log.warning("checkpoint not deleted", key=checkpoint.object.key, error=repr(error))
-                return
-            async with self._db.transaction() as conn:
-                await attempts.delete_checkpoint(conn, checkpoint)
+        await self._sweeper.sweep()
 
     async def _settle_leftovers(self) -> None:
         """Removes what attempts of an earlier process have left here, once they are over.
@@ -186,14 +193,13 @@ class Scheduler:
             if over:
                 await self._executor.discard(training_id, number)
 
-    def _num_free_slots(self) -> int:
-        taken = sum(attempt.holds_slot for attempt in self._attempts.values())
-        return self._executor.slots.num_cpu - taken
-
-    def _carry_out(self, training: Training, spec: WorkerSpec | None) -> None:
+    def _carry_out(
+        self, training: Training, spec: WorkerSpec | None, devices: Devices | None = None
+    ) -> None:
         attempt = Attempt(
             training,
             spec,
+            devices=devices or Devices(),
             db=self._db,
             bus=self._bus,
             executor=self._executor,
@@ -229,6 +235,7 @@ class Scheduler:
 
     def _on_notification(self, *details: object) -> None:
         training_id = details[-1]
+        self._places.outdate()
         self._wake.set()
         for attempt in self._attempts.values():
             if attempt.training_id == training_id:

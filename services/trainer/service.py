@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
 
-from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from detflow import channels, outbox
-from detflow.errors import FailedPrecondition, NotFound, not_found
+from detflow.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Violation,
+    bad_field,
+    not_found,
+)
 from detflow.names import new_id
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.common_pb2 import Heartbeat
 from detflow.watch import Beat, Change, Gauge, Snapshot, Watcher
-from services.trainer import store
+from services.trainer import queue, store
+from services.trainer.catalogue import hyperparameter_message, model_message
 from services.trainer.domain import (
     FINAL,
+    Plan,
     State,
     StopMode,
     Training,
@@ -26,12 +35,13 @@ from services.trainer.domain import (
     check_resumable,
     decide_stop,
 )
-from services.trainer.hyperparameter import Hyperparameter, Type
-from services.trainer.hyperparameters import SCHEMA, resolve
-from services.trainer.models import MODELS, Model, get_model
-
-DEFAULT_BATCH_SIZE = 16
-DEFAULT_EPOCHS = 200
+from services.trainer.executors import Executor
+from services.trainer.hyperparameters import SCHEMA
+from services.trainer.messages import plan_message, to_message
+from services.trainer.models import MODELS
+from services.trainer.start import check_ready, make_plan
+from services.trainer.trials import Trials
+from services.trainer.warm_start import check_still_there, find_weights
 
 _ANY_VERSION = "-"
 _Version = version_pb2.Version
@@ -42,77 +52,88 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
 
     Args:
         versions: Stub of the version service.
+        executor: Its slots decide what can be started.
+        trials: Tries what is not to be started.
     """
 
     def __init__(
         self,
+        *,
         db: Database,
         watcher: Watcher,
         versions: version_pb2_grpc.VersionServiceAsyncStub,
+        executor: Executor,
+        trials: Trials,
     ) -> None:
         self._db = db
         self._watcher = watcher
         self._versions = versions
+        self._executor = executor
+        self._trials = trials
 
     async def ListModels(
         self, request: trainer_pb2.ListModelsRequest, context: object
     ) -> trainer_pb2.ListModelsResponse:
         """Lists the catalogue."""
-        return trainer_pb2.ListModelsResponse(models=[_model_message(model) for model in MODELS])
+        return trainer_pb2.ListModelsResponse(models=[model_message(model) for model in MODELS])
 
     async def GetHyperparameterSchema(
         self, request: trainer_pb2.GetHyperparameterSchemaRequest, context: object
     ) -> trainer_pb2.GetHyperparameterSchemaResponse:
         """Returns the schema that requests are checked against."""
         return trainer_pb2.GetHyperparameterSchemaResponse(
-            hyperparameters=[_hyperparameter_message(entry) for entry in SCHEMA]
+            hyperparameters=[hyperparameter_message(entry) for entry in SCHEMA]
         )
 
     async def StartTraining(
         self, request: trainer_pb2.StartTrainingRequest, context: object
     ) -> training_pb2.Training:
-        """Queues a training of a version."""
+        """Queues a training of a version, or only tries it."""
         _, project, _, version = request.parent.split("/")
+        if request.validate_only:
+            return await self._try_training(request)
         async with self._db.connection() as conn:
             known = await store.get_by_request(conn, project, version, request.request_id)
-        if known is not None:
-            return store.to_message(known)
-        asked = request.training
-        model = get_model(asked.model)
-        batch_size = asked.batch_size if asked.HasField("batch_size") else DEFAULT_BATCH_SIZE
-        epochs = asked.epochs if asked.HasField("epochs") else DEFAULT_EPOCHS
-        hyperparameters = resolve(
-            _plain(asked.hyperparameters), model=model, batch_size=batch_size, epochs=epochs
+            if known is not None:
+                return await self._shown(conn, known)
+        plan = make_plan(
+            request.training, project=project, version=version, slots=self._executor.slots
         )
         source = await self._get_version(project, version)
         async with self._db.transaction() as conn:
             await store.lock_version(conn, version)
             known = await store.get_by_request(conn, project, version, request.request_id)
             if known is not None:
-                return store.to_message(known)
-            # What is known here is newer than the version's view of its trainings.
-            await store.check_startable(conn, project, version)
-            _check_ready(source)
+                return await self._shown(conn, known)
             training = await store.insert_training(
                 conn,
                 training_id=new_id(),
-                project=project,
-                version=version,
                 request_id=request.request_id,
-                model=model.id,
-                batch_size=batch_size,
-                epochs=epochs,
-                hyperparameters=hyperparameters,
-                manifest=source.manifest,
+                plan=await _complete(conn, plan, source),
             )
-        return store.to_message(training)
+            return await self._shown(conn, training)
+
+    async def _try_training(
+        self, request: trainer_pb2.StartTrainingRequest
+    ) -> training_pb2.Training:
+        """Checks a training as a start does, and tries it; nothing is queued."""
+        _, project, _, version = request.parent.split("/")
+        plan = make_plan(
+            request.training, project=project, version=version, slots=self._executor.slots
+        )
+        source = await self._get_version(project, version)
+        async with self._db.transaction() as conn:
+            plan = await _complete(conn, plan, source)
+        message = plan_message(plan)
+        message.preflight.CopyFrom(await self._trials.run(plan))
+        return message
 
     async def GetTraining(
         self, request: trainer_pb2.GetTrainingRequest, context: object
     ) -> training_pb2.Training:
         """Reads one training."""
         async with self._db.connection() as conn:
-            return store.to_message(await _find(conn, request.name))
+            return await self._shown(conn, await _find(conn, request.name))
 
     async def ListTrainings(
         self, request: trainer_pb2.ListTrainingsRequest, context: object
@@ -130,14 +151,37 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 before=str(key[0]) if key else None,
                 limit=size + 1,
             )
+            messages = await self._all_shown(conn, trainings[:size])
         if not trainings and version != _ANY_VERSION:
             await self._get_version(project, version)  # none, or no such version?
-        page = trainings[:size]
         more = len(trainings) > size
         return trainer_pb2.ListTrainingsResponse(
-            trainings=[store.to_message(training) for training in page],
-            next_page_token=encode_token(query, page[-1].id) if more else "",
+            trainings=messages,
+            next_page_token=encode_token(query, trainings[size - 1].id) if more else "",
         )
+
+    async def UpdateTraining(
+        self, request: trainer_pb2.UpdateTrainingRequest, context: object
+    ) -> training_pb2.Training:
+        """Gives a training that waits another priority."""
+        name = request.training.name
+        if not TrainingName.is_valid(name):
+            problem = f"must be the name of a training, not {name!r}"
+            raise bad_field("training.name", "BAD_RESOURCE_NAME", problem)
+        _check_mask(request.update_mask)
+        async with self._db.transaction() as conn:
+            training = await _find(conn, name, lock=True)
+            if training.state is not State.QUEUED:
+                raise FailedPrecondition(
+                    f"{name} is {training.state}; only a training that waits has a priority",
+                    reason="TRAINING_NOT_QUEUED",
+                    metadata={"training": name, "state": training.state},
+                )
+            if training.priority != request.training.priority:
+                changed = await queue.update_priority(conn, training.id, request.training.priority)
+                assert changed is not None  # the row is locked
+                training = changed
+            return await self._shown(conn, training)
 
     async def StopTraining(
         self, request: trainer_pb2.StopTrainingRequest, context: object
@@ -151,7 +195,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 training = await store.stop_queued(conn, training.id, mode) or training
             elif stop.mode is not None:
                 training = await store.update_stop_mode(conn, training.id, mode) or training
-            return store.to_message(training)
+            return await self._shown(conn, training)
 
     async def ResumeTraining(
         self, request: trainer_pb2.ResumeTrainingRequest, context: object
@@ -169,9 +213,10 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                     f"the version of {training.name} is in the trash; undelete it first",
                     reason="VERSION_DELETED",
                 ) from error
+            await check_still_there(conn, training)
             resumed = await store.resume_training(conn, training.id)
             assert resumed is not None  # the row is locked, and so is its version
-            return store.to_message(resumed)
+            return await self._shown(conn, resumed)
 
     async def WatchTraining(
         self, request: trainer_pb2.WatchTrainingRequest, context: object
@@ -181,11 +226,11 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             current = await _find(conn, request.name)
         attempt = 0
 
-        async def snapshot() -> Snapshot[Training]:
+        async def snapshot() -> Snapshot[training_pb2.Training]:
             async with self._db.transaction(isolation="repeatable_read") as conn:
                 training = await _find(conn, request.name)
                 seqs = await outbox.last_seqs(conn, [f"training.{training.id}"])
-            return Snapshot(training, seqs)
+                return Snapshot(await self._shown(conn, training), seqs)
 
         items = self._watcher.follow(
             subjects=[f"detflow.v1.training.{current.id}.*"],
@@ -197,7 +242,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             async for item in items:
                 response = trainer_pb2.WatchTrainingResponse(cursor=item.cursor)
                 if isinstance(item, Snapshot):
-                    response.training.CopyFrom(store.to_message(item.value))
+                    response.training.CopyFrom(item.value)
                 elif isinstance(item, Change):
                     _fill(response, item)
                 elif isinstance(item, Gauge):
@@ -214,6 +259,22 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 if isinstance(item, Beat) or _is_final(response):
                     if await self._has_ended(current.id, response):
                         return
+
+    async def _shown(self, conn: Connection, training: Training) -> training_pb2.Training:
+        """Returns a training as the API shows it, with its place in the queue."""
+        (message,) = await self._all_shown(conn, [training])
+        return message
+
+    async def _all_shown(
+        self, conn: Connection, trainings: Sequence[Training]
+    ) -> list[training_pb2.Training]:
+        waiting: dict[str, queue.Waiting] = {}
+        if ids := [training.id for training in trainings if training.state is State.QUEUED]:
+            waiting = await queue.list_waiting(conn, self._executor.slots, ids)
+        return [
+            to_message(training, waiting[training.id].position if training.id in waiting else 0)
+            for training in trainings
+        ]
 
     async def _has_ended(
         self, training_id: str, response: trainer_pb2.WatchTrainingResponse
@@ -246,6 +307,21 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         return found
 
 
+async def _complete(conn: Connection, plan: Plan, source: _Version) -> Plan:
+    """Checks that a plan can be carried out now, and adds what it builds on.
+
+    Raises:
+        NotFound: The version, or what it shall begin with, is not there.
+        AlreadyExists: TRAINING_RUNS, another training of the version is live.
+        FailedPrecondition: VERSION_NOT_READY or NO_WEIGHTS.
+    """
+    # What is known here is newer than the version's view of its trainings.
+    await store.check_startable(conn, plan.project, plan.version)
+    check_ready(source)
+    found = plan.warm_start and await find_weights(conn, plan.project, plan.warm_start)
+    return dataclasses.replace(plan, manifest=source.manifest, warm_start_weights=found)
+
+
 async def _find(conn: Connection, name: str, *, lock: bool = False) -> Training:
     """Reads a training by its name.
 
@@ -258,44 +334,21 @@ async def _find(conn: Connection, name: str, *, lock: bool = False) -> Training:
     return training
 
 
-def _check_ready(version: _Version) -> None:
-    """Checks that a version can be trained, as far as preprocessing goes.
-
-    Raises:
-        FailedPrecondition: VERSION_NOT_READY.
-    """
-    # A training state may lag behind: a live one has been ruled out in our own tables.
-    if version.HasField("manifest") and version.state != _Version.COMPLETED:
-        return
-    state = _Version.State.Name(version.state)
-    remedy = (
-        "wait until it is READY"
-        if version.state == _Version.PREPROCESSING
-        else "create another version"
-    )
-    raise FailedPrecondition(
-        f"{version.name} is {state} and cannot be trained; {remedy}",
-        reason="VERSION_NOT_READY",
-        metadata={"version": version.name, "state": state},
-    )
+def _check_mask(mask: FieldMask) -> None:
+    wrong = [path for path in mask.paths if path not in ("priority", "*")]
+    if wrong:
+        problem = "cannot be changed; only priority can"
+        raise InvalidArgument(
+            f"update_mask: {', '.join(map(repr, wrong))} {problem}",
+            reason="BAD_FIELD_MASK",
+            violations=[Violation(f"update_mask.{p}", "BAD_FIELD_MASK", problem) for p in wrong],
+        )
 
 
 def _stop_mode(mode: training_pb2.StopMode.ValueType) -> StopMode:
     if mode == training_pb2.STOP_MODE_UNSPECIFIED:
         return StopMode.PAUSE
     return StopMode(training_pb2.StopMode.Name(mode).removeprefix("STOP_MODE_"))
-
-
-def _plain(values: Struct) -> Mapping[str, object]:
-    """Returns a Struct as Python values; NaN and infinities stay what they are."""
-    return {name: _plain_value(value) for name, value in values.fields.items()}
-
-
-def _plain_value(value: Value) -> object:
-    kind = value.WhichOneof("kind")
-    if kind in ("number_value", "bool_value", "string_value"):
-        return getattr(value, kind)
-    return None if kind in (None, "null_value") else json_format.MessageToDict(value)
 
 
 def _fill(response: trainer_pb2.WatchTrainingResponse, change: Change) -> None:
@@ -313,46 +366,3 @@ def _is_final(response: trainer_pb2.WatchTrainingResponse) -> bool:
     if not response.HasField("training"):
         return False
     return State(training_pb2.Training.State.Name(response.training.state)) in FINAL
-
-
-def _model_message(model: Model) -> trainer_pb2.Model:
-    return trainer_pb2.Model(
-        name=f"models/{model.id}",
-        display_name=model.display_name,
-        family=model.family,
-        input_size_px=model.input_size_px,
-        num_parameters=model.num_parameters,
-        licence=model.licence,
-    )
-
-
-def _hyperparameter_message(entry: Hyperparameter) -> trainer_pb2.Hyperparameter:
-    message = trainer_pb2.Hyperparameter(
-        name=entry.name,
-        type=trainer_pb2.Hyperparameter.Type.Value(entry.type.name),
-        minimum=entry.range.minimum if entry.range else None,
-        maximum=entry.range.maximum if entry.range else None,
-        multiple_of=entry.range.multiple_of if entry.type is Type.INTEGER and entry.range else 0,
-        choices=entry.choices,
-        families=entry.families,
-        help_en=entry.help_en,
-        help_ko=entry.help_ko,
-    )
-    for family in entry.families:
-        if allowed := entry.family_ranges.get(family):
-            message.family_ranges[family].CopyFrom(
-                trainer_pb2.HyperparameterRange(
-                    minimum=allowed.minimum,
-                    maximum=allowed.maximum,
-                    multiple_of=allowed.multiple_of,
-                )
-            )
-    for family, default in entry.defaults().items():
-        message.defaults[family].CopyFrom(_value(default))
-    return message
-
-
-def _value(value: float | bool | str) -> Value:
-    if isinstance(value, bool):
-        return Value(bool_value=value)
-    return Value(string_value=value) if isinstance(value, str) else Value(number_value=value)

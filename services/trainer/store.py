@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TypeVar
 
 import asyncpg
 import orjson
+from google.protobuf.message import Message
 
 from detflow import outbox
 from detflow.errors import AlreadyExists, FailedPrecondition, NotFound, not_found
+from detflow.names import last_segment
 from detflow.postgres import Connection
-from detflow.times import timestamp
-from detflow.v1 import events_pb2, training_pb2
+from detflow.v1 import events_pb2
 from detflow.v1.common_pb2 import Failure, StoredObject
+from detflow.v1.training_pb2 import Preflight, WarmStart
 from services.trainer.domain import (
     ATTEMPTING,
     FINAL,
     LIVE,
     RESUMABLE,
+    Plan,
     State,
     StopMode,
     Training,
@@ -26,34 +29,14 @@ from services.trainer.domain import (
     sources_of,
     training_name,
 )
+from services.trainer.messages import to_message
+
+M = TypeVar("M", bound=Message)
 
 COLUMNS = """
   training.*, exists (select from attempt a where a.training_id = training.id
     and a.attempt = training.attempt and a.predictions is not null) as predictions_written
 """
-
-
-def to_message(training: Training) -> training_pb2.Training:
-    """Returns a training as the API shows it."""
-    message = training_pb2.Training(
-        name=training.name,
-        state=training_pb2.Training.State.Value(training.state),
-        revision=training.revision,
-        model=training.model,
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        attempt=training.attempt,
-        num_epochs_done=training.num_epochs_done,
-        failure=training.failure,
-        weights=training.weights,
-        create_time=timestamp(training.create_time),
-        start_time=timestamp(training.start_time),
-        end_time=timestamp(training.end_time),
-    )
-    message.hyperparameters.update(dict(training.hyperparameters))
-    if training.stop_mode:
-        message.stop_mode = training_pb2.StopMode.Value(f"STOP_MODE_{training.stop_mode}")
-    return message
 
 
 def from_row(row: asyncpg.Record) -> Training:
@@ -69,18 +52,34 @@ def from_row(row: asyncpg.Record) -> Training:
         epochs=row["epochs"],
         hyperparameters=orjson.loads(row["hyperparameters"]),
         manifest=StoredObject.FromString(row["manifest"]),
+        priority=row["priority"],
+        num_nodes=row["num_nodes"],
+        num_devices_per_node=row["num_devices_per_node"],
+        warm_start=_parsed(WarmStart, row["warm_start"]),
+        warm_start_weights=_parsed(StoredObject, row["warm_start_weights"]),
+        step_batch_size=row["step_batch_size"],
+        preflight=_parsed(Preflight, row["preflight"]),
         attempt=row["attempt"],
         num_epochs_done=row["num_epochs_done"],
         num_restarts=row["num_restarts"],
         stop_mode=StopMode(row["stop_mode"]) if row["stop_mode"] else None,
-        failure=Failure.FromString(row["failure"]) if row["failure"] is not None else None,
-        weights=StoredObject.FromString(row["weights"]) if row["weights"] is not None else None,
+        failure=_parsed(Failure, row["failure"]),
+        weights=_parsed(StoredObject, row["weights"]),
         owner=row["owner"],
         predictions_written=row["predictions_written"],
         create_time=row["create_time"],
         start_time=row["start_time"],
         end_time=row["end_time"],
     )
+
+
+def _parsed(kind: type[M], data: bytes | None) -> M | None:
+    return None if data is None else kind.FromString(data)
+
+
+def serialized(message: Message | None) -> bytes | None:
+    """Returns a message as it is stored."""
+    return None if message is None else message.SerializeToString()
 
 
 async def announce(conn: Connection, row: asyncpg.Record | None) -> Training | None:
@@ -119,14 +118,8 @@ async def insert_training(
     conn: Connection,
     *,
     training_id: str,
-    project: str,
-    version: str,
     request_id: str,
-    model: str,
-    batch_size: int,
-    epochs: int,
-    hyperparameters: Mapping[str, float | bool | str],
-    manifest: StoredObject,
+    plan: Plan,
 ) -> Training:
     """Queues a new training. The caller holds the version's lock and has looked for the request id.
 
@@ -138,26 +131,34 @@ async def insert_training(
     row = await conn.fetchrow(
         f"""
         insert into training (id, project, version, request_id, state, model, batch_size, epochs,
-                              hyperparameters, manifest)
-        select $1, $2, $3, nullif($4, ''), 'QUEUED', $5, $6, $7, $8, $9
+                              hyperparameters, manifest, priority, num_nodes, num_devices_per_node,
+                              step_batch_size, warm_start, warm_start_weights, warm_start_id)
+        select $1, $2, $3, nullif($4, ''), 'QUEUED', $5, $6, $7, $8, $9, $10, $11, $12, $6, $13,
+               $14, nullif($15, '')
         where not exists (select from deleted_version where version = $3 and deleted)
           and not exists (select from training where version = $3 and state = 'SUCCEEDED')
         on conflict do nothing
         returning {COLUMNS}
         """,
         training_id,
-        project,
-        version,
+        plan.project,
+        plan.version,
         request_id,
-        model,
-        batch_size,
-        epochs,
-        orjson.dumps(dict(hyperparameters)).decode(),
-        manifest.SerializeToString(),
+        plan.model,
+        plan.batch_size,
+        plan.epochs,
+        orjson.dumps(dict(plan.hyperparameters)).decode(),
+        plan.manifest.SerializeToString(),
+        plan.priority,
+        plan.num_nodes,
+        plan.num_devices_per_node,
+        serialized(plan.warm_start),
+        serialized(plan.warm_start_weights),
+        last_segment(plan.warm_start.weights) if plan.warm_start else "",
     )
     training = await announce(conn, row)
     if training is None:
-        await check_startable(conn, project, version)
+        await check_startable(conn, plan.project, plan.version)
         raise AssertionError("a training could be neither inserted nor refused")
     return training
 
@@ -259,8 +260,20 @@ async def update_state(
     attempt: int,
     failure: Failure | None = None,
     weights: StoredObject | None = None,
+    step_batch_size: int | None = None,
+    crashed: bool = True,
 ) -> Training | None:
     """Moves a training to `target`, if the graph allows it and the attempt is the current one.
+
+    Args:
+        conn: Connection in a transaction.
+        training_id: Id of the training.
+        target: Where to.
+        attempt: The attempt in which this happens.
+        failure: Why.
+        weights: Best weights.
+        step_batch_size: Images that shall be in memory together from now on.
+        crashed: A move to QUEUED counts as a restart after a crash.
 
     Returns:
         The training after the change; None if it is elsewhere or in another attempt.
@@ -268,7 +281,8 @@ async def update_state(
     row = await conn.fetchrow(
         f"""
         update training set state = $2, revision = revision + 1,
-          num_restarts = num_restarts + case when $2 = 'QUEUED' then 1 else 0 end,
+          num_restarts = num_restarts + case when $2 = 'QUEUED' and $10 then 1 else 0 end,
+          step_batch_size = coalesce($9, step_batch_size),
           failure = case when $2 = 'SUCCEEDED' then null else coalesce($5, failure) end,
           weights = coalesce($6, weights),
           owner = case when $2 = any($7) then owner end,
@@ -282,10 +296,12 @@ async def update_state(
         target,
         sources_of(target),
         attempt,
-        failure.SerializeToString() if failure else None,
-        weights.SerializeToString() if weights else None,
+        serialized(failure),
+        serialized(weights),
         list(ATTEMPTING),
         list(FINAL),
+        step_batch_size,
+        crashed,
     )
     training = await announce(conn, row)
     if training is not None and training.state not in ATTEMPTING:
@@ -294,7 +310,7 @@ async def update_state(
             " where training_id = $1 and attempt = $2",
             training_id,
             attempt,
-            failure.SerializeToString() if failure else None,
+            serialized(failure),
         )
     return training
 
@@ -333,6 +349,16 @@ async def update_stop_mode(conn: Connection, training_id: str, mode: StopMode) -
         list(ATTEMPTING),
     )
     return await announce(conn, row)
+
+
+async def update_preflight(conn: Connection, training_id: str, preflight: Preflight) -> None:
+    """Keeps what was found before the first step, and tells watchers; no change of state."""
+    row = await conn.fetchrow(
+        f"update training set preflight = $2 where id = $1 returning {COLUMNS}",
+        training_id,
+        preflight.SerializeToString(),
+    )
+    await announce(conn, row)
 
 
 async def resume_training(conn: Connection, training_id: str) -> Training | None:

@@ -15,6 +15,8 @@ from detflow.v1 import common_pb2, events_pb2, metrics_pb2, trainer_pb2, trainin
 from detflow.v1.common_pb2 import StoredObject
 from services.trainer import attempts, consumer, domain, ownership, store
 from services.trainer.attempt import Attempt
+from services.trainer.executors import Devices
+from services.trainer.queue import Room
 from tests.trainer_players import MANIFEST, PROJECT
 from tests.trainer_rig import FAST, Rig, State, executor, rig
 
@@ -22,6 +24,7 @@ __all__ = ["rig"]
 
 ROUNDS = 50
 OWNER = "owner of the test"
+ROOM = Room(devices=("cpu", "auto"), num_nodes=1, num_slots=1, num_free=1)
 
 
 async def at_once(*works: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -59,14 +62,16 @@ async def insert(conn: Connection, version: str) -> domain.Training:
     return await store.insert_training(
         conn,
         training_id=new_id(),
-        project="p",
-        version=version,
         request_id="",
-        model="yolov8n",
-        batch_size=1,
-        epochs=1,
-        hyperparameters={},
-        manifest=MANIFEST,
+        plan=domain.Plan(
+            project="p",
+            version=version,
+            model="yolov8n",
+            batch_size=1,
+            epochs=1,
+            hyperparameters={},
+            manifest=MANIFEST,
+        ),
     )
 
 
@@ -74,7 +79,7 @@ async def evaluating(rig: Rig, version: str) -> domain.Training:
     """A training of which only the test split is still to be measured, owned by the test."""
     async with rig.db.transaction() as conn:
         queued = await insert(conn, version)
-        claim = await ownership.claim_training(conn, OWNER, FAST.lease_interval * 100)
+        claim = await ownership.claim_training(conn, OWNER, FAST.lease_interval * 100, ROOM)
         assert claim is not None and claim.training.id == queued.id
         for state in (domain.State.RUNNING, domain.State.EVALUATING):
             moved = await store.update_state(conn, queued.id, state, attempt=1)
@@ -96,6 +101,7 @@ async def test_stop_racing_completion_ends_in_one_state_that_both_agree_on(
         owner = Attempt(
             training,
             None,
+            devices=Devices(),
             db=rig.db,
             bus=rig.bus,
             executor=executor(rig.settings),
@@ -189,7 +195,7 @@ async def test_of_several_claims_at_once_exactly_one_gets_the_training(
 
     async def claim(owner: str) -> ownership.Claim | None:
         async with db.transaction() as conn:
-            return await ownership.claim_training(conn, owner, FAST.lease_interval)
+            return await ownership.claim_training(conn, owner, FAST.lease_interval, ROOM)
 
     for number in range(ROUNDS):
         async with db.transaction() as conn:

@@ -1,0 +1,46 @@
+"""Deletes what nothing needs any more: first the object, then its row."""
+
+from __future__ import annotations
+
+import asyncio
+
+from detflow import telemetry
+from detflow.postgres import Database
+from detflow.store import ObjectStore
+from services.trainer import checkpoints, weights
+
+log = telemetry.get_logger(__name__)
+
+
+class Sweeper:
+    """Deletes checkpoints that no attempt goes on from, and weights that nobody can use."""
+
+    def __init__(self, db: Database, objects: ObjectStore) -> None:
+        self._db = db
+        self._objects = objects
+
+    async def sweep(self) -> None:
+        """Deletes what there is, at most some hundred objects."""
+        async with self._db.connection() as conn:
+            unused = await checkpoints.list_unused(conn)
+            unstored = await weights.list_unstored(conn)
+        for checkpoint in unused:
+            if not await self._delete(checkpoint.object.key):
+                return
+            async with self._db.transaction() as conn:
+                await checkpoints.delete_checkpoint(conn, checkpoint)
+        for one in unstored:
+            if not await self._delete(one.object.key):
+                return
+            async with self._db.transaction() as conn:
+                await weights.forget_weights(conn, one.id)
+
+    async def _delete(self, key: str) -> bool:
+        """Deletes an object; says whether that worked."""
+        try:
+            await asyncio.to_thread(self._objects.delete, key)
+        except Exception as error:
+            # Whatever the object store's trouble is, it must not keep trainings from running.
+            log.warning("object not deleted", key=key, error=repr(error))
+            return False
+        return True
