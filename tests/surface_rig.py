@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -188,6 +189,7 @@ class Exports(export_pb2_grpc.ExportServiceServicer):
     kept: dict[str, export_pb2.Export] = field(default_factory=dict)
     created: list[Any] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    was_cancelled: threading.Event = field(default_factory=threading.Event)
     outcome: int = _Export.SUCCEEDED
     sent: bytes = FILE
     on_watch: Any = None
@@ -237,6 +239,7 @@ class Exports(export_pb2_grpc.ExportServiceServicer):
 
     def CancelExport(self, request: Any, context: Context) -> Any:
         self.cancelled.append(request.name)
+        self.was_cancelled.set()
         self.kept[request.name].state = _Export.CANCELLED
         return self.kept[request.name]
 

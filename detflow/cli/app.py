@@ -2,7 +2,7 @@
 
 import typer
 
-from detflow.cli import datasets, stack, trainings, versions
+from detflow.cli import catalogue, datasets, exports, stack, train, trainings, versions, weights
 from detflow.cli.session import Address, Json, Project, Session
 
 app = typer.Typer(
@@ -26,7 +26,11 @@ app.command("up")(stack.up)
 app.command("demo")(stack.demo)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(versions.app, name="versions")
-app.command("train")(trainings.train)
+app.command("train")(train.train)
 app.add_typer(trainings.app, name="trainings")
 app.command("metrics")(trainings.metrics)
-app.command("models")(trainings.models)
+app.command("export")(exports.export)
+app.add_typer(exports.app, name="exports")
+app.add_typer(weights.app, name="weights")
+app.command("models")(catalogue.models)
+app.command("hyperparameters")(catalogue.hyperparameters)

@@ -121,7 +121,7 @@ def delete(
 
 def rate(progress: common_pb2.Progress) -> str:
     """Renders what a progress message says beside its percentage."""
-    if progress.stage == "upload":
+    if progress.stage in ("upload", "download"):
         return f"{progress.num_done / 1e6:.1f} of {progress.num_total / 1e6:.1f} MB"
     parts = [f"{progress.num_done}"]
     if progress.num_total:

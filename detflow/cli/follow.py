@@ -13,6 +13,7 @@ from detflow.errors import from_status
 from detflow.v1 import common_pb2, metrics_pb2, training_pb2
 
 _State = training_pb2.Training.State
+_NOTABLE_WAIT_SHARE = 0.05
 
 
 def follow(s: Session, name: str, *, ask: bool = True) -> training_pb2.Training:
@@ -63,18 +64,26 @@ class _Display:
         self._state = _State.Name(training_pb2.Training.QUEUED)
         self._percent = 0.0
         self._map50 = ""
+        self._step_batch_size = 0
 
     def on_training(self, training: training_pb2.Training) -> None:
+        self._note_steps(training)
         self._state = _State.Name(training.state)
         self._create_time = training.create_time.ToNanoseconds() / 1e9
         if training.state in (training_pb2.Training.QUEUED, training_pb2.Training.PROVISIONING):
             self._percent = 0.0
             details = f"attempt {training.attempt}, " if training.attempt > 1 else ""
-            self._show(f"{details}elapsed {self._elapsed()}, left: calculating")
+            self._show(f"{details}{self._waiting(training.queue_position)}")
         else:
             self._show(f"elapsed {self._elapsed()}{self._map50}")
 
     def on_progress(self, progress: training_pb2.TrainingProgress) -> None:
+        if progress.stage == "queue":
+            self._show(self._waiting(progress.queue_position))
+            return
+        if not progress.epoch:
+            self._show(f"{progress.stage}, {self._waiting(0)}")
+            return
         self._percent = max(self._percent, progress.percent)
         left = "calculating" if self._percent < 1 else ""
         if progress.HasField("eta_seconds"):
@@ -88,11 +97,26 @@ class _Display:
             + (f", left {left}" if left else "")
             + (f", losses {losses}" if losses else "")
             + self._map50
+            + _data_wait(progress)
         )
 
     def on_epoch(self, epoch: training_pb2.EpochMetrics) -> None:
         if "val/map50" in epoch.values:
             self._map50 = f", mAP50 {epoch.values['val/map50']:.3f}"
+
+    def _note_steps(self, training: training_pb2.Training) -> None:
+        """Says once that memory ran out, and what is done about it."""
+        known = self._step_batch_size or training.batch_size
+        self._step_batch_size = training.step_batch_size
+        if 0 < training.step_batch_size < known:
+            self._bar.note(
+                f"memory ran out: steps of {training.step_batch_size} images from now on; every"
+                f" update of the weights still sees {training.batch_size}"
+            )
+
+    def _waiting(self, queue_position: int) -> str:
+        place = f"place {queue_position} in the queue, " if queue_position else ""
+        return f"{place}elapsed {self._elapsed()}, left: calculating"
 
     def _elapsed(self) -> str:
         """Renders the time since the training was queued: the same for every watcher."""
@@ -100,6 +124,15 @@ class _Display:
 
     def _show(self, details: str) -> None:
         self._bar.update(self._state, self._percent, details)
+
+
+def _data_wait(progress: training_pb2.TrainingProgress) -> str:
+    """Renders the share of time spent waiting for data, and what makes it slow."""
+    if progress.data_wait_share < _NOTABLE_WAIT_SHARE:
+        return ""
+    shares = progress.loader_shares
+    cause = f", mostly {max(shares, key=lambda name: shares[name])}" if shares else ""
+    return f", waits for data {progress.data_wait_share:.0%} of the time{cause}"
 
 
 def finish(s: Session, training: training_pb2.Training) -> None:

@@ -92,6 +92,18 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def size(num_bytes: int) -> str:
+    """Renders a number of bytes."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    value = float(num_bytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.3g} {unit}"
+
+
 class Bar:
     """Progress: a live bar in a terminal; otherwise a line per stage and per ten percent.
 
@@ -135,6 +147,15 @@ class Bar:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._silent:
+            return
+        if self._live is not None:
+            self._live.console.print(Text(printable(text)))
+        else:
+            say(printable(text))
 
     def update(self, stage: str, percent: float, details: str = "") -> None:
         """Shows how far a stage is, in percent, with further facts."""

@@ -1,15 +1,16 @@
-"""`detflow train`, `detflow trainings`, `detflow metrics` and `detflow models`."""
+"""`detflow trainings` and `detflow metrics`."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from detflow.cli import output
+from detflow.cli.catalogue import text_of
 from detflow.cli.follow import finish, follow, say_evaluations
-from detflow.cli.session import Address, Json, Project, Session, session
+from detflow.cli.session import Address, Json, Project, session
+from detflow.cli.train import Detach, go_on, say_preflight
 from detflow.client.trainings import STOP_MODES
-from detflow.v1 import trainer_pb2, training_pb2
+from detflow.v1 import training_pb2
 
 app = typer.Typer(help="Models learning from a version.", rich_markup_mode=None)
 
@@ -21,36 +22,6 @@ _Name = Annotated[
         help="Resource name, id, or the name of a version such as V_0 for its newest training.",
     ),
 ]
-_Detach = Annotated[bool, typer.Option("--detach", help="Don't wait for the end.")]
-
-
-def train(
-    context: typer.Context,
-    version: Annotated[
-        str, typer.Argument(metavar="VERSION", help="Name such as V_0, id, resource name.")
-    ],
-    model: Annotated[
-        str, typer.Option("--model", help="Id of the model, see `detflow models`.")
-    ] = "yolov5s",
-    batch: Annotated[int, typer.Option("--batch", help="Images per step.")] = 16,
-    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training split.")] = 200,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="An advanced hyper-parameter; repeatable.", metavar="KEY=VALUE"),
-    ] = None,
-    detach: _Detach = False,
-    json: Json = False,
-    project: Project = "",
-    address: Address = "",
-) -> None:
-    """Trains a model on a version, showing its progress."""
-    s = session(context, json, project, address)
-    found = s.client.versions.find(version, s.project)
-    values = _values(settings or [], s.client.hyperparameters() if settings else [])
-    training = s.client.trainings.start(
-        found.name, model=model, batch_size=batch, epochs=epochs, hyperparameters=values
-    )
-    _go_on(s, training, detach)
 
 
 @app.command("list")
@@ -72,12 +43,15 @@ def list_(
         return
     names = {v.name: v.display_name for v in s.client.versions.list(s.project, show_deleted=True)}
     output.say_table(
-        ("VERSION", "STATE", "MODEL", "EPOCHS", "RESOURCE"),
+        ("VERSION", "STATE", "QUEUE", "PRIORITY", "MODEL", "BATCH", "EPOCHS", "RESOURCE"),
         (
             (
                 names.get(training.name.split("/trainings/")[0], "-"),
                 _State.Name(training.state),
+                f"{training.queue_position}" if training.queue_position else "-",
+                f"{training.priority}",
                 training.model,
+                _batch(training),
                 f"{training.num_epochs_done}/{training.epochs}",
                 training.name,
             )
@@ -104,17 +78,52 @@ def show(
     fields = {
         "training": found.name,
         "state": _State.Name(found.state),
+        "priority": f"{found.priority}",
         "model": found.model,
-        "batch": f"{found.batch_size}",
+        "batch": _batch(found),
         "epochs": f"{found.num_epochs_done} of {found.epochs}",
         "attempt": f"{found.attempt}",
         "settings": ", ".join(
-            f"{name}={_text(value)}" for name, value in sorted(found.hyperparameters.items())
+            f"{name}={text_of(value)}" for name, value in sorted(found.hyperparameters.items())
         ),
     }
+    if found.queue_position:
+        fields["state"] += f", place {found.queue_position} in the queue"
+    if found.HasField("warm_start"):
+        fields["warm start"] = found.warm_start.training or found.warm_start.weights
+    if found.HasField("resources"):
+        fields["devices"] = (
+            f"{found.resources.num_devices_per_node or 1} on each of"
+            f" {found.resources.num_nodes or 1} machines"
+        )
     if found.HasField("failure"):
         fields["failure"] = found.failure.status.message
     output.say_fields(fields)
+    if found.preflight.checks:
+        output.say()
+        say_preflight(found.preflight)
+
+
+@app.command("priority", context_settings={"ignore_unknown_options": True})
+def priority(
+    context: typer.Context,
+    training: _Name,
+    value: Annotated[int, typer.Argument(metavar="N", help="Higher waits less; -100 to 100.")],
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Changes the priority of a training that waits."""
+    s = session(context, json, project, address)
+    name = s.client.trainings.find(training, s.project).name
+    updated = s.client.trainings.update(name, priority=value)
+    if s.json:
+        output.say_json(updated)
+        return
+    output.say(
+        f"priority {updated.priority}"
+        + (f", place {updated.queue_position} in the queue" if updated.queue_position else "")
+    )
 
 
 @app.command("watch")
@@ -146,7 +155,7 @@ def stop(
             help="pause (can be resumed), finish (after this epoch, and measured) or discard.",
         ),
     ] = "pause",
-    detach: _Detach = False,
+    detach: Detach = False,
     json: Json = False,
     project: Project = "",
     address: Address = "",
@@ -169,7 +178,7 @@ def stop(
 def resume(
     context: typer.Context,
     training: _Name,
-    detach: _Detach = False,
+    detach: Detach = False,
     json: Json = False,
     project: Project = "",
     address: Address = "",
@@ -177,7 +186,7 @@ def resume(
     """Goes on with a paused or failed training from its last checkpoint."""
     s = session(context, json, project, address)
     name = s.client.trainings.find(training, s.project).name
-    _go_on(s, s.client.trainings.resume(name), detach)
+    go_on(s, s.client.trainings.resume(name), detach)
 
 
 def metrics(
@@ -214,69 +223,8 @@ def metrics(
     )
 
 
-def models(
-    context: typer.Context, json: Json = False, project: Project = "", address: Address = ""
-) -> None:
-    """Lists the models that can be trained."""
-    s = session(context, json, project, address)
-    found = s.client.models()
-    if s.json:
-        output.say_json({"models": [output.as_dict(model) for model in found]})
-        return
-    output.say_table(
-        ("ID", "NAME", "INPUT", "PARAMETERS", "LICENCE"),
-        (
-            (
-                model.name.removeprefix("models/"),
-                model.display_name,
-                f"{model.input_size_px} px",
-                f"{model.num_parameters / 1e6:.1f} M",
-                model.licence,
-            )
-            for model in found
-        ),
-        empty="no models",
-    )
-
-
-def _go_on(s: Session, training: training_pb2.Training, detach: bool) -> None:
-    if not detach:
-        finish(s, follow(s, training.name))
-    elif s.json:
-        output.say_json(training)
-    else:
-        output.say(f"{_State.Name(training.state)} {training.name}")
-        output.say(f"watch it with `detflow trainings watch {training.name}`")
-
-
-def _values(
-    settings: Sequence[str], schema: Sequence[trainer_pb2.Hyperparameter]
-) -> dict[str, float | bool | str]:
-    """Types `key=value` settings by the schema; the service refuses what it does not know."""
-    types = {entry.name: entry.type for entry in schema}
-    values: dict[str, float | bool | str] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter(f"--set {setting!r} is not KEY=VALUE")
-        values[key] = _value(key, text, types.get(key))
-    return values
-
-
-def _value(key: str, text: str, kind: int | None) -> float | bool | str:
-    if kind in (trainer_pb2.Hyperparameter.INTEGER, trainer_pb2.Hyperparameter.NUMBER):
-        try:
-            return float(text)
-        except ValueError:
-            raise typer.BadParameter(f"--set {key} must be a number, not {text!r}") from None
-    if kind == trainer_pb2.Hyperparameter.BOOLEAN:
-        if text.lower() not in ("true", "false"):
-            raise typer.BadParameter(f"--set {key} must be true or false, not {text!r}")
-        return text.lower() == "true"
-    return text
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _batch(training: training_pb2.Training) -> str:
+    """Renders the batch size, and that of a step where memory ran out."""
+    if 0 < training.step_batch_size < training.batch_size:
+        return f"{training.batch_size} in steps of {training.step_batch_size}"
+    return f"{training.batch_size}"
