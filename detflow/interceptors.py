@@ -38,6 +38,8 @@ log = telemetry.get_logger(__name__)
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # others are not repeated in logs and answers
 _UNARY_SECONDS = 60.0
+_TRIAL_SECONDS = 600.0
+"""Of a call that tries out what it is asked to do (`validate_only`), a training on its data."""
 _SECONDS = Histogram(
     "grpc_server_handling_seconds",
     "Time a call took on the server.",
@@ -164,7 +166,8 @@ def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
             if streams_in:
                 return await inner(_checked(request), context)
             check(request)
-            async with asyncio.timeout(_UNARY_SECONDS):
+            is_trial = getattr(request, "validate_only", False)
+            async with asyncio.timeout(_TRIAL_SECONDS if is_trial else _UNARY_SECONDS):
                 return await inner(request, context)
 
     return call

@@ -15,9 +15,7 @@ app = typer.Typer(help="Files that trainings begin with.", rich_markup_mode=None
 @app.command("upload")
 def upload(
     context: typer.Context,
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Of torch.save, safetensors or `detflow export`.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Of torch.save or safetensors.")],
     name: Annotated[
         str, typer.Option("--name", help="Name shown to people [default: that of the file].")
     ] = "",

@@ -30,7 +30,7 @@ class Weights:
         name: str = "",
         progress: OnProgress | None = None,
     ) -> weights_pb2.Weights:
-        """Uploads a weights file: of torch.save, safetensors, or a PyTorch export of detflow.
+        """Uploads a weights file, of torch.save or safetensors.
 
         Args:
             source: Path.

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
-from detflow import errors
+from detflow import errors, interceptors
 from detflow.v1 import project_pb2, trainer_pb2, training_pb2, version_pb2
 from gateway.routes import ANY, Binding, bindings
 from tests.gateway_rig import Rig, details, failing, running
@@ -348,6 +348,20 @@ async def test_check_of_a_training_may_take_ten_minutes(rig: Rig) -> None:
         assert answer.json()["model"] == "yolov8n"
     for value, limit in zip(seen, (600, 600, 90, 30), strict=True):
         assert limit - 5 < value < limit + 2  # the service's clock starts later
+
+
+async def test_services_give_a_check_more_time_than_another_call(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def reply(request: Any, _context: Any) -> Any:
+        await asyncio.sleep(0.3)  # the work
+        return request.training
+
+    monkeypatch.setattr(interceptors, "_UNARY_SECONDS", 0.1)
+    rig.backend.replies["StartTraining"] = reply
+    assert (await rig.http.post(CHECK, json={})).status_code == 200
+    answer = await rig.http.post(f"{V}/trainings", json={})
+    assert details(answer, "ErrorInfo")["reason"] == "SERVER_TIMEOUT"
 
 
 async def test_check_ends_when_its_caller_leaves(rig: Rig) -> None:
