@@ -37,6 +37,8 @@ class Settings:
         num_gpu_slots: GPUs that trainings may use; -1 means all that are found.
         worker_memory_bytes: Memory a training worker on a CPU may have, so that running out of it
             is an error it reports; 0 sets no limit.
+        pretrained_dir: Folder of the machines that train with weights to begin with, named
+            {model}.safetensors or {model}.pt; empty for none.
         preprocess_processes: Processes that decode and encode images; 0 means one per core.
         max_upload_bytes: Largest archive that is accepted.
         drain_seconds: How long running calls may go on after SIGTERM.
@@ -59,6 +61,7 @@ class Settings:
     num_cpu_slots: int = 1
     num_gpu_slots: int = -1
     worker_memory_bytes: int = 0
+    pretrained_dir: str = ""
     preprocess_processes: int = 0
     max_upload_bytes: int = 1 << 40
     drain_seconds: float = 10.0

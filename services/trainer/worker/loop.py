@@ -23,6 +23,7 @@ from services.trainer.worker.hyperparameters import Hyperparameters
 from services.trainer.worker.networks import Network
 from services.trainer.worker.optimizer import Schedule, build_optimizer, choose, restore_optimizer
 from services.trainer.worker.spec import Spec
+from services.trainer.worker.weights import ReadWeights, take_over
 
 _MAX_GRADIENT_NORM = 10.0
 
@@ -144,6 +145,16 @@ class Trainer:
             hyperparameters=self._hyperparameters,
             batch_size=self._spec.batch_size,
         )
+
+    def begin_with(self, found: ReadWeights) -> tuple[int, int]:
+        """Takes weights over before the first step; returns how many tensors fit, of how many.
+
+        Raises:
+            InvalidArgument: WEIGHTS_DO_NOT_FIT.
+        """
+        numbers = take_over(self.network, found, self._spec.model)
+        self.ema.network.load_state_dict(self.network.state_dict())
+        return numbers
 
     def start(self, first_epoch: int) -> None:
         """Starts making images for the epochs from `first_epoch`, counted from 1."""

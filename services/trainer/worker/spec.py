@@ -32,6 +32,7 @@ class Spec:
         hyperparameters: Value by name.
         manifest: Manifest of the bundle.
         checkpoint: Checkpoint to go on from, if any.
+        warm_start_weights: Weights to begin with where there is no checkpoint, if any.
         preflight: Everything shall be tried before the first step.
         folder: Work folder of this attempt.
     """
@@ -45,6 +46,7 @@ class Spec:
     hyperparameters: Mapping[str, Value]
     manifest: StoredObject
     checkpoint: Checkpoint | None
+    warm_start_weights: StoredObject | None = None
     preflight: bool = False
     folder: Path
 
@@ -106,6 +108,9 @@ def parse_spec(message: WorkerSpec, folder: Path) -> Spec:
         },
         manifest=message.manifest,
         checkpoint=message.checkpoint if message.HasField("checkpoint") else None,
+        warm_start_weights=(
+            message.warm_start_weights if message.HasField("warm_start_weights") else None
+        ),
         preflight=message.preflight,
         folder=folder,
     )

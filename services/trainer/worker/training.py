@@ -20,7 +20,7 @@ from detflow.v1.worker_pb2 import (
     WorkerRecord,
     WorkerStarted,
 )
-from services.trainer.worker import memory, preflight
+from services.trainer.worker import memory, preflight, weights
 from services.trainer.worker.bundle import Bundle, fetch_bundle
 from services.trainer.worker.checkpoint import Checkpoints, load_checkpoint, save_weights
 from services.trainer.worker.diagnosis import diagnose
@@ -66,6 +66,8 @@ def run(
     orders.check()
     checkpoint = spec.checkpoint and load_checkpoint(store, spec.checkpoint, spec.folder)
     trainer = Trainer(spec, bundle)
+    if checkpoint is None:
+        _begin(trainer, spec, store, settings, records)
     if spec.preflight and checkpoint is None:
         _try_out(trainer, bundle, spec, store, settings, orders, records, progress)
     if checkpoint is not None:
@@ -76,6 +78,17 @@ def run(
     finally:
         trainer.close()
     _evaluate(trainer, bundle, spec, store, orders, records, progress)
+
+
+def _begin(
+    trainer: Trainer, spec: Spec, store: ObjectStore, settings: Settings, records: Spool
+) -> None:
+    found, origin = weights.find(spec, store, settings)
+    if found is None:
+        records.log("begins with random weights: none were given, and this machine has none")
+        return
+    num_taken, num_all = trainer.begin_with(found)
+    records.log(f"begins with {origin}: took over {num_taken} of {num_all} tensors")
 
 
 def _try_out(
@@ -186,8 +199,8 @@ def _evaluate(
 ) -> None:
     orders.check()
     network = trainer.best_network()
-    weights = save_weights(store, spec, trainer.weights())
-    records.write(WorkerRecord(evaluating=WorkerEvaluating(weights=weights)))
+    best = save_weights(store, spec, trainer.weights())
+    records.write(WorkerRecord(evaluating=WorkerEvaluating(weights=best)))
     records.log(f"predicts with the weights of epoch {trainer.best_epoch}")
     splits = {name: trainer.evaluation_set(bundle.splits[name]) for name in ("val", "test")}
     num_batches, done = sum(map(len, splits.values())), 0
