@@ -43,8 +43,19 @@ def _yolo(family: str, scale: str, size: str, num_parameters: int) -> Model:
     )
 
 
+def _efficientdet(scale: int, input_size_px: int, num_parameters: int) -> Model:
+    return Model(
+        id=f"efficientdet-d{scale}",
+        display_name=f"EfficientDet D{scale}",
+        family="efficientdet",
+        input_size_px=input_size_px,
+        num_parameters=num_parameters,
+        licence="Apache-2.0",
+    )
+
+
 # The v5 models are ultralytics' anchor-free variants (yolov5nu, ...), hence not of the published
-# v5 sizes.
+# v5 sizes. EfficientDet D6 and D7 differ in input size and anchors only.
 MODELS: tuple[Model, ...] = (
     _yolo("yolov5", "n", "", 2_654_800),
     _yolo("yolov5", "s", "Small", 9_153_136),
@@ -56,6 +67,14 @@ MODELS: tuple[Model, ...] = (
     _yolo("yolov8", "m", "Medium", 25_902_624),
     _yolo("yolov8", "l", "Large", 43_691_504),
     _yolo("yolov8", "x", "XLarge", 68_229_632),
+    _efficientdet(0, 512, 3_871_913),
+    _efficientdet(1, 640, 6_614_016),
+    _efficientdet(2, 768, 8_081_045),
+    _efficientdet(3, 896, 12_007_886),
+    _efficientdet(4, 1024, 20_687_745),
+    _efficientdet(5, 1280, 33_607_145),
+    _efficientdet(6, 1408, 51_806_412),
+    _efficientdet(7, 1536, 51_806_412),
 )
 
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(model.family for model in MODELS))

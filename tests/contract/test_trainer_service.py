@@ -49,8 +49,12 @@ async def refused(
 async def test_catalogue_lists_the_models_with_their_licence(rig: Rig) -> None:
     models = (await rig.stub.ListModels(trainer_pb2.ListModelsRequest())).models
     assert [model.name for model in models][:2] == ["models/yolov5n", "models/yolov5s"]
-    assert len(models) == 10
-    assert {model.licence for model in models} == {"AGPL-3.0"}
+    assert len(models) == 18
+    assert {(model.family, model.licence) for model in models} == {
+        ("yolov5", "AGPL-3.0"),
+        ("yolov8", "AGPL-3.0"),
+        ("efficientdet", "Apache-2.0"),
+    }
 
 
 async def test_schema_gives_type_range_default_and_help_in_both_languages(rig: Rig) -> None:

@@ -16,10 +16,14 @@ from services.trainer.models import FAMILIES, MODELS, get_model
 COUNT_PARAMETERS = """
 import sys, torch
 from ultralytics.nn.tasks import parse_model, yaml_model_load
+from services.trainer.worker import efficientdet
+def build(name):
+    if name.startswith("efficientdet"):
+        return efficientdet.build(name, num_classes=80, image_size=512, hyperparameters={})
+    return parse_model(yaml_model_load(f"{name}.yaml") | {"nc": 80}, ch=3, verbose=False)[0]
 for name in sys.argv[1:]:
-    config = yaml_model_load(f"{name}.yaml") | {"nc": 80}
     with torch.device("meta"):
-        model, _ = parse_model(config, ch=3, verbose=False)
+        model = build(name)
     print(name, sum(p.numel() for p in model.parameters() if p.requires_grad))
 """
 
@@ -51,9 +55,14 @@ def test_models_are_shown_as_on_the_founding_page() -> None:
         f"YOLO {version}{size}"
         for version in ("v5", "v8")
         for size in ("", " Small", " Medium", " Large", " XLarge")
+    ] + [f"EfficientDet D{scale}" for scale in range(8)]
+    assert len({model.id for model in MODELS}) == len(MODELS) == 18
+    sizes = {model.id: model.input_size_px for model in MODELS}
+    assert {size for name, size in sizes.items() if name.startswith("yolo")} == {640}
+    assert [sizes[f"efficientdet-d{scale}"] for scale in range(8)] == [
+        *(512, 640, 768, 896, 1024, 1280, 1408, 1536)
     ]
-    assert len({model.id for model in MODELS}) == len(MODELS)
-    assert {model.input_size_px for model in MODELS} == {640}
+    assert {model.licence for model in MODELS if model.family == "efficientdet"} == {"Apache-2.0"}
     assert get_model("").id == "yolov5s"
 
 
