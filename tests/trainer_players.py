@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detflow.errors import not_found
+from google.protobuf import json_format
+
+from detflow.errors import ResourceExhausted, failure, not_found
 from detflow.events import Bus
-from detflow.v1 import common_pb2, version_pb2
+from detflow.v1 import common_pb2, project_pb2, version_pb2
 from tests import trainer_puppet
 
 PROJECT = "projects/p"
@@ -46,6 +48,13 @@ class Versions:
         if self.before_answer is not None:
             await self.before_answer()
         return version
+
+    async def GetProject(
+        self, request: project_pb2.GetProjectRequest, context: Any
+    ) -> project_pb2.Project:
+        if not any(name.startswith(f"{request.name}/") for name in self.by_name):
+            raise not_found(request.name)
+        return project_pb2.Project(name=request.name)
 
 
 @dataclass
@@ -87,6 +96,16 @@ class Puppet:
             record["checkpoint"] = {"epoch": number, "object": trainer_puppet.stored(key)}
         await self.tell(record={"epoch": record})
 
+    async def step(self, epochs_done: int, step: int) -> None:
+        """Stores a checkpoint inside an epoch."""
+        key = f"trainings/{self.training}/{self.attempt}/step-{epochs_done:06d}-{step:06d}.pt"
+        stored = trainer_puppet.stored(key)
+        checkpoint = {"epoch": epochs_done, "step": step, "object": stored}
+        await self.tell(record={"epoch": {"checkpoint": checkpoint}})
+
+    async def preflight(self, **fields: Any) -> None:
+        await self.tell(record={"preflight": fields})
+
     async def log(self, *lines: str) -> None:
         await self.tell(record={"log": {"attempt": self.attempt, "lines": lines}})
 
@@ -104,6 +123,11 @@ class Puppet:
     async def failed(self, code: int, message: str) -> None:
         status = {"code": code, "message": message}
         await self.tell(record={"failed": {"failure": {"status": status}}})
+
+    async def out_of_memory(self) -> None:
+        error = ResourceExhausted("out of memory; lower batch_size", reason="OUT_OF_MEMORY")
+        status = json_format.MessageToDict(failure(error))
+        await self.tell(record={"failed": {"failure": status}})
 
     async def finish(self) -> None:
         """Does all that is left of a training, and exits."""

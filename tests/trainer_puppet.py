@@ -75,6 +75,7 @@ async def main(text: str) -> None:
         "spec": json_format.MessageToDict(spec),
         "checkpoint": spec.checkpoint.epoch if spec.HasField("checkpoint") else 0,
         "environment": sorted(os.environ),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "folder": os.getcwd(),
     }
     await nc.flush()

@@ -27,17 +27,22 @@ from detflow.v1 import (
     common_pb2,
     events_pb2,
     metrics_pb2,
+    project_pb2,
     trainer_pb2,
     trainer_pb2_grpc,
     training_pb2,
     version_pb2,
+    weights_pb2,
+    weights_pb2_grpc,
 )
+from services.trainer import trials
 from services.trainer.__main__ import MIGRATIONS, serve
 from services.trainer.attempt import Deadlines
 from services.trainer.executors import Executor
 from services.trainer.executors.local import LocalExecutor
+from services.trainer.jobs import run_job
 from services.trainer.stall import Patience
-from tests.trainer_players import VERSION, Puppet, Versions
+from tests.trainer_players import PROJECT, VERSION, Puppet, Versions
 
 PUPPET = (sys.executable, str(Path(__file__).parent / "trainer_puppet.py"))
 FAST = Deadlines(
@@ -63,6 +68,7 @@ class Rig:
     versions: Versions
     settings: Settings
     stub: "trainer_pb2_grpc.TrainerServiceAsyncStub"
+    weights: "weights_pb2_grpc.WeightsServiceAsyncStub"
     hellos: "asyncio.Queue[Puppet]"
     predictions: "dict[tuple[str, int], asyncio.Event]"
     numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
@@ -102,6 +108,28 @@ class Rig:
     async def resume(self, name: str) -> training_pb2.Training:
         with channels.translate():
             return await self.stub.ResumeTraining(trainer_pb2.ResumeTrainingRequest(name=name))
+
+    async def update(self, name: str, priority: int, *mask: str) -> training_pb2.Training:
+        request = trainer_pb2.UpdateTrainingRequest(
+            training=training_pb2.Training(name=name, priority=priority)
+        )
+        request.update_mask.paths.extend(mask or ["priority"])
+        with channels.translate():
+            return await self.stub.UpdateTraining(request)
+
+    async def upload(
+        self, content: bytes, parent: str = PROJECT, display_name: str = ""
+    ) -> weights_pb2.Weights:
+        header = weights_pb2.UploadWeightsHeader(parent=parent, display_name=display_name)
+        size = 1 << 20
+        chunks = [content[start : start + size] for start in range(0, len(content), size)]
+        parts = [
+            weights_pb2.UploadWeightsRequest(header=header),
+            *(weights_pb2.UploadWeightsRequest(chunk=chunk) for chunk in chunks),
+            weights_pb2.UploadWeightsRequest(size_bytes=len(content)),
+        ]
+        with channels.translate():
+            return await self.weights.UploadWeights(iter(parts))
 
     async def list_trainings(self, **fields: Any) -> trainer_pb2.ListTrainingsResponse:
         with channels.translate():
@@ -238,10 +266,11 @@ async def trainer(
     settings: Settings,
     deadlines: Deadlines = FAST,
     make_executor: Callable[[Settings], Executor] = executor,
+    run_trial: trials.RunJob = run_job,
 ) -> AsyncIterator[str]:
     """Runs a trainer service in this process; yields its address."""
     service = Service("trainer", migrations=MIGRATIONS, settings=settings)
-    process = asyncio.create_task(serve(service, make_executor(settings), deadlines))
+    process = asyncio.create_task(serve(service, make_executor(settings), deadlines, run_trial))
     ready = asyncio.create_task(service.serving.wait())
     await asyncio.wait({process, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     if process.done():
@@ -262,7 +291,9 @@ async def running(
     folder: Path,
     deadlines: Deadlines = FAST,
     num_slots: int = 1,
+    num_gpu_slots: int = 0,
     make_executor: Callable[[Settings], Executor] = executor,
+    run_trial: trials.RunJob = run_job,
 ) -> AsyncIterator[Rig]:
     """Runs a trainer and what it depends on."""
     versions = Versions()
@@ -274,8 +305,19 @@ async def running(
             version_pb2.Version.SerializeToString,
         )
     }
-    service = "detflow.v1.VersionService"
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    projects = {
+        "GetProject": grpc.unary_unary_rpc_method_handler(
+            versions.GetProject,
+            project_pb2.GetProjectRequest.FromString,
+            project_pb2.Project.SerializeToString,
+        )
+    }
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler("detflow.v1.VersionService", handlers),
+            grpc.method_handlers_generic_handler("detflow.v1.ProjectService", projects),
+        ]
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     settings = Settings(
@@ -285,6 +327,7 @@ async def running(
         version_address=f"127.0.0.1:{port}",
         data_dir=folder / "data",
         num_cpu_slots=num_slots,
+        num_gpu_slots=num_gpu_slots,
         drain_seconds=2,
     )
     hellos: asyncio.Queue[Puppet] = asyncio.Queue()
@@ -305,7 +348,7 @@ async def running(
     db = await Database.connect(database_url, "trainer", max_size=3)
     try:
         async with (
-            trainer(settings, deadlines, make_executor) as address,
+            trainer(settings, deadlines, make_executor, run_trial) as address,
             channels.channel(address) as channel,
         ):
             yield Rig(
@@ -314,6 +357,7 @@ async def running(
                 versions=versions,
                 settings=settings,
                 stub=trainer_pb2_grpc.TrainerServiceStub(channel),
+                weights=weights_pb2_grpc.WeightsServiceStub(channel),
                 hellos=hellos,
                 predictions=predictions,
             )

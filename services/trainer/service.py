@@ -245,6 +245,9 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                     response.training.CopyFrom(item.value)
                 elif isinstance(item, Change):
                     _fill(response, item)
+                    if response.training.state == training_pb2.Training.QUEUED:
+                        # Events don't have it: it changes without them.
+                        response.training.queue_position = await self._place(current.id)
                 elif isinstance(item, Gauge):
                     response.progress.ParseFromString(item.payload)
                     if response.progress.attempt < attempt:
@@ -275,6 +278,12 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             to_message(training, waiting[training.id].position if training.id in waiting else 0)
             for training in trainings
         ]
+
+    async def _place(self, training_id: str) -> int:
+        """Returns the place of a training in the queue; 0 if it does not wait any more."""
+        async with self._db.connection() as conn:
+            waiting = await queue.list_waiting(conn, self._executor.slots, [training_id])
+        return waiting[training_id].position if waiting else 0
 
     async def _has_ended(
         self, training_id: str, response: trainer_pb2.WatchTrainingResponse

@@ -25,12 +25,14 @@ from detflow.v1.worker_pb2 import WorkerSpec
 from services.trainer.executors import Device, Devices, Exit, Slots
 from services.trainer.executors.gpus import list_gpus
 from services.trainer.executors.held import hold, is_abandoned
+from services.trainer.executors.starvation import MemoryWatch
 
 WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")
 
 _LAST_LINES = 50
 _MAX_LINE_CHARACTERS = 2000
 _CHUNK_BYTES = 1 << 16
+_LOOK_SECONDS = 1.0
 # What a worker gets of our environment: the object store's credentials, not the database's.
 _PASSED_ON = (
     "PATH",
@@ -57,6 +59,7 @@ class LocalExecutor:
         settings: Slots, addresses and the scratch folder.
         command: Program to run; the path of the spec is added.
         environ: Environment to pass the needed part of on.
+        root: Root of the file system that tells of memory; another in tests.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class LocalExecutor:
         *,
         command: Sequence[str] = WORKER_COMMAND,
         environ: Mapping[str, str] = os.environ,
+        root: Path = Path("/"),
     ) -> None:
+        self._root = root
         self._folder = settings.data_dir / "trainings"
         self._num_cpu_slots = settings.num_cpu_slots
         self._free_gpus = _usable_gpus(settings, environ)
@@ -113,7 +118,11 @@ class LocalExecutor:
             await asyncio.to_thread(_remove, folder)
             raise
         return LocalWorker(
-            process, folder, held=held, on_close=lambda: self._free_gpus.extend(gpus)
+            process,
+            folder,
+            held=held,
+            on_close=lambda: self._free_gpus.extend(gpus),
+            memory=MemoryWatch(self._root),
         )
 
     async def discard(self, training_id: str, attempt: int) -> None:
@@ -140,6 +149,7 @@ class LocalWorker:
         output: What its last lines are read from; its stdout by default.
         held: Holds the folder; closed when the folder is gone.
         on_close: Called when nothing of it is left.
+        memory: Tells whether the system killed it for memory; None if nobody wants to know.
     """
 
     def __init__(
@@ -150,14 +160,18 @@ class LocalWorker:
         *,
         held: IO[bytes] | None = None,
         on_close: Callable[[], None] = _nothing,
+        memory: MemoryWatch | None = None,
     ) -> None:
         self.pid = process.pid  # also the id of its process group
         self._process = process
         self._folder = folder
         self._held = held
         self._on_close = on_close
+        self._memory = memory
+        self._killed_by_us = False
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._ended = asyncio.Event()
+        self._starved = asyncio.create_task(self._watch_memory())
         self._output = asyncio.create_task(
             read_lines(output or process.stdout, self._keep, _MAX_LINE_CHARACTERS)
         )
@@ -173,7 +187,7 @@ class LocalWorker:
         await self._ended.wait()
         # A grandchild may hold the pipe open; what the worker itself wrote is there by then.
         await asyncio.wait([self._output], timeout=1.0)
-        return Exit(self._process.returncode, tuple(self._lines))
+        return Exit(self._process.returncode, tuple(self._lines), await self._starved)
 
     async def terminate(self, grace_seconds: float) -> None:
         """Ends its process group: SIGTERM, then SIGKILL after the grace period."""
@@ -187,13 +201,23 @@ class LocalWorker:
         self._signal(signal.SIGKILL)
         await self._ended.wait()
         self._output.cancel()
-        await asyncio.wait([self._output])
+        await asyncio.wait([self._output, self._starved])
         await asyncio.to_thread(_remove, self._folder)
         if self._held is not None:
             self._held.close()
         self._on_close()
 
+    async def _watch_memory(self) -> bool:
+        """Waits for its end; says whether the system killed it for memory."""
+        if self._memory is None:
+            return False
+        while not await wait(self._ended, _LOOK_SECONDS):
+            self._memory.look()
+        is_killed = self._process.returncode == -signal.SIGKILL and not self._killed_by_us
+        return is_killed and self._memory.ran_out()
+
     def _signal(self, number: signal.Signals) -> None:
+        self._killed_by_us |= number == signal.SIGKILL and not self._ended.is_set()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -250,6 +274,7 @@ def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
         "DETFLOW_STORE_URL": settings.store_url,
         "DETFLOW_DATA_DIR": str(settings.data_dir),
         "DETFLOW_WORKER_MEMORY_BYTES": str(settings.worker_memory_bytes),
+        "DETFLOW_PRETRAINED_DIR": settings.pretrained_dir,
         "DETFLOW_LOG_FORMAT": settings.log_format,
         "DETFLOW_LOG_LEVEL": settings.log_level,
     }
