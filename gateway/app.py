@@ -22,6 +22,7 @@ from gateway import backends as channels
 from gateway import download, errors, openapi, pages, security, stream, transcode, upload
 from gateway.backends import Backends
 from gateway.errors import HttpError
+from gateway.protocol import ABORT
 from gateway.routes import Binding, Router, UnsafePath
 from gateway.stream import ClientGone, Receive, Send
 
@@ -91,6 +92,9 @@ class Gateway:
             log.info("broken off by the client", route=route, request_id=request_id)
         except Exception as error:
             await self._fail(error, route, answer, request_id)
+            if answer.broken:
+                scope["extensions"][ABORT]["abort"]()
+                await stream.disconnected(receive)
         finally:
             self._count(scope, route, answer, time.perf_counter() - begin, request_id)
 
@@ -192,11 +196,10 @@ class Gateway:
                 error=repr(error)[:2000],
                 exc_info=code == 500,
             )
-        if answer.started:
-            # Too late to say so: raised, it breaks the connection off.
-            answer.code = code
-            raise error
-        await answer.json(code, body, headers)
+        if answer.started:  # too late to say so
+            answer.code, answer.broken = code, True
+        else:
+            await answer.json(code, body, headers)
 
     async def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether every service answers its health check, and what each says."""
@@ -209,13 +212,14 @@ class Gateway:
 class _Answer:
     """Sends the answer of one request, with the headers that every answer has."""
 
-    __slots__ = ("_request_id", "_send", "code", "started")
+    __slots__ = ("_request_id", "_send", "broken", "code", "started")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._request_id = request_id.encode()
         self.code = 499  # until something is sent
         self.started = False
+        self.broken = False
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """ASGI send."""

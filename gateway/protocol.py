@@ -17,6 +17,9 @@ from gateway.errors import HttpError
 MAX_HEAD_BYTES = 64 << 10
 """Request line, headers, chunk sizes and trailers of one request; a body adds room for chunks."""
 
+ABORT = "detflow.abort"
+"""Extension of the ASGI scope: `abort()` breaks the connection off, so that no half looks whole."""
+
 _ROOM_PER_BODY_BYTE = 8  # a chunk of one byte has five more around it
 
 
@@ -46,8 +49,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def on_message_begin(self) -> None:
-        """Begins to count."""
+        """Begins to count, and tells the application how to break off."""
         super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
         self._began = True
         self._num_bytes = self._num_body_bytes = self._num_head_bytes = 0
 
