@@ -13,10 +13,14 @@ from pathlib import Path
 
 import nats
 from google.protobuf import json_format
+from google.rpc import error_details_pb2
 from nats.aio.msg import Msg
 
 from detflow.v1 import worker_pb2
 from detflow.v1.common_pb2 import StoredObject
+
+# A failure's details can be read only where their type is known.
+DETAILS = error_details_pb2.ErrorInfo
 
 
 async def main(text: str) -> None:

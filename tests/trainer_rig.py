@@ -243,6 +243,12 @@ class Rig:
         async with trainer(self.settings, deadlines) as address, channels.channel(address) as c:
             yield trainer_pb2_grpc.TrainerServiceStub(c)
 
+    @contextlib.asynccontextmanager
+    async def replica_weights(self) -> "AsyncIterator[weights_pb2_grpc.WeightsServiceAsyncStub]":
+        """Runs one more trainer on the same database, for its uploads."""
+        async with trainer(self.settings) as address, channels.channel(address) as channel:
+            yield weights_pb2_grpc.WeightsServiceStub(channel)
+
 
 async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
     """Waits for what announces itself to nobody: the end of a stranger's process, a file, a row."""
@@ -266,11 +272,11 @@ async def trainer(
     settings: Settings,
     deadlines: Deadlines = FAST,
     make_executor: Callable[[Settings], Executor] = executor,
-    run_trial: trials.RunJob = run_job,
+    run: trials.RunJob = run_job,
 ) -> AsyncIterator[str]:
     """Runs a trainer service in this process; yields its address."""
     service = Service("trainer", migrations=MIGRATIONS, settings=settings)
-    process = asyncio.create_task(serve(service, make_executor(settings), deadlines, run_trial))
+    process = asyncio.create_task(serve(service, make_executor(settings), deadlines, run))
     ready = asyncio.create_task(service.serving.wait())
     await asyncio.wait({process, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     if process.done():
@@ -293,7 +299,7 @@ async def running(
     num_slots: int = 1,
     num_gpu_slots: int = 0,
     make_executor: Callable[[Settings], Executor] = executor,
-    run_trial: trials.RunJob = run_job,
+    run: trials.RunJob = run_job,
 ) -> AsyncIterator[Rig]:
     """Runs a trainer and what it depends on."""
     versions = Versions()
@@ -348,7 +354,7 @@ async def running(
     db = await Database.connect(database_url, "trainer", max_size=3)
     try:
         async with (
-            trainer(settings, deadlines, make_executor, run_trial) as address,
+            trainer(settings, deadlines, make_executor, run) as address,
             channels.channel(address) as channel,
         ):
             yield Rig(

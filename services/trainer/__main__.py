@@ -16,14 +16,13 @@ from detflow.v1 import (
     version_pb2_grpc,
     weights_pb2_grpc,
 )
-from services.trainer import trials
+from services.trainer import jobs, trials
 from services.trainer.attempt import Deadlines
 from services.trainer.consumer import consumers
 from services.trainer.executors import Executor
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.export_service import ExportService
 from services.trainer.exporter import Exporter, RunJob
-from services.trainer.jobs import run_job
 from services.trainer.lease import LeaseDesk
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
@@ -37,7 +36,7 @@ async def serve(
     service: Service,
     executor: Executor | None = None,
     deadlines: Deadlines | None = None,
-    run_trial: trials.RunJob = run_job,
+    run_job: trials.RunJob = jobs.run_job,
 ) -> None:
     """Serves trainings and carries them out until the process is told to stop."""
     async with service as s, channels.channel(s.settings.version_address) as versions:
@@ -52,7 +51,7 @@ async def serve(
                 watcher=s.watcher,
                 versions=version_pb2_grpc.VersionServiceStub(versions),
                 executor=executor,
-                trials=Trials(s.settings, run_trial),
+                trials=Trials(s.settings, run_job),
             ),
         )
         add_exports(s, deadlines)
@@ -70,12 +69,13 @@ async def serve(
                     scratch=scratch,
                     projects=Projects(project_pb2_grpc.ProjectServiceStub(versions)),
                     settings=s.settings,
+                    run=run_job,
                 ),
             )
             await s.serve()
 
 
-def add_exports(s: Service, deadlines: Deadlines | None = None, run: RunJob = run_job) -> None:
+def add_exports(s: Service, deadlines: Deadlines | None = None, run: RunJob = jobs.run_job) -> None:
     """Adds what serves and makes exports."""
     s.add(
         export_pb2_grpc.add_ExportServiceServicer_to_server,

@@ -20,7 +20,9 @@ _RETRY_SECONDS = 10
 class RunJob(Protocol):
     """`jobs.run_job`, or what a test puts in its place."""
 
-    def __call__(self, spec: JobSpec, *, settings: Settings) -> Awaitable[JobMessage]:
+    def __call__(
+        self, spec: JobSpec, *, settings: Settings, sandbox: bool = False
+    ) -> Awaitable[JobMessage]:
         """Runs a job to its end."""
 
 

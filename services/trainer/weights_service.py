@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from detflow import telemetry
 from detflow.errors import (
@@ -25,9 +25,10 @@ from detflow.scratch import Scratch
 from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.v1 import weights_pb2, weights_pb2_grpc
-from detflow.v1.worker_pb2 import InspectJob, JobMessage, JobSpec
+from detflow.v1.worker_pb2 import InspectJob, JobSpec
 from services.trainer import weights as sql
 from services.trainer.jobs import run_job
+from services.trainer.trials import RunJob
 from services.trainer.weights import to_message
 
 log = telemetry.get_logger(__name__)
@@ -36,15 +37,6 @@ MAX_BYTES = 2 << 30
 """Largest file; the sandbox has room for twice as much."""
 
 _DEFAULT_NAME = "weights"
-
-
-class RunJob(Protocol):
-    """`jobs.run_job`, or what a test puts in its place."""
-
-    def __call__(
-        self, spec: JobSpec, *, settings: Settings, sandbox: bool
-    ) -> Awaitable[JobMessage]:
-        """Runs a job to its end."""
 
 
 class WeightsService(weights_pb2_grpc.WeightsServiceServicer):

@@ -247,6 +247,41 @@ async def test_unreadable_checkpoint_is_given_up_for_the_one_before(rig: Rig) ->
     await rig.until_state(training.name, State.FAILED)
 
 
+async def test_checkpoint_inside_an_epoch_is_gone_on_from_and_counts_no_epoch(rig: Rig) -> None:
+    training, first = await rig.running()
+    await first.epoch(1)
+    await first.step(1, 50)
+    await first.step(1, 100)
+    await first.log("stored")
+    await until_stored(rig, 3)
+    first.kill()
+    second = await rig.puppet()
+    checkpoint = second.hello["spec"]["checkpoint"]
+    assert (checkpoint["epoch"], checkpoint["step"]) == (1, 100)
+    assert (await rig.get(training.name)).num_epochs_done == 1
+    await second.failed(code_pb2.DATA_LOSS, "it is torn")
+    third = await rig.puppet()
+    assert third.hello["spec"]["checkpoint"]["step"] == 50
+    await third.started()
+    await third.epoch(2)
+    await rig.until_epochs(training.name, 2)
+    events = await rig.events(id_of(training.name))
+    assert [e.epoch.epoch for e in events if e.HasField("epoch")] == [1, 2]
+    third.kill()
+    assert "step" not in (await rig.puppet()).hello["spec"]["checkpoint"]
+
+
+async def until_stored(rig: Rig, number: int) -> None:
+    """Waits until so many records of checkpoints were applied, deleted ones included."""
+
+    async def are_stored() -> bool:
+        async with rig.db.connection() as conn:
+            last: int = await conn.fetchval("select max(last_seq) from attempt")
+        return last >= number + 2  # the start before them, and a log line after
+
+    await eventually(are_stored)
+
+
 async def test_outdated_checkpoints_are_deleted_and_all_after_success(
     rig: Rig, tmp_path: Path
 ) -> None:
