@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,7 +9,10 @@ import httpx
 import pytest
 
 from detflow.local.demo_data import write_dataset
+from tests.quiet_library import quiet_library
 from tests.stack_rig import Stack
+
+__all__ = ["quiet_library"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,7 +26,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_whole_job_by_command_line(stack: Stack, shapes: Path) -> None:
+def test_the_whole_job_by_command_line(stack: Stack, shapes: Path, tmp_path: Path) -> None:
     imported = stack.detflow("datasets", "import", str(shapes), "--json")
     assert imported.code == 0, imported.err
     assert imported.json["displayName"] == "shapes"
@@ -51,6 +55,15 @@ def test_the_whole_job_by_command_line(stack: Stack, shapes: Path) -> None:
     assert stack.detflow("metrics", "V_0").code == 0
     assert stack.detflow("versions", "show", "V_0", "--json").json["state"] == "COMPLETED"
 
+    model = tmp_path / "model.onnx"
+    exported = stack.detflow("export", "V_0", "--format", "onnx", "-o", str(model), "--json")
+    assert exported.code == 0, exported.err
+    stored = exported.json["object"]
+    assert hashlib.sha256(model.read_bytes()).hexdigest() == stored["sha256"]
+    downloaded = httpx.get(f"{stack.url}/v1/{exported.json['name']}:download")
+    assert downloaded.content == model.read_bytes()
+    assert f'filename="{exported.json["fileName"]}"' in downloaded.headers["content-disposition"]
+
     again = stack.detflow("train", "V_0", *TINY)
     assert again.code == 1
     assert again.err.startswith("detflow: ") and len(again.err.splitlines()) == 1
@@ -65,6 +78,54 @@ def test_the_whole_job_by_command_line(stack: Stack, shapes: Path) -> None:
 
     used = stack.detflow("datasets", "delete", "shapes")
     assert used.code == 1 and used.err.startswith("detflow: ")
+
+
+def write_weights(path: Path) -> None:
+    """Writes a yolov8n of three classes that has learnt nothing."""
+    import safetensors.torch
+
+    from services.trainer.worker import networks
+
+    network = networks.build("yolov8n", num_classes=3, image_size=64, hyperparameters={})
+    safetensors.torch.save_file(network.state_dict(), path)
+
+
+@pytest.mark.usefixtures("quiet_library")
+def test_waiting_trainings_are_checked_prioritised_and_begin_with_weights(
+    stack: Stack, shapes: Path, tmp_path: Path
+) -> None:
+    assert stack.detflow("datasets", "import", str(shapes), "--name", "queue").code == 0
+    for name in ("first", "second", "third"):
+        made = stack.detflow("versions", "create", "--dataset", "queue", "--name", name)
+        assert made.code == 0, made.err
+    checked = stack.detflow("train", "first", *TINY, "--check")
+    assert checked.code == 0, checked.err
+    for word in ("labels", "train_step", "validation", "checkpoint", "memory", "disk"):
+        assert word in checked.out
+    assert stack.detflow("trainings", "list", "--version", "first", "--json").json == {
+        "trainings": []
+    }
+    long = (*TINY[:4], "--epochs", "500", "--set", "image_size=32")
+    assert stack.detflow("train", "first", *long, "--detach").code == 0
+
+    weights = tmp_path / "best.safetensors"
+    write_weights(weights)
+    second = stack.detflow("train", "second", *TINY, "--warm-start", str(weights), "--detach")
+    assert second.code == 0, second.err
+    short = (*TINY[:4], "--epochs", "1", "--set", "image_size=64")
+    third = stack.detflow("train", "third", *short, "--warm-start", weights.name, "--detach")
+    assert third.code == 0, third.err
+    assert len(stack.detflow("weights", "list", "--json").json["weights"]) == 1
+    raised = stack.detflow("trainings", "priority", "third", "9", "--json")
+    assert (raised.json["priority"], raised.json["queuePosition"]) == (9, 1), raised.err
+    assert "place 2 in the queue" in stack.detflow("trainings", "show", "second").out
+
+    assert stack.detflow("trainings", "stop", "first", "--mode", "discard").code == 0
+    watched = stack.detflow("trainings", "watch", "third")
+    assert watched.code == 0, watched.err
+    ended = stack.detflow("trainings", "show", "third", "--json").json["endTime"]
+    second = stack.detflow("trainings", "stop", "second", "--mode", "discard", "--json")
+    assert second.json.get("startTime", ended) >= ended
 
 
 def test_the_whole_job_by_http(stack: Stack, shapes: Path, tmp_path: Path) -> None:
