@@ -70,7 +70,7 @@ def check_histories(events: Events) -> None:
                     found = getattr(event, kind)
                     states.append((found.revision, found.state, graph))
         for (before, source, graph), (after, target, _) in itertools.pairwise(states):
-            # What changes without the state (a stop asked for, a preflight, a priority) is told too.
+            # A stop asked for, a preflight and a priority are told without a change of state.
             same = after == before and target == source
             assert same or after == before + 1, f"{resource}: revision {before} -> {after}"
             assert target == source or target in graph[source], (
