@@ -1,12 +1,17 @@
 """Starts a worker: `python -m services.trainer.worker SPEC.json`.
 
+With `--rank R --address HOST:PORT` it is one of several processes that train together. Those from
+rank 1 on follow rank 0 and speak to nobody else.
+
 Exit codes: 0 done, 1 failed (a WorkerFailed record says why), 2 wrong usage or settings, 3 another
 attempt has taken over, 4 stopped as told.
 """
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -35,18 +40,22 @@ _STOPPED_FLUSH_SECONDS = 3.0
 def main(arguments: list[str]) -> int:
     """Runs one attempt and returns the exit code."""
     faulthandler.enable()  # a crash of native code says where, in the last lines of its output
+    parser = argparse.ArgumentParser("python -m services.trainer.worker")
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--address", default="")
+    told = parser.parse_args(arguments)
     orders = Orders()
     orders.obey_signals()
-    if len(arguments) != 1:
-        print("usage: python -m services.trainer.worker SPEC.json", file=sys.stderr)
-        return 2
     try:
         settings = Settings.load()
         settings.require("nats_url", "store_url")
-        spec = read_spec(Path(arguments[0]))
+        spec = read_spec(told.spec, rank=told.rank, address=told.address)
     except DetflowError as error:
         print(error, file=sys.stderr)
         return 2
+    if spec.place.rank:
+        return _follow(spec, settings)
     records = Spool(spec.training, spec.attempt)
     with Link(
         url=settings.nats_url,
@@ -70,14 +79,9 @@ def _attempt(
 ) -> tuple[int, float]:
     """Runs the attempt; returns the exit code and the seconds its last records may take."""
     try:
-        library.prepare(spec.folder / "ultralytics")
-        # Imported here, with the lease alive and signals obeyed: it takes seconds, and it reads the
-        # environment that prepare() sets.
-        from services.trainer.worker import memory, training
+        _set_up(spec, settings)
+        from services.trainer.worker import training
 
-        library.silence()
-        library.load_nms()
-        memory.set_limit(settings.worker_memory_bytes)
         training.run(spec, settings, orders, records, link.report)
     except Fenced:
         return FENCED_EXIT_CODE, 0.0
@@ -92,6 +96,37 @@ def _attempt(
         records.write(WorkerRecord(failed=WorkerFailed(failure=errors.failure(explained))))
         return 1, _FLUSH_SECONDS
     return 0, _FLUSH_SECONDS
+
+
+def _follow(spec: Spec, settings: Settings) -> int:
+    """Trains along with rank 0, which ends this process when it ends; returns the exit code."""
+    # Rank 0 is told to stop as well. If this one ended before it, that would look like a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    spec.folder.mkdir(exist_ok=True)
+    _set_up(spec, settings)
+    from services.trainer.worker import distributed, training
+
+    try:
+        training.follow(spec, settings)
+    except distributed.RankLost:
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _set_up(spec: Spec, settings: Settings) -> None:
+    """Prepares the libraries."""
+    library.prepare(spec.folder / "ultralytics")
+    # Imported here, with the lease alive and signals obeyed: it takes seconds, and it reads the
+    # environment that prepare() sets.
+    from services.trainer.worker import memory
+
+    library.silence()
+    library.load_nms()
+    memory.set_limit(settings.worker_memory_bytes)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import numpy as np
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
+from detflow.errors import InvalidArgument
 from services.trainer.worker import memory
 from services.trainer.worker.bundle import Image
+from services.trainer.worker.distributed import Ranks
 from services.trainer.worker.hyperparameters import Hyperparameters
 
 _MAX_AHEAD = 4
@@ -36,6 +38,7 @@ class TrainDataset(YOLODataset):
         class_names: Name by class index.
         hyperparameters: Image size and augmentation.
         batch_size: Images per step.
+        num_sharing: Processes that share the memory and keep as many images.
 
     Attributes:
         kept_bytes: Memory that the decoded images will take.
@@ -49,6 +52,7 @@ class TrainDataset(YOLODataset):
         class_names: Sequence[str],
         hyperparameters: Hyperparameters,
         batch_size: int,
+        num_sharing: int = 1,
     ) -> None:
         args = _library_arguments(hyperparameters)
         self._arguments = args
@@ -56,7 +60,7 @@ class TrainDataset(YOLODataset):
         self._decoded: dict[int, Any] = {}
         self.times = Times()
         num_bytes = len(images) * args.imgsz**2 * 3
-        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes()
+        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes() / num_sharing
         self.kept_bytes = num_bytes if self._keep else 0
         super().__init__(
             img_path=str(images[0].path.parent),
@@ -186,6 +190,7 @@ class Prefetcher:
         dataset: Where the images come from.
         batch_size: Images per batch.
         seed: Seed of the order of the images.
+        ranks: The processes that share each batch; by default all of it is this one's.
 
     Attributes:
         dataset: Where the images come from.
@@ -193,11 +198,16 @@ class Prefetcher:
         loader_shares: What making them took time for, by name: shares of that time.
     """
 
-    def __init__(self, dataset: TrainDataset, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: TrainDataset, *, batch_size: int, seed: int, ranks: Ranks | None = None
+    ) -> None:
         self.dataset = dataset
+        self._ranks = ranks or Ranks()
         self._batch_size = min(batch_size, len(dataset))
+        _check_sizes(self._batch_size, self._ranks.num_ranks)
         # Batch statistics of a single image at the coarsest feature map would be of one value.
-        self._drop_last = len(dataset) > self._batch_size and len(dataset) % self._batch_size == 1
+        rest = len(dataset) % self._batch_size
+        self._drop_last = len(dataset) > self._batch_size and 0 < rest < 2 * self._ranks.num_ranks
         self.wait_seconds = 0.0
         self.loader_shares: Mapping[str, float] = {}
         self._seed = seed
@@ -252,11 +262,23 @@ class Prefetcher:
                 random.seed(f"{self._seed}/{epoch - 1}")
                 np.random.seed(random.getrandbits(32))
                 order = np.random.permutation(len(self.dataset)).tolist()
+                if rank := self._ranks.place.rank:  # the same order, but augmentations of its own
+                    random.seed(f"{self._seed}/{epoch - 1}/{rank}")
+                    np.random.seed(random.getrandbits(32))
                 for step in range(len(self)):
                     chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
-                    batch = self.dataset.make_batch(chosen)
+                    batch = self.dataset.make_batch(self._ranks.take(chosen))
                     if self._closing.is_set():
                         return
                     self._queue.put(_Made(batch, self.dataset.times.shares()))
         except BaseException as error:
             self._queue.put(error)
+
+
+def _check_sizes(batch_size: int, num_ranks: int) -> None:
+    if batch_size < num_ranks:
+        raise InvalidArgument(
+            f"a batch of {batch_size} images cannot be shared by {num_ranks} devices; raise "
+            "batch_size, or train on fewer",
+            reason="BATCH_TOO_SMALL",
+        )

@@ -227,7 +227,8 @@ def _unusable(reason: str, what: str, violations: Sequence[Violation]) -> Failed
 
 def _try_step(trainer: Trainer, bundle: Bundle, spec: Spec) -> tuple[float, str]:
     """Learns from the images with the most boxes; returns the seconds a step takes."""
-    images = _fullest(bundle.splits["train"], spec.batch_size)
+    # Of several devices one is tried, with its part of a batch.
+    images = _fullest(bundle.splits["train"], -(-spec.batch_size // spec.place.num_ranks))
     batch, load_seconds = _timed(lambda: trainer.make_batch(images))
     num_boxes = len(batch["cls"])
     losses, seconds = _timed(lambda: trainer.step(batch, 1, 0, update=True))
