@@ -30,7 +30,7 @@ def save(store: ObjectStore) -> StoredObject:
 
     from services.trainer.worker.checkpoint import save_snapshot, snapshot_of
 
-    state = {"model": {"weight": torch.arange(3000.0)}, "ema_updates": 7}
+    state = {"model": {"weight": torch.arange(3000.0)}, "ema_updates": 7, "step": 0}
     return save_snapshot(store, KEY, snapshot_of(3, state))
 
 

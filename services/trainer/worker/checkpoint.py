@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import pickle
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from detflow.v1.worker_pb2 import Checkpoint
 from services.trainer.worker.failures import is_out_of_memory
 from services.trainer.worker.spec import Spec
 
-FORMAT = "detflow-checkpoint/1"
+FORMAT = "detflow-checkpoint/2"
 WEIGHTS_FORMAT = "detflow-weights/1"
 _NUM_KEPT = 2
 
@@ -36,8 +37,8 @@ class _Kept:
 class Checkpoints:
     """Writes the checkpoints of one attempt, in a thread, one at a time.
 
-    A checkpoint becomes known by the epoch record written after it is stored with its hash, so a
-    torn one is never loaded. The last two are kept; an older one goes only when the record of its
+    A checkpoint becomes known by the record written after it is stored with its hash, so a torn
+    one is never loaded. The last two are kept; an older one goes only when the record of its
     successor is stored as well.
 
     Args:
@@ -51,6 +52,12 @@ class Checkpoints:
         self._kept: list[_Kept] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._saved_at = time.monotonic()
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since the last one was saved, or since the beginning."""
+        return time.monotonic() - self._saved_at
 
     def save(
         self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
@@ -58,14 +65,16 @@ class Checkpoints:
         """Saves a checkpoint in the background, after the one before it.
 
         Args:
-            epoch: Epoch just finished, from 1.
-            state: What `load_checkpoint` shall return; its tensors are copied before this returns.
-            report: Writes the epoch's record, once the checkpoint is stored.
+            epoch: Last finished epoch.
+            state: What `load_checkpoint` shall return, with the `step` done in the epoch after it;
+                its tensors are copied before this returns.
+            report: Writes the record that tells of it, once it is stored.
 
         Raises:
             Exception: The checkpoint before this one could not be stored.
         """
         self.wait()
+        self._saved_at = time.monotonic()
         snapshot = snapshot_of(epoch, state)
         self._pending = self._thread.submit(self._store_one, epoch, snapshot, report)
 
@@ -81,9 +90,10 @@ class Checkpoints:
     def _store_one(
         self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
     ) -> None:
-        key = self._spec.key(f"checkpoint-{epoch:06d}.pt")
-        stored = save_snapshot(self._store, key, state)
-        reported = report(Checkpoint(epoch=epoch, object=stored))
+        step = state["step"]
+        name = f"checkpoint-{epoch:06d}" + (f"-{step:06d}" if step else "")
+        stored = save_snapshot(self._store, self._spec.key(f"{name}.pt"), state)
+        reported = report(Checkpoint(epoch=epoch, step=step, object=stored))
         self._kept.append(_Kept(stored.key, reported))
         while len(self._kept) > _NUM_KEPT and _is_stored(self._kept[1].reported):
             self._store.delete(self._kept.pop(0).key)
@@ -119,8 +129,9 @@ def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) ->
     try:
         # Only tensors and plain values: a checkpoint never runs code.
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT or state["epoch"] != checkpoint.epoch:
-            raise ValueError(f"format {state['format']!r}, epoch {state['epoch']!r}")
+        position = state["epoch"], state["step"]
+        if state["format"] != FORMAT or position != (checkpoint.epoch, checkpoint.step):
+            raise ValueError(f"format {state['format']!r}, epoch and step {position}")
     except (
         pickle.UnpicklingError,
         RuntimeError,

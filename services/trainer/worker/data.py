@@ -16,13 +16,12 @@ import numpy as np
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
-from detflow.errors import InvalidArgument
 from services.trainer.worker import memory
 from services.trainer.worker.bundle import Image
-from services.trainer.worker.distributed import Ranks
 from services.trainer.worker.hyperparameters import Hyperparameters
 
 _MAX_AHEAD = 4
+_MAX_RECENT = 1000
 _RAM_SHARE = 0.4
 """Share of the free memory the decoded images may take."""
 
@@ -38,7 +37,6 @@ class TrainDataset(YOLODataset):
         class_names: Name by class index.
         hyperparameters: Image size and augmentation.
         batch_size: Images per step.
-        num_sharing: Processes that share the memory and keep as many images.
 
     Attributes:
         kept_bytes: Memory that the decoded images will take.
@@ -52,7 +50,6 @@ class TrainDataset(YOLODataset):
         class_names: Sequence[str],
         hyperparameters: Hyperparameters,
         batch_size: int,
-        num_sharing: int = 1,
     ) -> None:
         args = _library_arguments(hyperparameters)
         self._arguments = args
@@ -60,7 +57,7 @@ class TrainDataset(YOLODataset):
         self._decoded: dict[int, Any] = {}
         self.times = Times()
         num_bytes = len(images) * args.imgsz**2 * 3
-        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes() / num_sharing
+        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes()
         self.kept_bytes = num_bytes if self._keep else 0
         super().__init__(
             img_path=str(images[0].path.parent),
@@ -68,7 +65,7 @@ class TrainDataset(YOLODataset):
             batch_size=batch_size,
             augment=True,
             hyp=args,
-            cache="ram",  # mosaic draws from all images, not from those read last
+            cache="ram",  # the library's own choice of what to keep depends on the past
             data={"names": dict(enumerate(class_names)), "channels": 3},
             task="detect",
         )
@@ -89,12 +86,21 @@ class TrainDataset(YOLODataset):
             self._images[i].path.read_bytes()  # for the system to keep: the library reads it again
         with self.times.measured("decode"):
             loaded = super().load_image(i, *args, **kwargs)
-        if self._keep:
-            self._decoded[i] = loaded
+        self._decoded[i] = loaded
         return loaded
 
-    def make_batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Makes a batch of the images with these indices."""
+    def make_batch(self, indices: Sequence[int], recent: Sequence[int] = ()) -> dict[str, Any]:
+        """Makes a batch.
+
+        Args:
+            indices: Its images.
+            recent: The images of the batches before it that are still in memory, where there is no
+                room for all; mosaics are made of these and of the batch's own.
+        """
+        if not self._keep:
+            self.buffer = [*recent, *indices]
+            for index in self._decoded.keys() - set(self.buffer):
+                del self._decoded[index]
         with self.times.measured("augment"):
             images = [self[index] for index in indices]
         with self.times.measured("batch"):
@@ -102,13 +108,17 @@ class TrainDataset(YOLODataset):
         return batch
 
     def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Says whether the images fit into memory, and tells the library."""
-        if not self._keep:
-            self.cache = None
-        return self._keep
+        """Says yes: images are kept by `load_image`, and dropped by `make_batch`."""
+        return True
 
     def cache_images(self) -> None:
         """Does nothing: waiting until every image is decoded would delay the first step."""
+
+    def build_transforms(self, hyp: IterableSimpleNamespace) -> Any:
+        """Returns the library's augmentations, with mosaics of images that are in memory."""
+        transforms = super().build_transforms(hyp)
+        transforms.transforms[0].transforms[0].buffer_enabled = not self._keep
+        return transforms
 
     def leave_mosaic_out(self) -> None:
         """Makes images without mosaic from now on."""
@@ -190,7 +200,6 @@ class Prefetcher:
         dataset: Where the images come from.
         batch_size: Images per batch.
         seed: Seed of the order of the images.
-        ranks: The processes that share each batch; by default all of it is this one's.
 
     Attributes:
         dataset: Where the images come from.
@@ -198,19 +207,15 @@ class Prefetcher:
         loader_shares: What making them took time for, by name: shares of that time.
     """
 
-    def __init__(
-        self, dataset: TrainDataset, *, batch_size: int, seed: int, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, dataset: TrainDataset, *, batch_size: int, seed: int) -> None:
         self.dataset = dataset
-        self._ranks = ranks or Ranks()
         self._batch_size = min(batch_size, len(dataset))
-        _check_sizes(self._batch_size, self._ranks.num_ranks)
         # Batch statistics of a single image at the coarsest feature map would be of one value.
-        rest = len(dataset) % self._batch_size
-        self._drop_last = len(dataset) > self._batch_size and 0 < rest < 2 * self._ranks.num_ranks
+        self._drop_last = len(dataset) > self._batch_size and len(dataset) % self._batch_size == 1
         self.wait_seconds = 0.0
         self.loader_shares: Mapping[str, float] = {}
         self._seed = seed
+        self._first_step = 0
         self._queue: queue.Queue[_Made | BaseException] = queue.Queue(_MAX_AHEAD)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -219,22 +224,28 @@ class Prefetcher:
         full, rest = divmod(len(self.dataset), self._batch_size)
         return full + (1 if rest and not self._drop_last else 0)
 
-    def start(self, epochs: range, *, without_mosaic_from: int) -> None:
+    def start(self, epochs: range, *, without_mosaic_from: int, first_step: int = 0) -> None:
         """Starts the thread.
 
         Args:
             epochs: Epochs to make, from 1.
             without_mosaic_from: First epoch without mosaic.
+            first_step: First batch to make of the first epoch, from 0.
         """
+        self._first_step = first_step
         self._thread = threading.Thread(
-            target=self._run, args=(epochs, without_mosaic_from), name="images", daemon=True
+            target=self._run,
+            args=(epochs, without_mosaic_from, first_step),
+            name="images",
+            daemon=True,
         )
         self._thread.start()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the batches of the next epoch and counts the time waited in `wait_seconds`."""
         self.wait_seconds = 0.0
-        for _ in range(len(self)):
+        first_step, self._first_step = self._first_step, 0
+        for _ in range(first_step, len(self)):
             began = time.perf_counter()
             made = self._queue.get()
             self.wait_seconds += time.perf_counter() - began
@@ -252,33 +263,27 @@ class Prefetcher:
             except queue.Empty:
                 self._thread.join(0.05)
 
-    def _run(self, epochs: range, without_mosaic_from: int) -> None:
+    def _run(self, epochs: range, without_mosaic_from: int, first_step: int) -> None:
         try:
             for epoch in epochs:
                 self.dataset.times = Times()
                 if epoch == max(without_mosaic_from, epochs.start):
                     self.dataset.leave_mosaic_out()
-                # An epoch's images depend on seed and epoch alone: the same after a resume.
-                random.seed(f"{self._seed}/{epoch - 1}")
-                np.random.seed(random.getrandbits(32))
-                order = np.random.permutation(len(self.dataset)).tolist()
-                if rank := self._ranks.place.rank:  # the same order, but augmentations of its own
-                    random.seed(f"{self._seed}/{epoch - 1}/{rank}")
+                # Batches depend on seed, epoch and step alone: they are the same after a resume.
+                order = [*range(len(self.dataset))]
+                random.Random(f"{self._seed}/{epoch}").shuffle(order)
+                for step in range(first_step if epoch == epochs.start else 0, len(self)):
+                    begin = step * self._batch_size
+                    chosen = order[begin : begin + self._batch_size]
+                    random.seed(f"{self._seed}/{epoch}/{step}")
                     np.random.seed(random.getrandbits(32))
-                for step in range(len(self)):
-                    chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
-                    batch = self.dataset.make_batch(self._ranks.take(chosen))
+                    batch = self.dataset.make_batch(chosen, order[self._oldest(begin) : begin])
                     if self._closing.is_set():
                         return
                     self._queue.put(_Made(batch, self.dataset.times.shares()))
         except BaseException as error:
             self._queue.put(error)
 
-
-def _check_sizes(batch_size: int, num_ranks: int) -> None:
-    if batch_size < num_ranks:
-        raise InvalidArgument(
-            f"a batch of {batch_size} images cannot be shared by {num_ranks} devices; raise "
-            "batch_size, or train on fewer",
-            reason="BATCH_TOO_SMALL",
-        )
+    def _oldest(self, begin: int) -> int:
+        """Returns where the images begin that are still in memory when a batch begins."""
+        return max(0, begin - min(8 * self._batch_size, _MAX_RECENT))

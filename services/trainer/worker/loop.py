@@ -17,7 +17,6 @@ from detflow.errors import FailedPrecondition, InvalidArgument
 from services.trainer.worker import library, memory, networks
 from services.trainer.worker.bundle import Bundle, Image
 from services.trainer.worker.data import Prefetcher, TrainDataset
-from services.trainer.worker.distributed import Ranks
 from services.trainer.worker.ema import Ema
 from services.trainer.worker.evaluation import EvaluationSet, Score, forward, select
 from services.trainer.worker.hyperparameters import Hyperparameters
@@ -56,7 +55,6 @@ class Trainer:
     Args:
         spec: What to train.
         bundle: What to learn from.
-        ranks: The processes that learn together; by default it is alone.
 
     Attributes:
         device: Device in use.
@@ -68,12 +66,11 @@ class Trainer:
         InvalidArgument: The specification names what this worker does not know or cannot train.
     """
 
-    def __init__(self, spec: Spec, bundle: Bundle, ranks: Ranks | None = None) -> None:
-        self._ranks = ranks or Ranks()
+    def __init__(self, spec: Spec, bundle: Bundle) -> None:
         self._spec = spec
         self._class_names = bundle.class_names
         self._hyperparameters = Hyperparameters.read(spec.hyperparameters)
-        self.device = self._ranks.device()
+        self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             library.tune_cpu()
         torch.manual_seed(self._hyperparameters.seed)
@@ -83,20 +80,21 @@ class Trainer:
             image_size=self.image_size,
             hyperparameters=spec.hyperparameters,
         ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._ranks.prepare(self.network)
         memory.watch(self.network.layers())
         self._frozen = _freeze(self.network, self._hyperparameters.freeze, spec.model)
         self._images = Prefetcher(
             self._dataset(bundle.splits["train"]),
             batch_size=spec.batch_size,
             seed=self._hyperparameters.seed,
-            ranks=self._ranks,
         )
         self._validation = self.evaluation_set(bundle.splits["val"])
         self.optimizer, self._schedule = self._build_optimizer(len(bundle.splits["train"]))
         self.ema = Ema(self.network)
         self._compute_in_bf16 = self._hyperparameters.amp and _bf16_pays(self.device)
         self._last_update = -1
+        # Of the epoch under way.
+        self._steps_done = 0
+        self._sums: dict[str, float] = {}
         self._best: dict[str, Any] = {"epoch": 0, "fitness": -1.0, "state_dict": None}
 
     @property
@@ -120,11 +118,6 @@ class Trainer:
         return self._hyperparameters.image_size
 
     @property
-    def _num_at_once(self) -> int:
-        """Images that are in the memory of one device at once."""
-        return -(-self._spec.step_batch_size // self._ranks.num_ranks)
-
-    @property
     def loader_shares(self) -> Mapping[str, float]:
         """What making the images of this epoch took time for, by name: shares of it."""
         return self._images.loader_shares
@@ -144,7 +137,7 @@ class Trainer:
         return EvaluationSet(
             images,
             image_size=self.image_size,
-            batch_size=2 * self._num_at_once,
+            batch_size=2 * self._spec.step_batch_size,
             stride=self.network.stride,
         )
 
@@ -154,7 +147,6 @@ class Trainer:
             class_names=self._class_names,
             hyperparameters=self._hyperparameters,
             batch_size=self._spec.batch_size,
-            num_sharing=self._ranks.place.num_per_node,
         )
 
     def begin_with(self, found: ReadWeights) -> tuple[int, int]:
@@ -169,11 +161,10 @@ class Trainer:
 
     def start(self, first_epoch: int) -> None:
         """Starts making images for the epochs from `first_epoch`, counted from 1."""
-        self.optimizer.zero_grad()
-        self._last_update = (first_epoch - 1) * self.num_steps - 1
         epochs = self._spec.epochs
         self._images.start(
             range(first_epoch, epochs + 1),
+            first_step=self._steps_done,
             without_mosaic_from=epochs + 1 - self._hyperparameters.close_mosaic,
         )
 
@@ -182,7 +173,7 @@ class Trainer:
         self._images.close()
 
     def train_epoch(self, epoch: int, on_step: Callable[[Step], None]) -> dict[str, float]:
-        """Trains one epoch.
+        """Trains one epoch, or what is left of it.
 
         Args:
             epoch: From 1.
@@ -194,18 +185,19 @@ class Trainer:
         Raises:
             FailedPrecondition: LOSS_NOT_FINITE.
         """
-        sums: dict[str, float] = {}
         num_images = 0
         began = time.perf_counter()
-        for index, batch in enumerate(self._images):
+        for index, batch in enumerate(self._images, self._steps_done):
             for name, value in self.step(batch, epoch, index).items():
-                sums[name] = sums.get(name, 0.0) + value
-            num_images += len(batch["img"]) * self._ranks.num_ranks
-            means = {name: value / (index + 1) for name, value in sums.items()}
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._steps_done = index + 1
+            num_images += len(batch["img"])
+            means = {name: value / self._steps_done for name, value in self._sums.items()}
             waited = self._images.wait_seconds / (time.perf_counter() - began)
             learning_rate = self.optimizer.param_groups[0]["lr"]
             shares = self.loader_shares
             on_step(Step(epoch, index + 1, means, learning_rate, waited, shares))
+        self._steps_done, self._sums = 0, {}
         return {
             **{f"train/{name}": value for name, value in means.items()},
             "lr": learning_rate,
@@ -234,10 +226,9 @@ class Trainer:
         self._schedule.apply(self.optimizer, epoch, index)
         num_images, sums = len(batch["img"]), torch.zeros(())
         # What is in memory at once is a part of the batch; the gradients of all parts add up.
-        for part in split_batch(batch, self._num_at_once):
+        for part in split_batch(batch, self._spec.step_batch_size):
             names, losses = self._learn(part)
             sums = sums + losses * (len(part["img"]) / num_images)
-        sums = self._ranks.add_up(sums, num_images)
         position = (epoch - 1) * self.num_steps + index
         if update or position - self._last_update >= self._schedule.accumulate(epoch, index):
             self._update()
@@ -264,7 +255,6 @@ class Trainer:
         return list(parts), torch.stack(list(parts.values()))
 
     def _update(self) -> None:
-        self._ranks.combine(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -314,15 +304,35 @@ class Trainer:
         return bool(patience) and epoch - self.best_epoch >= patience
 
     def state(self, epoch: int) -> dict[str, Any]:
-        """Returns everything needed to go on after `epoch`: tensors and plain values."""
+        """Returns everything needed to go on as if nothing had been: tensors and plain values.
+
+        Args:
+            epoch: Last finished epoch.
+        """
+        # The best weights are those of this epoch more often than not: not twice then.
+        is_best = self._best["epoch"] == epoch and not self._steps_done
         return {
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "ema_updates": self.ema.num_updates,
             "optimizer": self.optimizer.state_dict(),
-            # The best weights are those of this epoch more often than not: not twice then.
-            "best": self._best | ({"state_dict": None} if self._best["epoch"] == epoch else {}),
+            "best": self._best | ({"state_dict": None} if is_best else {}),
+            "step": self._steps_done,
+            "sums": dict(self._sums),
+            "last_update": self._last_update,
+            # Of the batches since then.
+            "gradients": {
+                name: parameter.grad
+                for name, parameter in self.network.named_parameters()
+                if parameter.grad is not None
+            },
+            "random": torch.get_rng_state(),
+            "device_random": self._device_random(),
         }
+
+    def _device_random(self) -> torch.Tensor | None:
+        """Returns the state of the device's random numbers, if it has its own."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to what `state` returned."""
@@ -330,9 +340,19 @@ class Trainer:
         self.ema.network.load_state_dict(state["ema"])
         self.ema.num_updates = state["ema_updates"]
         restore_optimizer(self.optimizer, state["optimizer"])
-        self._best = state["best"]
-        if self._best["state_dict"] is None:
+        self._best = dict(state["best"])
+        if self._best["epoch"] and self._best["state_dict"] is None:
             self._best["state_dict"] = state["ema"]
+        self._steps_done, self._sums = state["step"], dict(state["sums"])
+        self._last_update = state["last_update"]
+        for name, parameter in self.network.named_parameters():
+            gradient = state["gradients"].get(name)
+            parameter.grad = None
+            if gradient is not None:
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        torch.set_rng_state(state["random"])
+        if state["device_random"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_random"], self.device)
 
     def best_network(self) -> Network:
         """Returns the averaged network with its best weights, in evaluation mode."""

@@ -24,7 +24,7 @@ class Progress:
         self._spec = spec
         self._report = report
         self._began: float | None = None
-        self._first_epoch = spec.epochs_done
+        self._epochs_before: float = spec.epochs_done
         self._last = TrainingProgress(
             attempt=spec.attempt,
             epoch=spec.epochs_done,
@@ -37,7 +37,8 @@ class Progress:
         self._began = time.monotonic()
         self._last.device = device
         self._last.num_steps = num_steps
-        self._last.step = 0
+        self._last.step = self._spec.steps_done
+        self._epochs_before = self._spec.epochs_done + self._spec.steps_done / num_steps
 
     def prepare(self, done: int, total: int) -> None:
         """Reports how many of the bundle's shards are there, as steps."""
@@ -82,7 +83,7 @@ class Progress:
     ) -> None:
         """Reports a finished step of training."""
         done = epoch - 1 + step / self._last.num_steps
-        done_here = done - self._first_epoch
+        done_here = done - self._epochs_before
         elapsed = self._elapsed()
         self._last.losses.clear()
         self._last.losses.update(losses)

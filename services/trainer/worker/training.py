@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,8 +25,6 @@ from services.trainer.worker import memory, preflight, weights
 from services.trainer.worker.bundle import Bundle, fetch_bundle
 from services.trainer.worker.checkpoint import Checkpoints, load_checkpoint, save_weights
 from services.trainer.worker.diagnosis import diagnose
-from services.trainer.worker.distributed import Ranks
-from services.trainer.worker.failures import explain
 from services.trainer.worker.loop import Step, Trainer
 from services.trainer.worker.orders import Orders
 from services.trainer.worker.predict import predict
@@ -33,6 +32,8 @@ from services.trainer.worker.progress import Progress
 from services.trainer.worker.records import Spool
 from services.trainer.worker.spec import Spec
 
+CHECKPOINT_SECONDS = 300.0
+"""Time without a checkpoint after which one is saved inside an epoch."""
 _NUM_DIAGNOSED = 3
 """Epochs of an attempt after which the log says what they waited for."""
 
@@ -67,47 +68,20 @@ def run(
     )
     orders.check()
     checkpoint = spec.checkpoint and load_checkpoint(store, spec.checkpoint, spec.folder)
-    ranks = Ranks(spec.place, orders.check)
-    trainer = Trainer(spec, bundle, ranks)
+    trainer = Trainer(spec, bundle)
     if checkpoint is None:
         _begin(trainer, spec, store, settings, records)
     if spec.preflight and checkpoint is None:
         _try_out(trainer, bundle, spec, store, settings, orders, records, progress)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        records.log(f"goes on after epoch {spec.epochs_done}")
+        step = f" and {spec.steps_done} steps" if spec.steps_done else ""
+        records.log(f"goes on after epoch {spec.epochs_done}{step}")
     try:
-        with ranks.meeting(trainer.network):
-            _train(trainer, ranks, spec, store, orders, records, progress)
+        _train(trainer, spec, store, orders, records, progress)
     finally:
         trainer.close()
     _evaluate(trainer, bundle, spec, store, orders, records, progress)
-
-
-def follow(spec: Spec, settings: Settings) -> None:
-    """Trains along with rank 0, until that has seen enough.
-
-    Raises:
-        DetflowError: What was given cannot be trained; rank 0 is told.
-        RankLost: Another rank has ended.
-    """
-    ranks = Ranks(spec.place)
-    with ranks.explaining(lambda error: explain(error, spec, settings)):
-        store = ObjectStore(settings.store_url)
-        cache = settings.data_dir / "bundles"
-        bundle = fetch_bundle(store, spec.manifest, cache, check=lambda: None)
-        trainer = Trainer(spec, bundle, ranks)
-        if spec.checkpoint:
-            trainer.restore(load_checkpoint(store, spec.checkpoint, spec.folder))
-        try:
-            with ranks.meeting(trainer.network):
-                trainer.start(spec.epochs_done + 1)
-                for epoch in range(spec.epochs_done + 1, spec.epochs + 1):
-                    trainer.train_epoch(epoch, lambda step: None)
-                    if not ranks.agree(True):
-                        break
-        finally:
-            trainer.close()
 
 
 def _begin(
@@ -147,7 +121,6 @@ def _try_out(
 
 def _train(
     trainer: Trainer,
-    ranks: Ranks,
     spec: Spec,
     store: ObjectStore,
     orders: Orders,
@@ -160,8 +133,9 @@ def _train(
     records.write(
         WorkerRecord(started=WorkerStarted(first_epoch=first_epoch, device=trainer.device_name))
     )
-    devices = f"{ranks.num_ranks} devices, this one is " if ranks.num_ranks > 1 else ""
-    records.log(f"trains on {devices}{trainer.device_name}")
+    records.log(f"trains on {trainer.device_name}")
+
+    checkpoints = Checkpoints(store, spec)
 
     def on_step(step: Step) -> None:
         progress.step(
@@ -174,12 +148,14 @@ def _train(
             memory_bytes=memory.used_bytes(trainer.device),
         )
         orders.check()
+        if step.number < trainer.num_steps and checkpoints.age_seconds >= CHECKPOINT_SECONDS:
+            done = step.epoch - 1
+            checkpoints.save(done, trainer.state(done), partial(_report_within, records))
 
     def on_batch() -> None:
         progress.validate()
         orders.check()
 
-    checkpoints = Checkpoints(store, spec)
     try:
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
@@ -193,18 +169,20 @@ def _train(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
             )
             checkpoints.save(epoch, trainer.state(epoch), _reporter(records, metrics))
-            goes_on = True
             if orders.finish:
                 records.log(f"stops after epoch {epoch}, as asked")
-                goes_on = False
-            elif trainer.has_stalled(epoch):
+                break
+            if trainer.has_stalled(epoch):
                 records.log(f"stops after epoch {epoch}: best was epoch {trainer.best_epoch}")
-                goes_on = False
-            if not ranks.agree(goes_on):
                 break
         checkpoints.wait()
     finally:
         checkpoints.close()
+
+
+def _report_within(records: Spool, checkpoint: Checkpoint) -> Future[int]:
+    """Writes the record of a checkpoint inside an epoch."""
+    return records.write(WorkerRecord(epoch=EpochRecord(checkpoint=checkpoint)))
 
 
 def _reporter(records: Spool, metrics: EpochMetrics) -> Callable[[Checkpoint], Future[int]]:
