@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from detflow import channels
 from detflow.events import Bus
 from detflow.store import ObjectStore
+from detflow.v1 import trainer_pb2, training_pb2
 from services.trainer.attempt import Deadlines
 from services.trainer.executors.local import LocalExecutor
 from tests import trainer_rig
@@ -77,3 +79,17 @@ async def test_worker_killed_in_the_middle_goes_on_and_every_epoch_is_told_once(
         return not list((rig.settings.data_dir / "trainings").glob("*/*"))
 
     await eventually(folders_are_gone)
+
+
+async def test_training_is_tried_on_the_real_data_without_being_started(rig: Rig) -> None:
+    asked = training_pb2.Training(model="yolov8n", epochs=4, batch_size=4)
+    asked.hyperparameters.update({"image_size": 64})
+    request = trainer_pb2.StartTrainingRequest(parent=VERSION, training=asked, validate_only=True)
+    with channels.translate():
+        would_be = await rig.stub.StartTraining(request, timeout=120)
+    found = would_be.preflight
+    names = ["labels", "images", "train_step", "validation", "checkpoint", "memory", "disk"]
+    assert [check.name for check in found.checks] == names
+    assert found.step_seconds > 0 and found.memory_bytes > 0 and found.disk_bytes > 0
+    assert not (await rig.list_trainings()).trainings
+    assert not list((rig.settings.data_dir / "jobs").glob("*"))
