@@ -16,8 +16,10 @@ import numpy as np
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
+from detflow.errors import InvalidArgument
 from services.trainer.worker import memory
 from services.trainer.worker.bundle import Image
+from services.trainer.worker.distributed import Ranks
 from services.trainer.worker.hyperparameters import Hyperparameters
 
 _MAX_AHEAD = 4
@@ -37,6 +39,7 @@ class TrainDataset(YOLODataset):
         class_names: Name by class index.
         hyperparameters: Image size and augmentation.
         batch_size: Images per step.
+        num_sharing: Processes that share the memory and keep as many images.
 
     Attributes:
         kept_bytes: Memory that the decoded images will take.
@@ -50,6 +53,7 @@ class TrainDataset(YOLODataset):
         class_names: Sequence[str],
         hyperparameters: Hyperparameters,
         batch_size: int,
+        num_sharing: int = 1,
     ) -> None:
         args = _library_arguments(hyperparameters)
         self._arguments = args
@@ -57,7 +61,7 @@ class TrainDataset(YOLODataset):
         self._decoded: dict[int, Any] = {}
         self.times = Times()
         num_bytes = len(images) * args.imgsz**2 * 3
-        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes()
+        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes() / num_sharing
         self.kept_bytes = num_bytes if self._keep else 0
         super().__init__(
             img_path=str(images[0].path.parent),
@@ -200,6 +204,7 @@ class Prefetcher:
         dataset: Where the images come from.
         batch_size: Images per batch.
         seed: Seed of the order of the images.
+        ranks: The processes that share each batch; by default all of it is this one's.
 
     Attributes:
         dataset: Where the images come from.
@@ -207,11 +212,16 @@ class Prefetcher:
         loader_shares: What making them took time for, by name: shares of that time.
     """
 
-    def __init__(self, dataset: TrainDataset, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: TrainDataset, *, batch_size: int, seed: int, ranks: Ranks | None = None
+    ) -> None:
         self.dataset = dataset
+        self._ranks = ranks or Ranks()
         self._batch_size = min(batch_size, len(dataset))
+        _check_sizes(self._batch_size, self._ranks.num_ranks)
         # Batch statistics of a single image at the coarsest feature map would be of one value.
-        self._drop_last = len(dataset) > self._batch_size and len(dataset) % self._batch_size == 1
+        rest = len(dataset) % self._batch_size
+        self._drop_last = len(dataset) > self._batch_size and 0 < rest < 2 * self._ranks.num_ranks
         self.wait_seconds = 0.0
         self.loader_shares: Mapping[str, float] = {}
         self._seed = seed
@@ -274,8 +284,10 @@ class Prefetcher:
                 random.Random(f"{self._seed}/{epoch}").shuffle(order)
                 for step in range(first_step if epoch == epochs.start else 0, len(self)):
                     begin = step * self._batch_size
-                    chosen = order[begin : begin + self._batch_size]
-                    random.seed(f"{self._seed}/{epoch}/{step}")
+                    chosen = self._ranks.take(order[begin : begin + self._batch_size])
+                    # The ranks share an order, but each draws augmentations of its own.
+                    rank = self._ranks.place.rank
+                    random.seed(f"{self._seed}/{epoch}/{step}" + (f"/{rank}" if rank else ""))
                     np.random.seed(random.getrandbits(32))
                     batch = self.dataset.make_batch(chosen, order[self._oldest(begin) : begin])
                     if self._closing.is_set():
@@ -287,3 +299,12 @@ class Prefetcher:
     def _oldest(self, begin: int) -> int:
         """Returns where the images begin that are still in memory when a batch begins."""
         return max(0, begin - min(8 * self._batch_size, _MAX_RECENT))
+
+
+def _check_sizes(batch_size: int, num_ranks: int) -> None:
+    if batch_size < num_ranks:
+        raise InvalidArgument(
+            f"a batch of {batch_size} images cannot be shared by {num_ranks} devices; raise "
+            "batch_size, or train on fewer",
+            reason="BATCH_TOO_SMALL",
+        )

@@ -17,6 +17,7 @@ from detflow.errors import FailedPrecondition, InvalidArgument
 from services.trainer.worker import library, memory, networks
 from services.trainer.worker.bundle import Bundle, Image
 from services.trainer.worker.data import Prefetcher, TrainDataset
+from services.trainer.worker.distributed import Ranks
 from services.trainer.worker.ema import Ema
 from services.trainer.worker.evaluation import EvaluationSet, Score, forward, select
 from services.trainer.worker.hyperparameters import Hyperparameters
@@ -55,6 +56,7 @@ class Trainer:
     Args:
         spec: What to train.
         bundle: What to learn from.
+        ranks: The processes that learn together; by default it is alone.
 
     Attributes:
         device: Device in use.
@@ -66,11 +68,12 @@ class Trainer:
         InvalidArgument: The specification names what this worker does not know or cannot train.
     """
 
-    def __init__(self, spec: Spec, bundle: Bundle) -> None:
+    def __init__(self, spec: Spec, bundle: Bundle, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self._spec = spec
         self._class_names = bundle.class_names
         self._hyperparameters = Hyperparameters.read(spec.hyperparameters)
-        self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        self.device = self._ranks.device()
         if self.device.type == "cpu":
             library.tune_cpu()
         torch.manual_seed(self._hyperparameters.seed)
@@ -80,12 +83,14 @@ class Trainer:
             image_size=self.image_size,
             hyperparameters=spec.hyperparameters,
         ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._ranks.prepare(self.network)
         memory.watch(self.network.layers())
         self._frozen = _freeze(self.network, self._hyperparameters.freeze, spec.model)
         self._images = Prefetcher(
             self._dataset(bundle.splits["train"]),
             batch_size=spec.batch_size,
             seed=self._hyperparameters.seed,
+            ranks=self._ranks,
         )
         self._validation = self.evaluation_set(bundle.splits["val"])
         self.optimizer, self._schedule = self._build_optimizer(len(bundle.splits["train"]))
@@ -118,6 +123,11 @@ class Trainer:
         return self._hyperparameters.image_size
 
     @property
+    def _num_at_once(self) -> int:
+        """Images that are in the memory of one device at once."""
+        return -(-self._spec.step_batch_size // self._ranks.num_ranks)
+
+    @property
     def loader_shares(self) -> Mapping[str, float]:
         """What making the images of this epoch took time for, by name: shares of it."""
         return self._images.loader_shares
@@ -137,7 +147,7 @@ class Trainer:
         return EvaluationSet(
             images,
             image_size=self.image_size,
-            batch_size=2 * self._spec.step_batch_size,
+            batch_size=2 * self._num_at_once,
             stride=self.network.stride,
         )
 
@@ -147,6 +157,7 @@ class Trainer:
             class_names=self._class_names,
             hyperparameters=self._hyperparameters,
             batch_size=self._spec.batch_size,
+            num_sharing=self._ranks.place.num_per_node,
         )
 
     def begin_with(self, found: ReadWeights) -> tuple[int, int]:
@@ -191,7 +202,7 @@ class Trainer:
             for name, value in self.step(batch, epoch, index).items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._steps_done = index + 1
-            num_images += len(batch["img"])
+            num_images += len(batch["img"]) * self._ranks.num_ranks
             means = {name: value / self._steps_done for name, value in self._sums.items()}
             waited = self._images.wait_seconds / (time.perf_counter() - began)
             learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -226,9 +237,10 @@ class Trainer:
         self._schedule.apply(self.optimizer, epoch, index)
         num_images, sums = len(batch["img"]), torch.zeros(())
         # What is in memory at once is a part of the batch; the gradients of all parts add up.
-        for part in split_batch(batch, self._spec.step_batch_size):
+        for part in split_batch(batch, self._num_at_once):
             names, losses = self._learn(part)
             sums = sums + losses * (len(part["img"]) / num_images)
+        sums = self._ranks.add_up(sums, num_images)
         position = (epoch - 1) * self.num_steps + index
         if update or position - self._last_update >= self._schedule.accumulate(epoch, index):
             self._update()
@@ -255,6 +267,7 @@ class Trainer:
         return list(parts), torch.stack(list(parts.values()))
 
     def _update(self) -> None:
+        self._ranks.combine(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -19,6 +19,39 @@ Value: TypeAlias = float | bool | str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which of the processes that train together this one is.
+
+    Attributes:
+        rank: From 0; that one is the worker everybody knows.
+        num_nodes: Machines.
+        num_per_node: Processes on each, one per device; they have consecutive ranks.
+        address: host:port at which rank 0 meets the others; empty for a port of its own choice,
+            which only processes of its own machine can reach.
+        file: What the others of the machine are told to do.
+    """
+
+    rank: int = 0
+    num_nodes: int = 1
+    num_per_node: int = 1
+    address: str = ""
+    file: Path = Path()
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes in all."""
+        return self.num_nodes * self.num_per_node
+
+    @property
+    def local_rank(self) -> int:
+        """Number among the processes of its machine, from 0."""
+        return self.rank % self.num_per_node
+
+
+ALONE = Place()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
     """One attempt at one training.
 
@@ -34,6 +67,7 @@ class Spec:
         checkpoint: Checkpoint to go on from, if any.
         warm_start_weights: Weights to begin with where there is no checkpoint, if any.
         preflight: Everything shall be tried before the first step.
+        place: Which of the processes that train together this one is.
         folder: Work folder of this attempt.
     """
 
@@ -48,6 +82,7 @@ class Spec:
     checkpoint: Checkpoint | None
     warm_start_weights: StoredObject | None = None
     preflight: bool = False
+    place: Place = ALONE
     folder: Path
 
     @property
@@ -70,8 +105,13 @@ class Spec:
         return f"trainings/{self.training_id}/{self.attempt}/{name}"
 
 
-def read_spec(path: Path) -> Spec:
+def read_spec(path: Path, *, rank: int = 0, address: str = "") -> Spec:
     """Reads a WorkerSpec in protobuf's JSON form; the folder of the file becomes the work folder.
+
+    Args:
+        path: The file.
+        rank: Which of the processes that train together this one is.
+        address: host:port at which they meet.
 
     Raises:
         InvalidArgument: It cannot be read, or a field is missing or out of range.
@@ -90,15 +130,25 @@ def read_spec(path: Path) -> Spec:
     ]
     if missing:
         raise InvalidArgument(f"{path} lacks {', '.join(missing)}", reason="BAD_SPEC")
-    return parse_spec(message, path.resolve().parent)
+    path = path.resolve()
+    place = Place(
+        rank=rank,
+        num_nodes=message.resources.num_nodes or 1,
+        num_per_node=message.resources.num_devices_per_node or 1,
+        address=address,
+        file=path,
+    )
+    # Files of the same name must not meet.
+    return parse_spec(message, path.parent / f"rank-{rank}" if rank else path.parent, place)
 
 
-def parse_spec(message: WorkerSpec, folder: Path) -> Spec:
+def parse_spec(message: WorkerSpec, folder: Path, place: Place = ALONE) -> Spec:
     """Turns a complete WorkerSpec into Python values.
 
     Args:
         message: What the worker is told.
         folder: Work folder.
+        place: Which of the processes that train together this one is.
     """
     return Spec(
         training=message.training,
@@ -117,5 +167,6 @@ def parse_spec(message: WorkerSpec, folder: Path) -> Spec:
             message.warm_start_weights if message.HasField("warm_start_weights") else None
         ),
         preflight=message.preflight,
+        place=place,
         folder=folder,
     )

@@ -25,6 +25,8 @@ from services.trainer.worker import memory, preflight, weights
 from services.trainer.worker.bundle import Bundle, fetch_bundle
 from services.trainer.worker.checkpoint import Checkpoints, load_checkpoint, save_weights
 from services.trainer.worker.diagnosis import diagnose
+from services.trainer.worker.distributed import Ranks
+from services.trainer.worker.failures import explain
 from services.trainer.worker.loop import Step, Trainer
 from services.trainer.worker.orders import Orders
 from services.trainer.worker.predict import predict
@@ -68,7 +70,8 @@ def run(
     )
     orders.check()
     checkpoint = spec.checkpoint and load_checkpoint(store, spec.checkpoint, spec.folder)
-    trainer = Trainer(spec, bundle)
+    ranks = Ranks(spec.place, orders.check)
+    trainer = Trainer(spec, bundle, ranks)
     if checkpoint is None:
         _begin(trainer, spec, store, settings, records)
     if spec.preflight and checkpoint is None:
@@ -78,10 +81,37 @@ def run(
         step = f" and {spec.steps_done} steps" if spec.steps_done else ""
         records.log(f"goes on after epoch {spec.epochs_done}{step}")
     try:
-        _train(trainer, spec, store, orders, records, progress)
+        with ranks.meeting(trainer.network):
+            _train(trainer, ranks, spec, store, orders, records, progress)
     finally:
         trainer.close()
     _evaluate(trainer, bundle, spec, store, orders, records, progress)
+
+
+def follow(spec: Spec, settings: Settings) -> None:
+    """Trains along with rank 0, until that has seen enough.
+
+    Raises:
+        DetflowError: What was given cannot be trained; rank 0 is told.
+        RankLost: Another rank has ended.
+    """
+    ranks = Ranks(spec.place)
+    with ranks.explaining(lambda error: explain(error, spec, settings)):
+        store = ObjectStore(settings.store_url)
+        cache = settings.data_dir / "bundles"
+        bundle = fetch_bundle(store, spec.manifest, cache, check=lambda: None)
+        trainer = Trainer(spec, bundle, ranks)
+        if spec.checkpoint:
+            trainer.restore(load_checkpoint(store, spec.checkpoint, spec.folder))
+        try:
+            with ranks.meeting(trainer.network):
+                trainer.start(spec.epochs_done + 1)
+                for epoch in range(spec.epochs_done + 1, spec.epochs + 1):
+                    trainer.train_epoch(epoch, lambda step: None)
+                    if not ranks.agree(True):
+                        break
+        finally:
+            trainer.close()
 
 
 def _begin(
@@ -121,6 +151,7 @@ def _try_out(
 
 def _train(
     trainer: Trainer,
+    ranks: Ranks,
     spec: Spec,
     store: ObjectStore,
     orders: Orders,
@@ -133,7 +164,8 @@ def _train(
     records.write(
         WorkerRecord(started=WorkerStarted(first_epoch=first_epoch, device=trainer.device_name))
     )
-    records.log(f"trains on {trainer.device_name}")
+    devices = f"{ranks.num_ranks} devices, this one is " if ranks.num_ranks > 1 else ""
+    records.log(f"trains on {devices}{trainer.device_name}")
 
     checkpoints = Checkpoints(store, spec)
 
@@ -169,11 +201,14 @@ def _train(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
             )
             checkpoints.save(epoch, trainer.state(epoch), _reporter(records, metrics))
+            goes_on = True
             if orders.finish:
                 records.log(f"stops after epoch {epoch}, as asked")
-                break
-            if trainer.has_stalled(epoch):
+                goes_on = False
+            elif trainer.has_stalled(epoch):
                 records.log(f"stops after epoch {epoch}: best was epoch {trainer.best_epoch}")
+                goes_on = False
+            if not ranks.agree(goes_on):
                 break
         checkpoints.wait()
     finally:
