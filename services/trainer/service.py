@@ -39,7 +39,7 @@ from services.trainer.executors import Executor
 from services.trainer.hyperparameters import SCHEMA
 from services.trainer.messages import plan_message, to_message
 from services.trainer.models import MODELS
-from services.trainer.start import check_ready, make_plan
+from services.trainer.start import check_devices, check_ready, make_plan
 from services.trainer.trials import Trials
 from services.trainer.warm_start import check_still_there, find_weights
 
@@ -206,6 +206,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             await store.lock_version(conn, name.version)
             training = await _find(conn, request.name, lock=True)
             check_resumable(training)
+            check_devices(training, self._executor.slots)
             try:
                 await store.check_startable(conn, name.project, name.version)
             except NotFound as error:

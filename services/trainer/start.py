@@ -53,12 +53,18 @@ def make_plan(asked: training_pb2.Training, *, project: str, version: str, slots
         num_devices_per_node=asked.resources.num_devices_per_node or 1,
         warm_start=asked.warm_start if asked.HasField("warm_start") else None,
     )
-    _check_devices(plan, slots)
+    check_devices(plan, slots)
     return plan
 
 
-def _check_devices(plan: Plan, slots: Slots) -> None:
-    wanted = str(plan.hyperparameters["device"])
+def check_devices(plan: Plan, slots: Slots) -> None:
+    """Checks that an executor has the devices a plan needs, free or not.
+
+    Raises:
+        InvalidArgument: OUT_OF_RANGE, there are more devices than images in a batch.
+        FailedPrecondition: NO_SUCH_DEVICE or TOO_MANY_DEVICES.
+    """
+    wanted = str(plan.hyperparameters.get("device", "auto"))  # an old one has none
     device = next(device for device in Device if wanted in devices_on(device, slots))
     if not slots.of(device):
         raise FailedPrecondition(

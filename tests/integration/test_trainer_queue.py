@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,11 +11,12 @@ from typing import Protocol
 
 import pytest
 
+from detflow import channels
 from detflow.errors import FailedPrecondition, InvalidArgument, NotFound
 from detflow.events import Bus
 from detflow.names import new_id
 from detflow.postgres import Connection, Database
-from detflow.v1 import training_pb2
+from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2
 from services.trainer import domain, ownership, queue, store
 from services.trainer.executors import Slots
 from services.trainer.queue import Room
@@ -229,6 +231,23 @@ async def test_device_that_the_trainer_does_not_have_is_refused(rig: Rig) -> Non
     with pytest.raises(FailedPrecondition) as caught:
         await queued(rig, "p", "many", num_devices=2)
     assert caught.value.reason == "TOO_MANY_DEVICES"
+
+
+async def test_training_is_not_resumed_to_wait_for_devices_that_are_gone(
+    make_rig: MakeRig,
+) -> None:
+    async with make_rig(num_gpu_slots=1) as rig:
+        name = await queued(rig, "p", "v", device="cuda")
+        await rig.puppet()
+        await rig.stop(name, training_pb2.STOP_MODE_PAUSE)
+        await rig.until_state(name, State.PAUSED)
+        without = dataclasses.replace(rig.settings, num_gpu_slots=0)
+        async with trainer_rig.trainer(without) as address, channels.channel(address) as channel:
+            stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+            with pytest.raises(FailedPrecondition) as caught, channels.translate():
+                await stub.ResumeTraining(trainer_pb2.ResumeTrainingRequest(name=name))
+        assert caught.value.reason == "NO_SUCH_DEVICE"
+        assert (await rig.resume(name)).state == State.QUEUED
 
 
 # --- without a service
