@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
@@ -32,6 +33,7 @@ _HOST = re.compile(r"\[[0-9a-fA-F:.%]+\]|[^\s/@:\[\]]+")
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 3.0
 _PATIENCE_SECONDS = 120.0
+_CLOSE_SECONDS = 1.0
 
 
 class Watchable(Protocol):
@@ -163,10 +165,21 @@ class Connection:
         return translated
 
     def close(self) -> None:
-        """Closes all channels."""
-        for channel in self._channels.values():
-            channel.close()
+        """Closes all channels.
+
+        gRPC waits for calls to end, and for one that Ctrl-C interrupted at the wrong moment it
+        waits for ever: so this leaves it alone after a second.
+        """
+        channels = [*self._channels.values()]
         self._channels.clear()
+        closing = threading.Thread(target=_close, args=(channels,), daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+
+
+def _close(channels: Sequence[grpc.Channel]) -> None:
+    for channel in channels:
+        channel.close()
 
 
 def _has_details(error: grpc.RpcError) -> bool:

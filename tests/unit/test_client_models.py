@@ -1,14 +1,16 @@
 """The SDK's exports, weights, trainings and schema against fakes."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from detflow import errors
-from detflow.client import Client
+from detflow.client import Client, connection
 from detflow.v1 import export_pb2, training_pb2
 from tests.surface_rig import FILE, MIB, TRAINING, VERSION, Surface, serving
 
@@ -215,3 +217,18 @@ def test_schema_of_a_family_has_its_entries_ranges_and_defaults(rig: Rig) -> Non
     assert rig.client.hyperparameters("yolov8")[0].multiple_of == 32
     with pytest.raises(errors.InvalidArgument, match="one of efficientdet, yolov8"):
         rig.client.hyperparameters("yolov9")
+
+
+def test_closing_leaves_a_channel_alone_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    class Stuck:
+        def close(self) -> None:
+            ended.wait(20)
+
+    monkeypatch.setattr(connection, "_CLOSE_SECONDS", 0.05)
+    client = Client("127.0.0.1:1", environ={})
+    monkeypatch.setitem(client._connection._channels, "trainer", cast(Any, Stuck()))
+    client.close()
+    assert not ended.is_set()
+    ended.set()
