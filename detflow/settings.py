@@ -32,7 +32,8 @@ class Settings:
         metrics_address: gRPC address of the metrics service.
         data_dir: Scratch space: uploads under way, bundle cache, training work folders. Nothing in
             it is needed after a restart.
-        executor: Where trainings run: local.
+        executor: Where trainings run: local, or ray for a Ray cluster.
+        ray_address: http:// address of the Ray cluster's Jobs API (its dashboard).
         num_cpu_slots: Trainings that run on CPUs at once.
         num_gpu_slots: GPUs that trainings may use; -1 means all that are found.
         worker_memory_bytes: Memory a training worker on a CPU may have, so that running out of it
@@ -58,6 +59,7 @@ class Settings:
     metrics_address: str = f"127.0.0.1:{BASE_PORT + 4}"
     data_dir: Path = Path("/var/tmp/detflow")
     executor: str = "local"
+    ray_address: str = ""
     num_cpu_slots: int = 1
     num_gpu_slots: int = -1
     worker_memory_bytes: int = 0

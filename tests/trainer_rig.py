@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -271,12 +272,13 @@ def executor(settings: Settings) -> LocalExecutor:
 async def trainer(
     settings: Settings,
     deadlines: Deadlines = FAST,
-    make_executor: Callable[[Settings], Executor] = executor,
+    make_executor: Callable[[Settings], Executor] | None = executor,
     run: trials.RunJob = run_job,
 ) -> AsyncIterator[str]:
-    """Runs a trainer service in this process; yields its address."""
+    """Runs a trainer service in this process, by default with puppets; yields its address."""
     service = Service("trainer", migrations=MIGRATIONS, settings=settings)
-    process = asyncio.create_task(serve(service, make_executor(settings), deadlines, run))
+    chosen = make_executor(settings) if make_executor else None
+    process = asyncio.create_task(serve(service, chosen, deadlines, run))
     ready = asyncio.create_task(service.serving.wait())
     await asyncio.wait({process, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     if process.done():
@@ -298,8 +300,9 @@ async def running(
     deadlines: Deadlines = FAST,
     num_slots: int = 1,
     num_gpu_slots: int = 0,
-    make_executor: Callable[[Settings], Executor] = executor,
+    make_executor: Callable[[Settings], Executor] | None = executor,
     run: trials.RunJob = run_job,
+    **more_settings: Any,
 ) -> AsyncIterator[Rig]:
     """Runs a trainer and what it depends on."""
     versions = Versions()
@@ -336,6 +339,7 @@ async def running(
         num_gpu_slots=num_gpu_slots,
         drain_seconds=2,
     )
+    settings = dataclasses.replace(settings, **more_settings)
     hellos: asyncio.Queue[Puppet] = asyncio.Queue()
 
     async def on_hello(msg: Any) -> None:

@@ -6,9 +6,11 @@ import contextlib
 from pathlib import Path
 
 from detflow import channels
+from detflow.errors import InvalidArgument
 from detflow.projects import Projects
 from detflow.scratch import Scratch
 from detflow.server import Service, run
+from detflow.settings import Settings
 from detflow.v1 import (
     export_pb2_grpc,
     project_pb2_grpc,
@@ -40,7 +42,7 @@ async def serve(
 ) -> None:
     """Serves trainings and carries them out until the process is told to stop."""
     async with service as s, channels.channel(s.settings.version_address) as versions:
-        executor = executor or LocalExecutor(s.settings)
+        executor = executor or await make_executor(s.settings)
         scheduler = Scheduler(
             db=s.db, bus=s.bus, objects=s.store, executor=executor, deadlines=deadlines
         )
@@ -73,6 +75,27 @@ async def serve(
                 ),
             )
             await s.serve()
+
+
+async def make_executor(settings: Settings) -> Executor:
+    """Makes what the settings name.
+
+    Raises:
+        InvalidArgument: BAD_SETTING or MISSING_SETTING.
+        FailedPrecondition: NO_RAY.
+    """
+    if settings.executor == "local":
+        return LocalExecutor(settings)
+    if settings.executor != "ray":
+        raise InvalidArgument(
+            f"DETFLOW_EXECUTOR must be local or ray, not {settings.executor!r}",
+            reason="BAD_SETTING",
+        )
+    from services.trainer.executors.ray import RayExecutor  # what needs Ray is imported with it
+
+    executor = RayExecutor(settings)
+    await executor.refresh()
+    return executor
 
 
 def add_exports(s: Service, deadlines: Deadlines | None = None, run: RunJob = jobs.run_job) -> None:

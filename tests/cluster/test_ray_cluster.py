@@ -1,0 +1,143 @@
+"""Trainings on a Ray cluster of several nodes: to the end, stopped, and when a node is lost."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from detflow.events import Bus
+from detflow.store import ObjectStore
+from detflow.v1 import training_pb2
+from tests import ray_rig, s3_rig
+from tests.cluster_players import (
+    BUCKET,
+    LONG,
+    TINY,
+    node_of,
+    trainer_on,
+    until,
+    until_no_workers,
+    workers,
+)
+from tests.ray_rig import Cluster
+from tests.s3_rig import S3
+from tests.trainer_rig import Rig, State
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+PAUSE = training_pb2.STOP_MODE_PAUSE
+DISCARD = training_pb2.STOP_MODE_DISCARD
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    folder = Path(tempfile.mkdtemp(prefix="detflow-s3-"))
+    prepared = s3_rig.prepare(folder / "server")
+    with prepared.running():
+        yield prepared
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that runs no trainings, and two nodes that run one process each."""
+    with ray_rig.cluster() as made:
+        made.add_node(num_cpus=0)
+        made.add_node(num_cpus=2)
+        made.add_node(num_cpus=2)
+        yield made
+
+
+@pytest.fixture
+async def rig(
+    cluster: Cluster,
+    s3: S3,
+    bus: Bus,
+    nats_url: str,
+    make_database_url: Callable[[str], Awaitable[str]],
+    tmp_path: Path,
+) -> AsyncIterator[Rig]:
+    async with trainer_on(
+        cluster,
+        s3,
+        bus=bus,
+        nats_url=nats_url,
+        database_url=await make_database_url("trainer"),
+        folder=tmp_path,
+    ) as one:
+        yield one
+    await until_no_workers()
+    assert job_ids(cluster) == []
+
+
+def job_ids(cluster: Cluster) -> list[str]:
+    from ray.job_submission import JobSubmissionClient
+
+    jobs = JobSubmissionClient(cluster.dashboard).list_jobs()
+    return [job.submission_id for job in jobs if job.submission_id]
+
+
+async def evaluated(rig: Rig, name: str, attempt: int) -> training_pb2.Training:
+    """Measures an attempt once its predictions are there; returns the training at its end."""
+    async with asyncio.timeout(200):
+        await rig.predictions[name.rsplit("/", 1)[1], attempt].wait()
+    await rig.evaluate_both(name, attempt=attempt)
+    return await until(rig, name, lambda training: training.state == State.SUCCEEDED)
+
+
+async def test_training_runs_on_the_cluster_to_its_end(rig: Rig) -> None:
+    training = await rig.start(epochs=2, batch_size=7, hyperparameters=TINY)
+    done = await evaluated(rig, training.name, 1)
+    assert (done.num_epochs_done, done.attempt) == (2, 1)
+    assert ObjectStore(BUCKET).get(done.weights)
+
+
+async def test_training_on_two_machines_runs_to_its_end(rig: Rig) -> None:
+    resources = training_pb2.Resources(num_nodes=2, num_devices_per_node=1)
+    training = await rig.start(epochs=2, batch_size=7, hyperparameters=TINY, resources=resources)
+    done = await evaluated(rig, training.name, 1)
+    assert (done.num_epochs_done, done.attempt) == (2, 1)
+    events = await rig.events(training.name.rsplit("/", 1)[1])
+    lines = [line for event in events for line in event.log.lines]
+    assert any(line.startswith("trains on 2 devices") for line in lines)
+
+
+async def test_training_is_paused_goes_on_and_is_discarded(rig: Rig, cluster: Cluster) -> None:
+    training = await rig.start(epochs=LONG, batch_size=7, hyperparameters=TINY)
+    await until(rig, training.name, lambda training: training.num_epochs_done >= 1)
+    await rig.stop(training.name, PAUSE)
+    await until(rig, training.name, lambda training: training.state == State.PAUSED, 30)
+    await until_no_workers()
+    await rig.resume(training.name)
+    await until(rig, training.name, lambda training: training.state == State.RUNNING)
+    assert len(job_ids(cluster)) == 1
+    await rig.stop(training.name, DISCARD)
+    await until(rig, training.name, lambda training: training.state == State.STOPPED, 30)
+
+
+async def test_training_goes_on_elsewhere_when_its_machine_is_lost(
+    rig: Rig, cluster: Cluster
+) -> None:
+    training = await rig.start(epochs=LONG, batch_size=7, hyperparameters=TINY)
+    await until(rig, training.name, lambda training: training.num_epochs_done >= 1)
+    [orphan] = workers()
+    node_of(orphan, cluster).kill()
+    assert orphan.is_running()
+    again = await until(
+        rig,
+        training.name,
+        lambda training: training.attempt == 2 and training.state == State.RUNNING,
+    )
+    # The worker that lost its machine is told so, and goes.
+    await asyncio.to_thread(orphan.wait, 30)
+    [worker] = workers()
+    assert worker.pid != orphan.pid
+    await until(rig, training.name, lambda now: now.num_epochs_done > again.num_epochs_done)
+    await rig.stop(training.name, DISCARD)
+    await until(rig, training.name, lambda training: training.state == State.STOPPED, 30)
+    events = await rig.events(training.name.rsplit("/", 1)[1])
+    epochs = [event.epoch.epoch for event in events if event.HasField("epoch")]
+    assert len(epochs) - len(set(epochs)) <= 1  # the epoch that was under way

@@ -1,0 +1,92 @@
+"""A trainer whose workers run on a Ray cluster, with objects in a bucket: nothing is shared."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from detflow.events import Bus
+from detflow.store import ObjectStore
+from detflow.v1 import training_pb2
+from services.trainer.attempt import Deadlines
+from tests import trainer_rig
+from tests.ray_rig import Cluster, Node
+from tests.s3_rig import S3
+from tests.shapes_bundle import write_bundle
+from tests.trainer_players import VERSION
+from tests.trainer_rig import Rig
+
+BUCKET = "s3://detflow/cluster"
+TINY = {"image_size": 64, "warmup_epochs": 0}
+LONG = 1000
+
+
+@contextlib.asynccontextmanager
+async def trainer_on(
+    cluster: Cluster, s3: S3, *, bus: Bus, nats_url: str, database_url: str, folder: Path
+) -> AsyncIterator[Rig]:
+    """Runs a trainer that trains on a cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment.items():
+            patch.setenv(name, value)
+        manifest = write_bundle(ObjectStore(BUCKET), {"train": 21, "val": 8, "test": 3})
+        async with trainer_rig.running(
+            bus=bus,
+            nats_url=nats_url,
+            database_url=database_url,
+            folder=folder,
+            deadlines=Deadlines(),
+            make_executor=None,
+            executor="ray",
+            ray_address=cluster.dashboard,
+            store_url=BUCKET,
+            # Not ours: each machine has its own.
+            data_dir=cluster.folder / "data",
+        ) as rig:
+            rig.versions.by_name[VERSION].manifest.CopyFrom(manifest)
+            yield rig
+
+
+async def until(
+    rig: Rig,
+    name: str,
+    holds: Callable[[training_pb2.Training], bool],
+    seconds: float = 120.0,
+) -> training_pb2.Training:
+    """Waits until something holds of a training."""
+    async with asyncio.timeout(seconds):
+        while not holds(training := await rig.get(name)):  # noqa: ASYNC110 - others change it
+            await asyncio.sleep(0.2)
+        return training
+
+
+def workers() -> list[psutil.Process]:
+    """Finds the processes of workers that a cluster of this test runs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            if (
+                "services.trainer.worker" in process.cmdline()
+                and process.environ().get("DETFLOW_STORE_URL") == BUCKET
+                and process.environ().get("TEST_PROCESS") == str(os.getpid())
+            ):
+                found.append(process)
+    return found
+
+
+def node_of(process: psutil.Process, cluster: Cluster) -> Node:
+    """Finds the node that a process runs on."""
+    parents = {parent.pid for parent in process.parents()}
+    [node] = [node for node in cluster.nodes if node.process.pid in parents]
+    return node
+
+
+async def until_no_workers(seconds: float = 30.0) -> None:
+    """Waits until no worker is left."""
+    async with asyncio.timeout(seconds):
+        while workers():  # noqa: ASYNC110 - strangers' processes
+            await asyncio.sleep(0.2)
