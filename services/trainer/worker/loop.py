@@ -225,7 +225,8 @@ class Trainer:
             batch: As the images are made: img of shape (n, 3, h, w), uint8, and the targets.
             epoch: From 1.
             index: From 0 within the epoch.
-            update: Change the weights now, however many batches are to be accumulated.
+            update: Change the weights now, however many batches are to be accumulated; it is no
+                step of the training.
 
         Returns:
             Its losses by name.
@@ -242,7 +243,9 @@ class Trainer:
             sums = sums + losses * (len(part["img"]) / num_images)
         sums = self._ranks.add_up(sums, num_images)
         position = (epoch - 1) * self.num_steps + index
-        if update or position - self._last_update >= self._schedule.accumulate(epoch, index):
+        if update:
+            self._update()
+        elif position - self._last_update >= self._schedule.accumulate(epoch, index):
             self._update()
             self._last_update = position
         values = dict(zip(names, sums.tolist(), strict=True))
@@ -361,7 +364,7 @@ class Trainer:
         for name, parameter in self.network.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None
-            if gradient is not None:
+            if gradient is not None and self._ranks.is_first:  # they are the first rank's
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
         torch.set_rng_state(state["random"])
         if state["device_random"] is not None and self.device.type == "cuda":
