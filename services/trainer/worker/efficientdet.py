@@ -1,4 +1,4 @@
-"""EfficientDet models: effdet's network with our forward pass, anchor labels and losses.
+"""EfficientDet models: effdet's network; its labels and losses are in `efficientdet_loss`.
 
 Tensors name their axes: n images, h and w rows and columns, a anchors, c classes, m labelled boxes.
 Boxes and anchors are centre y, centre x, height, width in model pixels unless said otherwise.
@@ -24,15 +24,15 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import effdet
     from effdet.anchors import Anchors
+    from effdet.efficientdet import BiFpn, HeadNet
 
-MODELS = tuple(f"efficientdet-d{scale}" for scale in range(8))
-STRIDE = 128
-
-_BOX_GAIN, _CLS_GAIN = 7.5, 0.5
+BOX_GAIN, CLS_GAIN = 50.0, 1.0
+"""effdet's, of the losses: defaults of this family."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's RGB: what EfficientNet's initial weights are made for."""
 _MAX_LOG_SCALE = math.log(1000 / 16)
+"""Sizes beyond this many anchors are no boxes; their exponential might be infinite."""
 
 
 class Raw(NamedTuple):
@@ -53,15 +53,8 @@ class Raw(NamedTuple):
 
 def build(
     model: str, *, num_classes: int, image_size: int, hyperparameters: Mapping[str, Value]
-) -> EfficientDetNetwork:
-    """Builds an EfficientDet with random weights; never downloads any.
-
-    Args:
-        model: Id of the model, e.g. efficientdet-d0.
-        num_classes: Number of classes.
-        image_size: Side of the square the model is trained at, a multiple of 128.
-        hyperparameters: Gains of the losses, `box` and `cls`.
-    """
+) -> EfficientDet:
+    """Builds an EfficientDet; see `networks.build`. Nothing is ever downloaded."""
     scale = model.removeprefix("efficientdet-d")
     config = effdet.get_efficientdet_config(f"tf_efficientdet_d{scale}")
     config.update(
@@ -74,53 +67,54 @@ def build(
         num_classes=num_classes,
         image_size=(image_size, image_size),
     )
-    return EfficientDetNetwork(
+    return EfficientDet(
         config,
-        box_gain=float(hyperparameters.get("box", _BOX_GAIN)),
-        cls_gain=float(hyperparameters.get("cls", _CLS_GAIN)),
+        box_gain=float(hyperparameters.get("box", BOX_GAIN)),
+        cls_gain=float(hyperparameters.get("cls", CLS_GAIN)),
+        dropout=float(hyperparameters.get("dropout", 0.0)),
     )
 
 
-class EfficientDetNetwork(Network):
-    """One EfficientDet; see `networks.Network` for what the loop asks of it.
+class EfficientDet(Network):
+    """effdet's network, most of it computed in another way; the weights are the same.
 
     Args:
         config: effdet's configuration.
         box_gain: Weight of the box loss.
         cls_gain: Weight of the class loss.
+        dropout: Share of the features before the last layers that is left out in training.
     """
 
-    stride = STRIDE
+    stride = 128
+    num_calibration_images = 64
     _mean: Tensor
     _std: Tensor
 
-    def __init__(self, config: Any, *, box_gain: float, cls_gain: float) -> None:
+    def __init__(self, config: Any, *, box_gain: float, cls_gain: float, dropout: float) -> None:
         super().__init__()
         self.net = effdet.EfficientDet(config, pretrained_backbone=False)
         self._config = config
-        self._gains = {"box_loss": box_gain, "cls_loss": cls_gain}
+        self._box_gain, self._cls_gain = box_gain, cls_gain
         self._anchors: dict[tuple[int, int, torch.device], Tensor] = {}
         self.register_buffer("_mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
         for module in self.net.modules():
-            if hasattr(module, "inplace"):
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+                module.__class__ = _Pointwise
+            elif isinstance(module, BiFpn):
+                module.__class__ = _BiFpn
+            elif isinstance(module, HeadNet):
+                module.__class__ = _Head
+                module.dropout = dropout
+            elif hasattr(module, "inplace"):
                 module.inplace = False  # autograd would copy what is overwritten
 
     def forward(self, pixels: Tensor) -> Any:
-        """Runs the network.
-
-        Args:
-            pixels: RGB 0..1, shape (n, 3, h, w), h and w multiples of 128.
-
-        Returns:
-            Raw when training; else predictions of shape (n, 4 + c, a), centre x, centre y, width
-            and height in model pixels and a probability per class, and Raw.
-        """
-        features = self.net.backbone((pixels - self._mean) / self._std)
-        levels = _fuse(self.net.fpn, features)
+        """Runs the network; see `networks.Network`. The raw outputs are `Raw`."""
+        logits, codes = self.net((pixels - self._mean) / self._std)
         raw = Raw(
-            _head(self.net.class_net, levels, self._config.num_classes),
-            _head(self.net.box_net, levels, 4),
+            _rows(logits, self._config.num_classes),
+            _rows(codes, 4),
             self._anchors_of(pixels),
             (pixels.shape[2], pixels.shape[3]),
         )
@@ -135,25 +129,24 @@ class EfficientDetNetwork(Network):
             raw: What forward answered.
 
         Returns:
-            Their sum times the number of images, and each, detached, by name.
+            Their sum times the number of images, and each, by name.
         """
+        raw = Raw(*raw)  # it may come as a list
         height, width = raw.size
         positives = label(
             targets, raw.anchors, num_images=len(raw.logits), height=height, width=width
         )
-        share = len(raw.logits) / (len(positives.anchors) + 1)
-        parts = {
-            "box_loss": self._gains["box_loss"] * share / 4 * box_loss(raw.codes, positives),
-            "cls_loss": self._gains["cls_loss"] * share * focal_loss(raw.logits, positives),
-        }
-        total = torch.stack(list(parts.values())).sum()
-        return total, {name: part.detach() for name, part in parts.items()}
+        num_positives = len(positives.anchors) + 1
+        box = box_loss(raw.codes, positives) * (self._box_gain / num_positives / 4)
+        cls = focal_loss(raw.logits, positives) * (self._cls_gain / num_positives)
+        parts = {"box_loss": box.detach(), "cls_loss": cls.detach()}
+        return (box + cls) * len(raw.logits), parts
 
     def layers(self) -> list[nn.Module]:
-        """Returns nine layers from the input on: stem, seven stages of the backbone, BiFPN."""
-        backbone = self.net.backbone
+        """Returns ten layers: stem, seven stages of the backbone, BiFPN, the two heads as one."""
+        backbone, heads = self.net.backbone, (self.net.class_net, self.net.box_net)
         stem = nn.ModuleList((backbone.conv_stem, backbone.bn1))
-        return [stem, *backbone.blocks, self.net.fpn]
+        return [stem, *backbone.blocks, self.net.fpn, nn.ModuleList(heads)]
 
     def _anchors_of(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[2:]
@@ -173,51 +166,83 @@ class EfficientDetNetwork(Network):
         return self._anchors[key]
 
 
-def _fuse(fpn: Any, features: list[Tensor]) -> list[Tensor]:
-    """Runs effdet's BiFPN without its stacks and copies; equal to `fpn(features)`."""
-    levels = [*features]
-    for resample in fpn.resample.values():
-        levels.append(resample(levels[-1]))
-    for cell in fpn.cell:
-        nodes = [*levels]
-        for node in cell.fnode:
-            nodes.append(node.after_combine.conv(F.silu(_combine(node.combine, nodes))))
-        levels = nodes[-cell.num_levels :]
-    return levels
+class _Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution; learns on CPUs as one product of matrices, which takes less time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves."""
+        is_rows = input.is_contiguous(memory_format=torch.channels_last)
+        if not (self.training and is_rows and input.device.type == "cpu"):
+            return super().forward(input)
+        rows = input.permute(0, 2, 3, 1)
+        return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class _BiFpn(BiFpn):  # type: ignore[misc]
+    """effdet's BiFPN without its stacks and copies, for sides that halve exactly."""
+
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        """Takes P3, P4, P5 and returns P3 to P7."""
+        levels = [*x]
+        for resample in self.resample.values():
+            levels.append(resample(levels[-1]))
+        for cell in self.cell:
+            nodes = [*levels]
+            for node in cell.fnode:
+                nodes.append(node.after_combine.conv(F.silu(_combine(node.combine, nodes))))
+            levels = nodes[-cell.num_levels :]
+        return levels
 
 
 def _combine(combine: Any, nodes: list[Tensor]) -> Tensor:
     """Adds up nodes of neighbouring levels, weighted: fast normalised fusion of the paper."""
-    weights: Any = None
+    weights: Any = [None] * len(combine.inputs_offsets)
     if combine.edge_weights is not None:
-        weights = combine.edge_weights.relu()
-        weights = (weights / (weights.sum() + 0.0001)).to(nodes[0].dtype).unbind()
-    total: Any = None
-    for index, (offset, resample) in enumerate(
-        zip(combine.inputs_offsets, combine.resample.values(), strict=True)
-    ):
-        node = nodes[offset]
-        if hasattr(resample, "conv"):
-            node = resample.conv(node)
-        if hasattr(resample, "downsample"):
-            node = resample.downsample(node)
-        if weights is not None:
-            node = node * weights[index]  # the smaller of the two sizes, if it grows
-        if hasattr(resample, "upsample"):
-            node = F.interpolate(node, scale_factor=2.0, mode="nearest")
-        total = node if total is None else total + node
-    return torch.as_tensor(total)
+        shares = combine.edge_weights.relu()
+        weights = (shares / (shares.sum() + 0.0001)).to(nodes[0].dtype).unbind()
+    resamples = combine.resample.values()
+    terms = [
+        _resample(resample, nodes[offset], weight)
+        for offset, resample, weight in zip(combine.inputs_offsets, resamples, weights, strict=True)
+    ]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
-def _head(head: Any, levels: list[Tensor], num_outputs: int) -> Tensor:
-    """Runs a head on all levels: shape (n, a, num_outputs)."""
-    outputs = []
-    for number, level in enumerate(levels):
-        for conv, norms in zip(head.conv_rep, head.bn_rep, strict=True):
-            level = F.silu(norms[number](conv(level)))
-        rows = head.predict(level).permute(0, 2, 3, 1)
-        outputs.append(rows.reshape(rows.shape[0], -1, num_outputs))
-    return torch.cat(outputs, dim=1)
+def _resample(resample: Any, node: Tensor, weight: Tensor | None) -> Tensor:
+    """Brings a node to the level it is added to; weights it while it is small."""
+    if hasattr(resample, "conv"):
+        node = resample.conv(node)
+    if hasattr(resample, "downsample"):
+        node = resample.downsample(node)
+    if weight is not None:
+        node = node * weight
+    if hasattr(resample, "upsample"):
+        node = F.interpolate(node, scale_factor=2.0, mode="nearest")
+    return node
+
+
+class _Head(HeadNet):  # type: ignore[misc]
+    """effdet's head, with dropout before its last layer."""
+
+    dropout: float
+
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        """Takes P3 to P7 and returns what the head finds in each."""
+        outputs = []
+        for number, level in enumerate(x):
+            for conv, norms in zip(self.conv_rep, self.bn_rep, strict=True):
+                level = F.silu(norms[number](conv(level)))
+            outputs.append(self.predict(F.dropout(level, self.dropout, self.training)))
+        return outputs
+
+
+def _rows(levels: list[Tensor], num_each: int) -> Tensor:
+    """Lines up a head's outputs for each anchor of all levels: shape (n, a, num_each)."""
+    rows = [level.permute(0, 2, 3, 1).reshape(len(level), -1, num_each) for level in levels]
+    return torch.cat(rows, dim=1)
 
 
 def _decode(raw: Raw) -> Tensor:

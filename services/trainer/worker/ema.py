@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
+from torch import nn
 
+from services.trainer.worker.evaluation import EvaluationSet, forward
 from services.trainer.worker.networks import Network
 
 _DECAY = 0.9999
@@ -42,3 +45,29 @@ class Ema:
         self.num_updates += 1
         decay = _DECAY * (1 - math.exp(-self.num_updates / _RAMP_UPDATES))
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
+
+    @torch.no_grad()
+    def calibrate(
+        self, images: EvaluationSet, device: torch.device, on_batch: Callable[[], None]
+    ) -> None:
+        """Replaces the averaged batch statistics by those that the averaged weights have.
+
+        Args:
+            images: Training images as they are measured; none leave the statistics as they are.
+            device: Where the network is.
+            on_batch: Called before every batch; raises to stop.
+        """
+        if not len(images):
+            return
+        norms = [norm for norm in self.network.modules() if isinstance(norm, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        for batch in images:
+            on_batch()
+            forward(self.network, batch, device)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.network.eval()

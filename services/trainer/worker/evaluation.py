@@ -19,7 +19,8 @@ from services.trainer.worker.networks import Network
 MIN_CONFIDENCE = 0.001
 MAX_DETECTIONS = 300
 NMS_IOU = 0.7
-_MAX_CANDIDATES = 30_000
+_MAX_CANDIDATES = (1_000, 5_000, 30_000)
+"""How many of the best candidates NMS is tried with, until it keeps enough."""
 _PADDING_GREY = 114
 _IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _MAX_KEPT_BYTES = 1 << 30
@@ -176,14 +177,19 @@ def _suppress(
     scores = prediction[4:]
     classes, anchors = torch.nonzero(scores >= MIN_CONFIDENCE, as_tuple=True)
     confidences = scores[classes, anchors]
-    if len(confidences) > _MAX_CANDIDATES:
-        confidences, best = confidences.topk(_MAX_CANDIDATES)
-        classes, anchors = classes[best], anchors[best]
+    confidences, best = confidences.topk(min(len(confidences), _MAX_CANDIDATES[-1]))
+    classes, anchors = classes[best], anchors[best]
     centre, size = prediction[:2, anchors].T, prediction[2:4, anchors].T
     boxes = torch.cat((centre - size / 2, centre + size / 2), dim=1)
     # Boxes of different classes are moved apart, so that one NMS treats each class alone.
     apart = classes[:, None].to(boxes.dtype) * (boxes.abs().max() + 1 if len(boxes) else 0) * 2
-    kept = torch.ops.torchvision.nms(boxes + apart, confidences, NMS_IOU)[:MAX_DETECTIONS]
+    moved = boxes + apart
+    for number in _MAX_CANDIDATES:
+        # A candidate is suppressed by better ones alone, so the best mostly tell all there is.
+        kept = torch.ops.torchvision.nms(moved[:number], confidences[:number], NMS_IOU)
+        if len(kept) >= MAX_DETECTIONS or len(confidences) <= number:
+            break
+    kept = kept[:MAX_DETECTIONS]
     return (
         boxes[kept].double().cpu().numpy(),
         confidences[kept].float().cpu().numpy(),

@@ -93,6 +93,7 @@ class Trainer:
             ranks=self._ranks,
         )
         self._validation = self.evaluation_set(bundle.splits["val"])
+        self._calibration = self._calibration_set(bundle.splits["train"])
         self.optimizer, self._schedule = self._build_optimizer(len(bundle.splits["train"]))
         self.ema = Ema(self.network)
         self._compute_in_bf16 = self._hyperparameters.amp and _bf16_pays(self.device)
@@ -135,7 +136,8 @@ class Trainer:
     @property
     def kept_bytes(self) -> int:
         """Memory that decoded images of all splits will take."""
-        return self._images.dataset.kept_bytes + self._validation.kept_bytes
+        sets = (self._images.dataset, self._validation, self._calibration)
+        return sum(images.kept_bytes for images in sets)
 
     def make_batch(self, images: Sequence[Image]) -> Mapping[str, Any]:
         """Makes a batch of some images as they are trained with, apart from the training's own."""
@@ -150,6 +152,14 @@ class Trainer:
             batch_size=2 * self._num_at_once,
             stride=self.network.stride,
         )
+
+    def _calibration_set(self, images: Sequence[Image]) -> EvaluationSet:
+        """Returns the images that the network wants batch statistics of, in full batches."""
+        wanted = min(self.network.num_calibration_images, len(images))
+        batch_size = 2 * self._num_at_once
+        wanted -= wanted % batch_size if wanted > batch_size else 0
+        chosen = [images[index * len(images) // wanted] for index in range(wanted)]
+        return self.evaluation_set(chosen)
 
     def _dataset(self, images: Sequence[Image]) -> TrainDataset:
         return TrainDataset(
@@ -287,6 +297,7 @@ class Trainer:
         Returns:
             Losses and mAP by name.
         """
+        self.ema.calibrate(self._calibration, self.device, on_batch)
         values = self.validate(self._validation, on_batch)
         fitness = 0.1 * values["val/map50"] + 0.9 * values["val/map50_95"]
         # While nothing is found at all the newest weights are the best, as for ultralytics.

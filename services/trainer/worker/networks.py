@@ -30,9 +30,12 @@ class Network(nn.Module):
 
     Attributes:
         stride: The sides of the input are multiples of this.
+        num_calibration_images: Training images whose batch statistics are taken before the averaged
+            weights are measured; 0 if the averaged statistics are good enough.
     """
 
     stride: int
+    num_calibration_images = 0
 
     def loss(
         self, targets: Mapping[str, torch.Tensor], raw: Any
