@@ -83,6 +83,7 @@ class _Worker:
     def train(self, *, epochs: int, everything: bool) -> tuple[float, float]:
         """Trains a new network; returns the CPU seconds in all and of the training itself."""
         from services.trainer.worker import training
+        from services.trainer.worker.distributed import Ranks
         from services.trainer.worker.link import Link
         from services.trainer.worker.orders import Orders
         from services.trainer.worker.progress import Progress
@@ -110,7 +111,7 @@ class _Worker:
                     url=self._nats_url, training_id="t1", attempt=1, orders=orders, spool=records
                 ) as link:
                     progress = Progress(spec, link.report)
-                    training._train(trainer, spec, self._store, orders, records, progress)
+                    training._train(trainer, Ranks(), spec, self._store, orders, records, progress)
                     assert link.flush(30)
             else:
                 trainer.start(1)

@@ -44,14 +44,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
 class Training:
     """A training in this process whose mAP after each epoch the test chooses."""
 
-    def __init__(self, shared: Shared, folder: Path, patience: int, *fitness: float) -> None:
+    def __init__(
+        self, shared: Shared, folder: Path, patience: int, *fitness: float, batch_size: int = 4
+    ) -> None:
         self._shared = shared
         self.spec = Spec(
             training="projects/p/versions/v/trainings/t1",
             attempt=1,
             model="yolov8n",
-            batch_size=4,
-            step_batch_size=4,
+            batch_size=batch_size,
+            step_batch_size=batch_size,
             epochs=5,
             hyperparameters={"image_size": 64, "patience": patience},
             manifest=StoredObject(),
@@ -80,13 +82,20 @@ class Training:
 
     def run(self) -> None:
         from services.trainer.worker import training
+        from services.trainer.worker.distributed import Ranks
 
         spool = Spool(self.spec.training, 1)
         spool.write = self._write(spool.write)  # type: ignore[method-assign]
         progress = Progress(self.spec, lambda said: None)
         try:
             training._train(
-                self.trainer, self.spec, self._shared.store, self.orders, spool, progress
+                self.trainer,
+                Ranks(),
+                self.spec,
+                self._shared.store,
+                self.orders,
+                spool,
+                progress,
             )
         finally:
             self.trainer.close()
@@ -100,7 +109,8 @@ class Training:
 
     @property
     def epochs(self) -> list[int]:
-        return [one.epoch.metrics.epoch for one in self.records if one.HasField("epoch")]
+        told = [one.epoch for one in self.records if one.HasField("epoch")]
+        return [one.metrics.epoch for one in told if one.HasField("metrics")]
 
     @property
     def log(self) -> str:
@@ -184,3 +194,21 @@ def test_best_epoch_and_patience_survive_a_resume(
     assert second.trainer.best_epoch == 1
     assert same(second.trainer.weights()["state_dict"], first.averages[0])
     assert [second.trainer.has_stalled(number) for number in (3, 4)] == [False, True]
+
+
+def test_long_epoch_is_saved_within_and_told_without_metrics(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.trainer.worker import training as module
+    from services.trainer.worker.checkpoint import load_checkpoint
+
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    training = Training(shared, tmp_path, 100, *[0.5] * 5, batch_size=2)
+    training.run()
+    told = [one.epoch for one in training.records if one.HasField("epoch")]
+    places = [(one.checkpoint.epoch, one.checkpoint.step) for one in told]
+    assert places == [place for epoch in range(5) for place in ((epoch, 1), (epoch + 1, 0))]
+    assert [one.HasField("metrics") for one in told] == [False, True] * 5
+    within = told[-2].checkpoint
+    state = load_checkpoint(shared.store, within, tmp_path)
+    assert (state["epoch"], state["step"]) == (4, 1)
