@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(wildcard protos/detflow/v1/*.proto)
 
-.PHONY: help setup demo up test check protos lock bench clean
+.PHONY: help setup demo up test cluster check protos lock bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,9 @@ up: $(READY)  ## run the whole stack on this machine until Ctrl-C
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+cluster: $(READY)  ## run the tests on a Ray cluster of two nodes: some minutes, some gigabytes
+	DETFLOW_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
 
 check: $(READY)  ## formatting, lint, types, import rules, proto rules, generated code
 	$(BIN)/ruff format --check .
