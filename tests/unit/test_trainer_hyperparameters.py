@@ -139,6 +139,12 @@ def test_family_may_have_a_default_of_its_own() -> None:
     assert entry.defaults()["yolov8"] == 1.0
 
 
+def test_gains_of_efficientdet_are_those_of_effdets_losses() -> None:
+    values = resolve({}, model=get_model("efficientdet-d0"), batch_size=16, epochs=10)
+    assert (values["box"], values["cls"]) == (50.0, 1.0)
+    assert (check()["box"], check()["cls"]) == (7.5, 0.5)
+
+
 def test_nothing_given_means_every_default() -> None:
     values = check()
     assert list(values) == [entry.name for entry in SCHEMA]
