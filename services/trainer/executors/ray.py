@@ -39,6 +39,8 @@ _POLL_SECONDS = 1.0
 _REFRESH_SECONDS = 10.0
 _END_SECONDS = 15.0
 """What Ray takes to end a job that it stops, or to find that a machine is gone."""
+_SETTLE_SECONDS = 2.5
+"""Ray looks at a job once a second until it sees its end; forgotten before, it is noted anew."""
 _NUM_THREADS = 8
 # Of its own, so that a dashboard that never answers holds up nothing else.
 _threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="ray")
@@ -191,6 +193,7 @@ class RayExecutor:
             while time.monotonic() < deadline:
                 info = await _in_thread(lambda: self.ask("get_job_info", job_id))
                 if info.status.is_terminal():
+                    await asyncio.sleep(_SETTLE_SECONDS)
                     await _in_thread(lambda: self.ask("delete_job", job_id))
                     return
                 await asyncio.sleep(_POLL_SECONDS)
