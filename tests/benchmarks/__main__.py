@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-NAMES = ("preprocess", "training", "overhead", "metrics", "streaming", "rpc")
+NAMES = ("preprocess", "training", "efficientdet", "overhead", "metrics", "streaming", "rpc")
 _LIBRARIES = (
     "grpcio",
     "protobuf",
     "torch",
+    "effdet",
+    "timm",
     "ultralytics-opencv-headless",
     "opencv-python-headless",
     "simplejpeg",
