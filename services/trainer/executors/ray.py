@@ -222,7 +222,12 @@ class RayExecutor:
 
     def _look(self) -> Sequence[_Machine]:
         nodes = self._list_nodes(
-            address=self._address, filters=[("state", "=", "ALIVE")], limit=10_000, timeout=10
+            address=self._address,
+            filters=[("state", "=", "ALIVE")],
+            limit=10_000,
+            timeout=10,
+            # Of nodes that have died some parts are missing.
+            raise_on_missing_output=False,
         )
         resources = [node.resources_total for node in nodes]
         return tuple(
@@ -286,18 +291,23 @@ class RayWorker:
             info = self._executor.ask("get_job_info", self.job_id)
             if not info.status.is_terminal():
                 return None
-            lines = [
-                line
-                for line in self._executor.ask("get_job_logs", self.job_id).splitlines()
-                if line
-            ]
         except _Unknown:
             return Exit(1, ("the Ray cluster does not know the job any more",))
+        lines = self._read_log()
         if info.driver_exit_code is not None:
             return Exit(info.driver_exit_code, tuple(lines[-_LAST_LINES:]))
         # It did not end by itself: Ray says why.
         reason = _first_line(info.message or f"the job is {info.status}")
         return Exit(1, (*lines[1 - _LAST_LINES :], reason))
+
+    def _read_log(self) -> list[str]:
+        """Returns what it wrote; nothing if that is lost with its machine."""
+        try:
+            log_text: str = self._executor.ask("get_job_logs", self.job_id)
+        except (_Unknown, OSError, RuntimeError) as error:
+            log.warning("log of the job is lost", job=self.job_id, error=str(error)[:300])
+            return []
+        return [line for line in log_text.splitlines() if line]
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
