@@ -84,7 +84,7 @@ def _learn_one_batch(trainer: Any) -> dict[str, float]:
     """Learns thrice from eight drawn images; a rank from its part of them."""
     import torch
 
-    from services.trainer.worker.loop import split_batch
+    from services.trainer.worker.batches import split_batch
 
     numbers = torch.Generator().manual_seed(0)
     batch: dict[str, Any] = {

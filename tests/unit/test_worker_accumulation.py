@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_parts_of_a_batch_are_of_about_the_same_size_and_hold_their_own_boxes() -> None:
     import torch
 
-    from services.trainer.worker.loop import split_batch
+    from services.trainer.worker.batches import split_batch
 
     batch = {
         "img": torch.arange(9)[:, None],

@@ -262,13 +262,13 @@ def test_gains_weigh_the_losses() -> None:
 def test_sixteen_bits_train_too(network: Any) -> None:
     import torch
 
-    from services.trainer.worker.loop import _to_float
+    from services.trainer.worker.precision import to_float
 
     network.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         raw = network(torch.rand(2, 3, SIZE, SIZE))
     assert raw.logits.dtype == torch.bfloat16
-    total, _ = network.loss(random_targets(2, 2), _to_float(raw))
+    total, _ = network.loss(random_targets(2, 2), to_float(raw))
     total.backward()
     assert total.isfinite()
     network.zero_grad()

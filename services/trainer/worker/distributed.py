@@ -3,7 +3,7 @@
 Rank 0 is the worker that everybody knows: it alone talks to NATS, measures, and writes checkpoints
 and weights. The other ranks read the same bundle and checkpoint, compute gradients and follow.
 After the last backward pass of an update the gradients of all ranks are added up in one message.
-So the ranks are a way to compute the parts of a batch (`loop.split_batch`) at the same time: the
+So the ranks are a way to compute the parts of a batch (`batches.split_batch`) at the same time: the
 weights become what one device would make of them with parts of this size.
 
 A rank that fails says why in the store in which the ranks have met, which rank 0 keeps; one that
@@ -71,6 +71,7 @@ class Ranks:
         self._store: Any = None
         self._address = place.address
         self._connected = False
+        self._on_gpu = False
         self._others: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
@@ -83,9 +84,23 @@ class Ranks:
         """Processes in all."""
         return self.place.num_ranks
 
-    def device(self) -> torch.device:
-        """Returns the device of this rank: each has its own GPU."""
-        if not torch.cuda.is_available():
+    def choose_device(self, wanted: str) -> torch.device:
+        """Returns the device of this rank: each has its own GPU.
+
+        Args:
+            wanted: cpu, cuda, or auto for a GPU if there is one.
+
+        Raises:
+            FailedPrecondition: NO_GPU.
+        """
+        if wanted == "cuda" and not torch.cuda.is_available():
+            raise FailedPrecondition(
+                "device=cuda, but the worker sees no GPU; set device=auto to train without one, or "
+                "let the trainer run where nvidia-smi lists one",
+                reason="NO_GPU",
+            )
+        self._on_gpu = wanted != "cpu" and torch.cuda.is_available()
+        if not self._on_gpu:
             return torch.device("cpu")
         device = torch.device("cuda", self.place.local_rank)
         torch.cuda.set_device(device)
@@ -93,7 +108,7 @@ class Ranks:
 
     def prepare(self, network: nn.Module) -> None:
         """Makes batch statistics on GPUs those of all ranks; on CPUs they are averaged."""
-        if self.num_ranks > 1 and torch.cuda.is_available():
+        if self.num_ranks > 1 and self._on_gpu:
             # It knows timm's layers, which do more than normalise; torch's own would lose that.
             from timm.layers.norm_act import convert_sync_batchnorm
 
@@ -198,7 +213,7 @@ class Ranks:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         with self._together():
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                "cpu:gloo,cuda:nccl" if self._on_gpu else "gloo",
                 store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
                 rank=self.place.rank,
                 world_size=self.num_ranks,

@@ -30,6 +30,12 @@ class Ema:
     def __init__(self, network: Network) -> None:
         self.network = deepcopy(network).eval().requires_grad_(False)
         self.num_updates = 0
+        # Frozen layers keep the statistics they are trained beside.
+        self._norms = [
+            average
+            for average, norm in zip(self.network.modules(), network.modules(), strict=True)
+            if isinstance(average, nn.BatchNorm2d) and _learns(norm)
+        ]
         source = network.state_dict()
         pairs = [
             (average, source[name])
@@ -59,15 +65,18 @@ class Ema:
         """
         if not len(images):
             return
-        norms = [norm for norm in self.network.modules() if isinstance(norm, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
+        momenta = [norm.momentum for norm in self._norms]
+        for norm in self._norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
             norm.train()
         for batch in images:
             on_batch()
             forward(self.network, batch, device)
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in zip(self._norms, momenta, strict=True):
             norm.momentum = momentum
         self.network.eval()
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import nn
 
 from detflow.errors import FailedPrecondition, InvalidArgument
 from services.trainer.worker import library, memory, networks
+from services.trainer.worker.batches import Sides, split_batch, to_pixels
 from services.trainer.worker.bundle import Bundle, Image
 from services.trainer.worker.data import Prefetcher, TrainDataset
 from services.trainer.worker.distributed import Ranks
@@ -22,7 +21,8 @@ from services.trainer.worker.ema import Ema
 from services.trainer.worker.evaluation import EvaluationSet, Score, forward, select
 from services.trainer.worker.hyperparameters import Hyperparameters
 from services.trainer.worker.networks import Network
-from services.trainer.worker.optimizer import Schedule, build_optimizer, choose, restore_optimizer
+from services.trainer.worker.optimizer import prepare, restore_optimizer
+from services.trainer.worker.precision import Precision
 from services.trainer.worker.spec import Spec
 from services.trainer.worker.weights import ReadWeights, take_over
 
@@ -73,7 +73,7 @@ class Trainer:
         self._spec = spec
         self._class_names = bundle.class_names
         self._hyperparameters = Hyperparameters.read(spec.hyperparameters)
-        self.device = self._ranks.device()
+        self.device = self._ranks.choose_device(self._hyperparameters.device)
         if self.device.type == "cpu":
             library.tune_cpu()
         torch.manual_seed(self._hyperparameters.seed)
@@ -94,9 +94,18 @@ class Trainer:
         )
         self._validation = self.evaluation_set(bundle.splits["val"])
         self._calibration = self._calibration_set(bundle.splits["train"])
-        self.optimizer, self._schedule = self._build_optimizer(len(bundle.splits["train"]))
+        self.optimizer, self._schedule = prepare(
+            self.network,
+            self._hyperparameters,
+            num_classes=len(bundle.class_names),
+            num_images=len(bundle.splits["train"]),
+            batch_size=spec.batch_size,
+            epochs=spec.epochs,
+            num_steps=self.num_steps,
+        )
         self.ema = Ema(self.network)
-        self._compute_in_bf16 = self._hyperparameters.amp and _bf16_pays(self.device)
+        self._precision = Precision(self.device, amp=self._hyperparameters.amp)
+        self._sides = Sides(self._hyperparameters, self.network.stride)
         self._last_update = -1
         # Of the epoch under way.
         self._steps_done = 0
@@ -235,8 +244,8 @@ class Trainer:
             batch: As the images are made: img of shape (n, 3, h, w), uint8, and the targets.
             epoch: From 1.
             index: From 0 within the epoch.
-            update: Change the weights now, however many batches are to be accumulated; it is no
-                step of the training.
+            update: Change the weights now, however many batches are to be accumulated, with the
+                largest images there may be; it is no step of the training.
 
         Returns:
             Its losses by name.
@@ -247,9 +256,10 @@ class Trainer:
         self._set_train_mode()
         self._schedule.apply(self.optimizer, epoch, index)
         num_images, sums = len(batch["img"]), torch.zeros(())
+        side = self._sides.largest if update else self._sides.of_step(epoch, index)
         # What is in memory at once is a part of the batch; the gradients of all parts add up.
         for part in split_batch(batch, self._num_at_once):
-            names, losses = self._learn(part)
+            names, losses = self._learn(part, side)
             sums = sums + losses * (len(part["img"]) / num_images)
         sums = self._ranks.add_up(sums, num_images)
         position = (epoch - 1) * self.num_steps + index
@@ -264,18 +274,16 @@ class Trainer:
                 raise _not_finite(name, epoch, self._hyperparameters.lr0)
         return values
 
-    def _learn(self, batch: Mapping[str, Any]) -> tuple[list[str], torch.Tensor]:
-        """Adds the gradients of some images; returns names and values of their losses."""
+    def _learn(self, batch: Mapping[str, Any], side: int) -> tuple[list[str], torch.Tensor]:
+        """Adds the gradients of some images, scaled; returns names and values of their losses."""
         targets = {
             name: batch[name].to(self.device, non_blocking=True)
             for name in ("batch_idx", "cls", "bboxes")
         }
-        pixels = batch["img"].to(self.device, non_blocking=True)
-        pixels = pixels.contiguous(memory_format=torch.channels_last).float() / 255
-        with self._autocast():
+        pixels = to_pixels(batch["img"], self.device, side)
+        with self._precision.autocast():
             raw = self.network(pixels)
-        # The loss is too small a part to be worth the errors of 16 bits.
-        loss, parts = self.network.loss(targets, _to_float(raw) if self._compute_in_bf16 else raw)
+        loss, parts = self.network.loss(targets, self._precision.restored(raw))
         loss.backward()
         return list(parts), torch.stack(list(parts.values()))
 
@@ -396,92 +404,24 @@ class Trainer:
             "state_dict": self._best["state_dict"],
         }
 
-    def _build_optimizer(self, num_images: int) -> tuple[torch.optim.Optimizer, Schedule]:
-        hyperparameters, batch_size = self._hyperparameters, self._spec.batch_size
-        nominal = hyperparameters.nominal_batch_size or batch_size
-        accumulate = max(1, round(nominal / batch_size))
-        epochs = self._spec.epochs
-        choice = choose(
-            hyperparameters,
-            num_classes=len(self._class_names),
-            num_updates=math.ceil(num_images / max(batch_size, nominal)) * epochs,
-        )
-        # Fewer images per update than the nominal batch size has: less decay per update.
-        weight_decay = hyperparameters.weight_decay * batch_size * accumulate / nominal
-        optimizer = build_optimizer(self.network, choice, weight_decay=weight_decay)
-        schedule = Schedule(
-            hyperparameters,
-            choice,
-            epochs=epochs,
-            num_steps=self.num_steps,
-            accumulate=min(accumulate, self.num_steps * epochs),
-        )
-        return optimizer, schedule
-
     def _set_train_mode(self) -> None:
         """Sets what learns to training mode; frozen batch statistics stay as they are."""
         self.network.train()
         for layer in self._frozen:
             layer.eval()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._compute_in_bf16:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
-
-
-def split_batch(batch: Mapping[str, Any], max_images: int) -> Iterator[dict[str, Any]]:
-    """Yields a batch in parts of about the same number of images, at most `max_images` each.
-
-    Parts of the same size, because the batch statistics of a single image are worth little.
-    """
-    num_images = len(batch["img"])
-    num_parts = -(-num_images // max_images)
-    edges = [num_images * part // num_parts for part in range(num_parts + 1)]
-    for first, end in pairwise(edges):
-        chosen = (batch["batch_idx"] >= first) & (batch["batch_idx"] < end)
-        yield {
-            "img": batch["img"][first:end],
-            "batch_idx": batch["batch_idx"][chosen] - first,
-            "cls": batch["cls"][chosen],
-            "bboxes": batch["bboxes"][chosen],
-        }
-
 
 def _freeze(network: Network, num_layers: int, model: str) -> list[nn.Module]:
     """Turns off the gradients of the first layers and returns these."""
-    layers = network.layers()
-    if num_layers >= len(layers):
-        raise InvalidArgument(
-            f"freeze={num_layers} leaves nothing to train: {model} has {len(layers)} layers; "
-            "lower it",
-            reason="OUT_OF_RANGE",
-        )
-    frozen = layers[:num_layers]
+    frozen = network.layers()[:num_layers]
     for layer in frozen:
         layer.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InvalidArgument(
+            f"freeze={num_layers} leaves nothing of {model} to train; lower it",
+            reason="OUT_OF_RANGE",
+        )
     return frozen
-
-
-def _bf16_pays(device: torch.device) -> bool:
-    """Says whether the device multiplies bf16 matrices faster than fp32 ones.
-
-    On CPUs only AMX does: with AVX512-BF16 alone the convolutions take longer than in fp32.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
-def _to_float(value: Any) -> Any:
-    """Turns tensors into fp32, in containers of any depth."""
-    if isinstance(value, torch.Tensor):
-        return value.float()
-    if isinstance(value, dict):
-        return {key: _to_float(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_float(item) for item in value]
-    return value
 
 
 def _not_finite(name: str, epoch: int, learning_rate: float) -> FailedPrecondition:

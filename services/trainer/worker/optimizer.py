@@ -117,6 +117,47 @@ def _construct(choice: Choice, groups: list[dict[str, Any]]) -> torch.optim.Opti
     )
 
 
+def prepare(
+    network: Network,
+    hyperparameters: Hyperparameters,
+    *,
+    num_classes: int,
+    num_images: int,
+    batch_size: int,
+    epochs: int,
+    num_steps: int,
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    """Builds the optimizer of a training and its schedule.
+
+    Args:
+        network: What to optimize, with gradients turned off for what stays as it is.
+        hyperparameters: Their optimizer, its numbers and its schedule.
+        num_classes: Classes of the data.
+        num_images: Images of the training split.
+        batch_size: Images per step.
+        epochs: Passes over the training split.
+        num_steps: Steps per epoch.
+    """
+    nominal = hyperparameters.nominal_batch_size or batch_size
+    accumulate = max(1, round(nominal / batch_size))
+    choice = choose(
+        hyperparameters,
+        num_classes=num_classes,
+        num_updates=math.ceil(num_images / max(batch_size, nominal)) * epochs,
+    )
+    # Fewer images per update than the nominal batch size has: less decay per update.
+    weight_decay = hyperparameters.weight_decay * batch_size * accumulate / nominal
+    optimizer = build_optimizer(network, choice, weight_decay=weight_decay)
+    schedule = Schedule(
+        hyperparameters,
+        choice,
+        epochs=epochs,
+        num_steps=num_steps,
+        accumulate=min(accumulate, num_steps * epochs),
+    )
+    return optimizer, schedule
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Goes back to a state of the same optimizer that was saved.
 
