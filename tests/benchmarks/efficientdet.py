@@ -30,7 +30,7 @@ _RECIPE: Mapping[str, float | bool | str] = {
     "box": 50.0,
     "cls": 1.0,
 }
-_BATCH_SIZE, _EPOCHS = 16, 40
+_BATCH_SIZE, _EPOCHS = 16, 24
 _GOOD = 0.8
 
 

@@ -241,7 +241,8 @@ class _Head(HeadNet):  # type: ignore[misc]
 
 def _rows(levels: list[Tensor], num_each: int) -> Tensor:
     """Lines up a head's outputs for each anchor of all levels: shape (n, a, num_each)."""
-    rows = [level.permute(0, 2, 3, 1).reshape(len(level), -1, num_each) for level in levels]
+    # Not len(): exported graphs take any number of images.
+    rows = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, num_each) for x in levels]
     return torch.cat(rows, dim=1)
 
 
