@@ -139,10 +139,11 @@ def test_family_may_have_a_default_of_its_own() -> None:
     assert entry.defaults()["yolov8"] == 1.0
 
 
-def test_gains_of_efficientdet_are_those_of_effdets_losses() -> None:
+def test_efficientdet_has_the_defaults_it_learns_with() -> None:
     values = resolve({}, model=get_model("efficientdet-d0"), batch_size=16, epochs=10)
-    assert (values["box"], values["cls"]) == (50.0, 1.0)
-    assert (check()["box"], check()["cls"]) == (7.5, 0.5)
+    names = ("box", "cls", "lr0", "cos_lr")
+    assert [values[name] for name in names] == [50.0, 1.0, 0.004, True]
+    assert [check()[name] for name in names] == [7.5, 0.5, 0.002, False]
 
 
 def test_nothing_given_means_every_default() -> None:
