@@ -6,17 +6,14 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
 from detflow import channels, outbox
 from detflow.errors import (
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
-    Violation,
     bad_field,
     not_found,
 )
+from detflow.masks import check_mask
 from detflow.names import new_id
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
@@ -168,7 +165,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         if not TrainingName.is_valid(name):
             problem = f"must be the name of a training, not {name!r}"
             raise bad_field("training.name", "BAD_RESOURCE_NAME", problem)
-        _check_mask(request.update_mask)
+        check_mask(request.update_mask, "priority")
         async with self._db.transaction() as conn:
             training = await _find(conn, name, lock=True)
             if training.state is not State.QUEUED:
@@ -342,17 +339,6 @@ async def _find(conn: Connection, name: str, *, lock: bool = False) -> Training:
     if training is None or training.name != name:
         raise not_found(name)
     return training
-
-
-def _check_mask(mask: FieldMask) -> None:
-    wrong = [path for path in mask.paths if path not in ("priority", "*")]
-    if wrong:
-        problem = "cannot be changed; only priority can"
-        raise InvalidArgument(
-            f"update_mask: {', '.join(map(repr, wrong))} {problem}",
-            reason="BAD_FIELD_MASK",
-            violations=[Violation(f"update_mask.{p}", "BAD_FIELD_MASK", problem) for p in wrong],
-        )
 
 
 def _stop_mode(mode: training_pb2.StopMode.ValueType) -> StopMode:

@@ -11,19 +11,16 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
 from detflow import channels, outbox
 from detflow.errors import (
     Aborted,
     AlreadyExists,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
-    Violation,
     bad_field,
     not_found,
 )
+from detflow.masks import check_mask
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
@@ -144,7 +141,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                 "BAD_RESOURCE_NAME",
                 f"must be projects/{{project}}/versions/{{version}}, not {request.version.name!r}",
             )
-        _check_mask(request.update_mask)
+        check_mask(request.update_mask, "display_name")
         display_name = check_display_name(request.version.display_name, "version.display_name")
         project_id, version_id = ids
         async with self._db.transaction() as conn:
@@ -335,17 +332,6 @@ def recipe_from_proto(recipe: version_pb2.Recipe) -> domain.Recipe:
 def _fingerprint(dataset: str, display_name: str, recipe: domain.Recipe) -> bytes:
     """Hashes what a request asks for, with defaults resolved."""
     return hashlib.sha256(repr((dataset, display_name, recipe)).encode()).digest()
-
-
-def _check_mask(mask: FieldMask) -> None:
-    wrong = [path for path in mask.paths if path not in ("display_name", "*")]
-    if wrong:
-        problem = "cannot be changed; only display_name can"
-        raise InvalidArgument(
-            f"update_mask: {', '.join(map(repr, wrong))} {problem}",
-            reason="BAD_FIELD_MASK",
-            violations=[Violation(f"update_mask.{p}", "BAD_FIELD_MASK", problem) for p in wrong],
-        )
 
 
 def _check_etag(version: domain.Version, etag: str) -> None:
