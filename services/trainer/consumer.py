@@ -14,7 +14,7 @@ from detflow.v1 import events_pb2
 from detflow.v1.common_pb2 import Failure, Split
 from detflow.v1.metrics_pb2 import Evaluation
 from detflow.v1.worker_pb2 import EpochRecord, WorkerFailed, WorkerRecord
-from services.trainer import attempts, checkpoints, store
+from services.trainer import attempts, checkpoints, store, versions
 from services.trainer.domain import (
     ATTEMPTING,
     State,
@@ -206,8 +206,10 @@ async def on_version(conn: Connection, delivered: Delivered[events_pb2.Event]) -
     """Stops the live training of a version in the trash, and lets none start until it is back."""
     version = delivered.resource_id
     deleted = delivered.what == "deleted"
-    await store.lock_version(conn, version)
-    is_news = await store.update_deleted_version(conn, version, deleted=deleted, seq=delivered.seq)
+    await versions.lock_version(conn, version)
+    is_news = await versions.update_deleted_version(
+        conn, version, deleted=deleted, seq=delivered.seq
+    )
     if not (is_news and deleted):
         return
     for training in await store.list_live(conn, version):

@@ -18,8 +18,8 @@ from detflow.store import ObjectStore
 from detflow.v1 import export_pb2, export_pb2_grpc
 from detflow.v1.common_pb2 import Heartbeat, StoredObject
 from detflow.watch import Beat, Change, Gauge, Snapshot, Watcher
-from services.trainer import exports, store
-from services.trainer.domain import Training, TrainingName
+from services.trainer import exports, store, versions
+from services.trainer.domain import Training
 from services.trainer.export_domain import (
     FINAL,
     Export,
@@ -46,7 +46,7 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
     ) -> export_pb2.Export:
         """Queues an export of a training."""
         async with self._db.transaction() as conn:
-            training = await _find_training(conn, request.parent)
+            training = await store.find_training(conn, request.parent)
             known = await exports.get_by_request(conn, training.id, request.request_id)
             if known is not None:
                 return exports.to_message(known)
@@ -84,7 +84,7 @@ class ExportService(export_pb2_grpc.ExportServiceServicer):
         key = decode_token(request.page_token, query)
         size = page_size(request.page_size)
         async with self._db.connection() as conn:
-            training = await _find_training(conn, request.parent)
+            training = await store.find_training(conn, request.parent)
             found = await exports.list_exports(
                 conn,
                 training_id=training.id,
@@ -219,18 +219,6 @@ async def _find(conn: Connection, name: str, *, lock: bool = False) -> Export:
     return export
 
 
-async def _find_training(conn: Connection, name: str) -> Training:
-    """Reads the training that exports are of.
-
-    Raises:
-        NotFound: There is none, or its project or version is another.
-    """
-    training = await store.get_training(conn, TrainingName.parse(name).training)
-    if training is None or training.name != name:
-        raise not_found(name)
-    return training
-
-
 async def _check_exportable(conn: Connection, training: Training) -> None:
     """Checks that a training can be exported.
 
@@ -244,7 +232,7 @@ async def _check_exportable(conn: Connection, training: Training) -> None:
             reason="TRAINING_HAS_NO_WEIGHTS",
             metadata={"training": training.name, "state": training.state},
         )
-    if await exports.is_version_deleted(conn, training.version):
+    if await versions.is_deleted(conn, training.version):
         raise FailedPrecondition(
             f"the version of {training.name} is in the trash; undelete it first",
             reason="VERSION_DELETED",

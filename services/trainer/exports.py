@@ -275,10 +275,3 @@ async def list_deleted(conn: Connection) -> list[Export]:
 async def delete_export(conn: Connection, export_id: str) -> None:
     """Forgets a deleted export."""
     await conn.execute("delete from export where id = $1 and deleted", export_id)
-
-
-async def is_version_deleted(conn: Connection, version: str) -> bool:
-    """Says whether a version is known to be in the trash."""
-    return bool(
-        await conn.fetchval("select deleted from deleted_version where version = $1", version)
-    )

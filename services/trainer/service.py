@@ -11,7 +11,6 @@ from detflow.errors import (
     FailedPrecondition,
     NotFound,
     bad_field,
-    not_found,
 )
 from detflow.masks import check_mask
 from detflow.names import new_id
@@ -20,7 +19,7 @@ from detflow.postgres import Connection, Database
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.common_pb2 import Heartbeat
 from detflow.watch import Beat, Change, Gauge, Snapshot, Watcher
-from services.trainer import queue, store
+from services.trainer import queue, store, versions
 from services.trainer.catalogue import hyperparameter_message, model_message
 from services.trainer.domain import (
     FINAL,
@@ -98,7 +97,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         )
         source = await self._get_version(project, version)
         async with self._db.transaction() as conn:
-            await store.lock_version(conn, version)
+            await versions.lock_version(conn, version)
             known = await store.get_by_request(conn, project, version, request.request_id)
             if known is not None:
                 return await self._shown(conn, known)
@@ -130,7 +129,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> training_pb2.Training:
         """Reads one training."""
         async with self._db.connection() as conn:
-            return await self._shown(conn, await _find(conn, request.name))
+            return await self._shown(conn, await store.find_training(conn, request.name))
 
     async def ListTrainings(
         self, request: trainer_pb2.ListTrainingsRequest, context: object
@@ -167,7 +166,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             raise bad_field("training.name", "BAD_RESOURCE_NAME", problem)
         check_mask(request.update_mask, "priority")
         async with self._db.transaction() as conn:
-            training = await _find(conn, name, lock=True)
+            training = await store.find_training(conn, name, lock=True)
             if training.state is not State.QUEUED:
                 raise FailedPrecondition(
                     f"{name} is {training.state}; only a training that waits has a priority",
@@ -186,7 +185,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         """Stops a training that waits, or has its owner stop it."""
         mode = _stop_mode(request.mode)
         async with self._db.transaction() as conn:
-            training = await _find(conn, request.name, lock=True)
+            training = await store.find_training(conn, request.name, lock=True)
             stop = decide_stop(training, mode)
             if stop.state is not None:
                 training = await store.stop_queued(conn, training.id, mode) or training
@@ -200,8 +199,8 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         """Queues a training again."""
         name = TrainingName.parse(request.name)
         async with self._db.transaction() as conn:
-            await store.lock_version(conn, name.version)
-            training = await _find(conn, request.name, lock=True)
+            await versions.lock_version(conn, name.version)
+            training = await store.find_training(conn, request.name, lock=True)
             check_resumable(training)
             check_devices(training, self._executor.slots)
             try:
@@ -221,12 +220,12 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[trainer_pb2.WatchTrainingResponse]:
         """Streams a training until it has ended."""
         async with self._db.connection() as conn:
-            current = await _find(conn, request.name)
+            current = await store.find_training(conn, request.name)
         attempt = 0
 
         async def snapshot() -> Snapshot[training_pb2.Training]:
             async with self._db.transaction(isolation="repeatable_read") as conn:
-                training = await _find(conn, request.name)
+                training = await store.find_training(conn, request.name)
                 seqs = await outbox.last_seqs(conn, [f"training.{training.id}"])
                 return Snapshot(await self._shown(conn, training), seqs)
 
@@ -310,7 +309,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         with channels.translate():
             found = await self._versions.GetVersion(version_pb2.GetVersionRequest(name=name))
         if found.HasField("delete_time"):
-            raise store.version_not_found(project, version)
+            raise versions.version_not_found(project, version)
         return found
 
 
@@ -327,18 +326,6 @@ async def _complete(conn: Connection, plan: Plan, source: _Version) -> Plan:
     check_ready(source)
     found = plan.warm_start and await find_weights(conn, plan.project, plan.warm_start)
     return dataclasses.replace(plan, manifest=source.manifest, warm_start_weights=found)
-
-
-async def _find(conn: Connection, name: str, *, lock: bool = False) -> Training:
-    """Reads a training by its name.
-
-    Raises:
-        NotFound: There is none, or its project or version is another.
-    """
-    training = await store.get_training(conn, TrainingName.parse(name).training, lock=lock)
-    if training is None or training.name != name:
-        raise not_found(name)
-    return training
 
 
 def _stop_mode(mode: training_pb2.StopMode.ValueType) -> StopMode:

@@ -9,12 +9,13 @@ import orjson
 from google.protobuf.message import Message
 
 from detflow import outbox
-from detflow.errors import AlreadyExists, FailedPrecondition, NotFound, not_found
+from detflow.errors import AlreadyExists, FailedPrecondition, not_found
 from detflow.names import last_segment
 from detflow.postgres import Connection
 from detflow.v1 import events_pb2
 from detflow.v1.common_pb2 import Failure, StoredObject
 from detflow.v1.training_pb2 import Preflight, WarmStart
+from services.trainer import versions
 from services.trainer.domain import (
     ATTEMPTING,
     FINAL,
@@ -24,6 +25,7 @@ from services.trainer.domain import (
     State,
     StopMode,
     Training,
+    TrainingName,
     after_crash,
     after_stop,
     sources_of,
@@ -107,13 +109,6 @@ async def append_event(
     )
 
 
-async def lock_version(conn: Connection, version: str) -> None:
-    """Makes start, resume and delete of one version wait for one another until the commit."""
-    await conn.execute(
-        "select pg_advisory_xact_lock(hashtextextended('version ' || $1, 0))", version
-    )
-
-
 async def insert_training(
     conn: Connection,
     *,
@@ -181,8 +176,8 @@ async def check_startable(conn: Connection, project: str, version: str) -> None:
         AlreadyExists: TRAINING_RUNS, another training of it is live.
         FailedPrecondition: VERSION_NOT_READY, the version has its model.
     """
-    if await conn.fetchval("select deleted from deleted_version where version = $1", version):
-        raise version_not_found(project, version)
+    if await versions.is_deleted(conn, version):
+        raise versions.version_not_found(project, version)
     other = await conn.fetchrow(
         "select id, state from training"
         " where version = $1 and (state = any($2) or state = 'SUCCEEDED')"
@@ -206,11 +201,6 @@ async def check_startable(conn: Connection, project: str, version: str) -> None:
     )
 
 
-def version_not_found(project: str, version: str) -> NotFound:
-    """Returns the error for a version that is not there, in the trash or of another project."""
-    return not_found(f"projects/{project}/versions/{version}")
-
-
 async def get_training(
     conn: Connection, training_id: str, *, lock: bool = False
 ) -> Training | None:
@@ -219,6 +209,18 @@ async def get_training(
         f"select {COLUMNS} from training where id = $1 {'for update' if lock else ''}", training_id
     )
     return from_row(row) if row else None
+
+
+async def find_training(conn: Connection, name: str, *, lock: bool = False) -> Training:
+    """Reads a training by its name.
+
+    Raises:
+        NotFound: There is none, or its project or version is another.
+    """
+    training = await get_training(conn, TrainingName.parse(name).training, lock=lock)
+    if training is None or training.name != name:
+        raise not_found(name)
+    return training
 
 
 async def get_by_request(
@@ -394,21 +396,3 @@ async def list_live(conn: Connection, version: str) -> list[Training]:
         list(LIVE),
     )
     return [from_row(row) for row in rows]
-
-
-async def update_deleted_version(
-    conn: Connection, version: str, *, deleted: bool, seq: int
-) -> bool:
-    """Notes that a version went to the trash or came back; False if something newer is known."""
-    row = await conn.fetchrow(
-        """
-        insert into deleted_version (version, seq, deleted) values ($1, $2, $3)
-        on conflict (version) do update set seq = excluded.seq, deleted = excluded.deleted
-          where deleted_version.seq < excluded.seq
-        returning version
-        """,
-        version,
-        seq,
-        deleted,
-    )
-    return row is not None

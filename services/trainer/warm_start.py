@@ -8,7 +8,7 @@ from detflow.postgres import Connection
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.training_pb2 import WarmStart
 from services.trainer import checkpoints, store, weights
-from services.trainer.domain import Training, TrainingName
+from services.trainer.domain import Training
 
 
 async def find_weights(conn: Connection, project: str, warm_start: WarmStart) -> StoredObject:
@@ -23,9 +23,7 @@ async def find_weights(conn: Connection, project: str, warm_start: WarmStart) ->
         raise not_found(name)
     if warm_start.weights:
         return (await weights.get_weights(conn, name, lock=True)).object
-    training = await store.get_training(conn, TrainingName.parse(name).training)
-    if training is None or training.name != name:
-        raise not_found(name)
+    training = await store.find_training(conn, name)
     if training.weights is None:
         raise FailedPrecondition(
             f"{name} is {training.state} and has no weights yet; wait until it is evaluated, or"
