@@ -6,13 +6,15 @@ replicas starting together don't collide.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import asyncpg
 
+from detflow import telemetry
 from detflow.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     )
 else:
     Connection = asyncpg.Connection
+
+log = telemetry.get_logger(__name__)
 
 _SHARED_MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x646574666C6F77  # "detflow"
@@ -129,6 +133,31 @@ class Database:
                     "application_name": f"detflow-{self.schema}-listen",
                 },
             )
+
+    async def hear(self, channel: str, heard: Callable[[str], None], *, pause: float) -> None:
+        """Passes notifications on until cancelled; connects again by itself.
+
+        What is told while the connection is lost is not heard: look at the tables from time to
+        time.
+
+        Args:
+            channel: Name after LISTEN.
+            heard: Called with the payload of each.
+            pause: Seconds before connecting again.
+        """
+        while True:
+            try:
+                conn = await self.listen()
+                lost = asyncio.Event()
+                conn.add_termination_listener(lambda *_, lost=lost: lost.set())
+                try:
+                    await conn.add_listener(channel, lambda *told: heard(str(told[-1])))
+                    await lost.wait()
+                finally:
+                    conn.terminate()
+            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                log.warning("changes are not heard", channel=channel, error=str(error))
+            await asyncio.sleep(pause)
 
     async def migrate(self, folder: Path | None) -> None:
         """Brings the schema up to date: shared tables (outbox, inbox), then the service's own."""

@@ -8,8 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-import asyncpg
-
 from detflow import telemetry
 from detflow.errors import Aborted, DetflowError, Internal, Unavailable, failure
 from detflow.events import Bus
@@ -76,7 +74,10 @@ class Exporter:
 
     async def run(self) -> None:
         """Makes exports until drained or cancelled."""
-        listener = asyncio.create_task(self._listen(), name="export-listener")
+        listener = asyncio.create_task(
+            self._db.hear(_CHANNEL, self._on_change, pause=self._deadlines.tick),
+            name="export-listener",
+        )
         try:
             await asyncio.to_thread(remove_leftovers, self._settings)
             while not self._closed:
@@ -272,23 +273,8 @@ class Exporter:
             # Its lease runs out, and it is begun again like that of any dead owner.
             log.error("export broke off", export=export and export.name, exc_info=error)
 
-    async def _listen(self) -> None:
-        """Wakes the loop when an export changes, in whichever process."""
-        while True:
-            try:
-                conn = await self._db.listen()
-                lost = asyncio.Event()
-                conn.add_termination_listener(lambda *_, lost=lost: lost.set())
-                try:
-                    await conn.add_listener(_CHANNEL, self._on_notification)
-                    await lost.wait()
-                finally:
-                    conn.terminate()
-            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                log.warning("exporter hears no changes", error=str(error))
-            await asyncio.sleep(self._deadlines.tick)  # the poll goes on meanwhile
-
-    def _on_notification(self, *details: object) -> None:
+    def _on_change(self, export_id: str) -> None:
+        """Wakes the loop and the job when an export changes, in whichever process."""
         self._wake.set()
         self._job_wake.set()
 

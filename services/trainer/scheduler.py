@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-import asyncpg
-
 from detflow import telemetry
 from detflow.errors import Aborted, Unavailable, failure
 from detflow.events import Bus
@@ -68,7 +66,10 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedules until drained or cancelled."""
-        listener = asyncio.create_task(self._listen(), name="training-listener")
+        listener = asyncio.create_task(
+            self._db.hear(_CHANNEL, self._on_change, pause=self._deadlines.tick),
+            name="training-listener",
+        )
         try:
             await self._retrying(self._settle_leftovers)
             while not self._closed:
@@ -217,24 +218,8 @@ class Scheduler:
             # Its lease runs out, and the training is taken over like that of any dead owner.
             log.error("attempt failed", training=attempt.training_id, exc_info=error)
 
-    async def _listen(self) -> None:
+    def _on_change(self, training_id: str) -> None:
         """Wakes the loop and the attempts when a training changes, in whichever process."""
-        while True:
-            try:
-                conn = await self._db.listen()
-                lost = asyncio.Event()
-                conn.add_termination_listener(lambda *_, lost=lost: lost.set())
-                try:
-                    await conn.add_listener(_CHANNEL, self._on_notification)
-                    await lost.wait()
-                finally:
-                    conn.terminate()
-            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                log.warning("scheduler hears no changes", error=str(error))
-            await asyncio.sleep(self._deadlines.tick)  # the poll goes on meanwhile
-
-    def _on_notification(self, *details: object) -> None:
-        training_id = details[-1]
         self._places.outdate()
         self._wake.set()
         for attempt in self._attempts.values():
