@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from detflow import outbox, telemetry
 from detflow.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
-    bad_field,
     not_found,
 )
 from detflow.names import check_display_name, last_segment, new_id, project_of
@@ -26,6 +24,7 @@ from detflow.projects import Projects
 from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.tasks import Bell, wait
+from detflow.uploads import full_disk_refused, receive
 from detflow.v1 import (
     common_pb2,
     dataset_pb2,
@@ -98,17 +97,11 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         upload_id = new_id()
         path = self._scratch.path / f"upload-{upload_id}"
         try:
-            project_id = await self._receive(request_iterator, path)
-            async with self._db.transaction() as conn:
-                await insert_garbage_later(conn, upload_key(upload_id), _MAX_STORE_TIME)
-            stored = await asyncio.to_thread(self._store.put, upload_key(upload_id), path)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ResourceExhausted(
-                "no space is left for uploads on the server; free some and try again",
-                reason="DISK_FULL",
-            ) from error
+            with full_disk_refused():
+                project_id = await self._receive(request_iterator, path)
+                async with self._db.transaction() as conn:
+                    await insert_garbage_later(conn, upload_key(upload_id), _MAX_STORE_TIME)
+                stored = await asyncio.to_thread(self._store.put, upload_key(upload_id), path)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         async with self._db.transaction() as conn:
@@ -127,39 +120,26 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, requests: AsyncIterator[dataset_pb2.UploadArchiveRequest], path: Path
     ) -> str:
         """Writes the chunks of an upload to a file; returns the project id."""
-        parent, size_bytes, end = "", 0, -1
-        file: BinaryIO = await asyncio.to_thread(path.open, "wb")
-        try:
-            async for request in requests:
-                part = request.WhichOneof("part")
-                if (part == "parent") == bool(parent):
-                    raise bad_field(
-                        "parent", "INVALID_FIELD", "name the project in the first message only"
-                    )
-                if part == "parent":
-                    parent = request.parent
-                    await self._projects.check(parent)
-                    continue
-                if part == "size_bytes":
-                    end = request.size_bytes
-                    continue
-                size_bytes += len(request.chunk)
-                if size_bytes > self._max_upload_bytes:
-                    raise ResourceExhausted(
-                        f"the archive is larger than {self._max_upload_bytes} bytes; split it or"
-                        " raise DETFLOW_MAX_UPLOAD_BYTES",
-                        reason=Reason.ARCHIVE_LIMIT,
-                    )
-                await asyncio.to_thread(file.write, request.chunk)
-        finally:
-            await asyncio.to_thread(file.close)
-        # A cancelled call can look like one that has ended, so the end is said explicitly.
-        if end != size_bytes:
-            raise InvalidArgument(
-                f"the upload was cut off after {size_bytes} bytes: its last message must give its"
-                " size; send the archive again",
-                reason=Reason.INCOMPLETE_UPLOAD,
-            )
+        parent = ""
+
+        async def opened(request: dataset_pb2.UploadArchiveRequest) -> None:
+            nonlocal parent
+            parent = request.parent
+            await self._projects.check(parent)
+
+        size_bytes = await receive(
+            requests,
+            path,
+            opening="parent",
+            opened=opened,
+            max_bytes=self._max_upload_bytes,
+            too_large=ResourceExhausted(
+                f"the archive is larger than {self._max_upload_bytes} bytes; split it or"
+                " raise DETFLOW_MAX_UPLOAD_BYTES",
+                reason=Reason.ARCHIVE_LIMIT,
+            ),
+            noun="archive",
+        )
         if not size_bytes:
             raise InvalidArgument(
                 "the upload holds no bytes; send the archive", reason=Reason.CORRUPT_ARCHIVE

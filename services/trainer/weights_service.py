@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO
 
 from detflow import telemetry
 from detflow.errors import (
@@ -15,7 +13,6 @@ from detflow.errors import (
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
-    bad_field,
 )
 from detflow.names import check_display_name, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
@@ -24,6 +21,7 @@ from detflow.projects import Projects
 from detflow.scratch import Scratch
 from detflow.settings import Settings
 from detflow.store import ObjectStore
+from detflow.uploads import full_disk_refused, receive
 from detflow.v1 import weights_pb2, weights_pb2_grpc
 from detflow.v1.worker_pb2 import InspectJob, JobSpec
 from services.trainer import weights as sql
@@ -77,21 +75,16 @@ class WeightsService(weights_pb2_grpc.WeightsServiceServicer):
         weights_id = new_id()
         path = self._scratch.path / f"weights-{weights_id}"
         try:
-            header = await self._receive(request_iterator, path)
-            found = await self._inspect(path)
-            found.display_name = header.display_name or _DEFAULT_NAME
-            async with self._db.transaction() as conn:
-                await sql.insert_weights(
-                    conn, weights_id=weights_id, project=project_of(header.parent), found=found
-                )
-            stored = await asyncio.to_thread(self._objects.put, sql.object_key(weights_id), path)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ResourceExhausted(
-                "no space is left for uploads on the server; free some and try again",
-                reason="DISK_FULL",
-            ) from error
+            with full_disk_refused():
+                header = await self._receive(request_iterator, path)
+                found = await self._inspect(path)
+                found.display_name = header.display_name or _DEFAULT_NAME
+                async with self._db.transaction() as conn:
+                    await sql.insert_weights(
+                        conn, weights_id=weights_id, project=project_of(header.parent), found=found
+                    )
+                key = sql.object_key(weights_id)
+                stored = await asyncio.to_thread(self._objects.put, key, path)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         async with self._db.transaction() as conn:
@@ -103,40 +96,27 @@ class WeightsService(weights_pb2_grpc.WeightsServiceServicer):
         self, requests: AsyncIterator[weights_pb2.UploadWeightsRequest], path: Path
     ) -> weights_pb2.UploadWeightsHeader:
         """Writes the chunks of an upload to a file; returns what came first."""
-        header: weights_pb2.UploadWeightsHeader | None = None
-        size_bytes, end = 0, -1
-        file: BinaryIO = await asyncio.to_thread(path.open, "wb")
-        try:
-            async for request in requests:
-                part = request.WhichOneof("part")
-                if (part == "header") == (header is not None):
-                    problem = "name the project in the first message only"
-                    raise bad_field("header", "INVALID_FIELD", problem)
-                if part == "header":
-                    header = request.header
-                    if header.display_name:
-                        check_display_name(header.display_name, "header.display_name")
-                    await self._projects.check(header.parent)
-                elif part == "size_bytes":
-                    end = request.size_bytes
-                else:
-                    size_bytes += len(request.chunk)
-                    if size_bytes > self._max_bytes:
-                        raise ResourceExhausted(
-                            f"the file is larger than {self._max_bytes} bytes; upload the weights"
-                            " alone, without the state of an optimizer",
-                            reason="WEIGHTS_LIMIT",
-                        )
-                    await asyncio.to_thread(file.write, request.chunk)
-        finally:
-            await asyncio.to_thread(file.close)
-        # A cancelled call can look like one that has ended, so the end is said explicitly.
-        if header is None or end != size_bytes:
-            raise InvalidArgument(
-                f"the upload was cut off after {size_bytes} bytes: its last message must give its"
-                " size; send the file again",
-                reason="INCOMPLETE_UPLOAD",
-            )
+        header = weights_pb2.UploadWeightsHeader()
+
+        async def opened(request: weights_pb2.UploadWeightsRequest) -> None:
+            header.CopyFrom(request.header)
+            if header.display_name:
+                check_display_name(header.display_name, "header.display_name")
+            await self._projects.check(header.parent)
+
+        await receive(
+            requests,
+            path,
+            opening="header",
+            opened=opened,
+            max_bytes=self._max_bytes,
+            too_large=ResourceExhausted(
+                f"the file is larger than {self._max_bytes} bytes; upload the weights"
+                " alone, without the state of an optimizer",
+                reason="WEIGHTS_LIMIT",
+            ),
+            noun="file",
+        )
         return header
 
     async def _inspect(self, path: Path) -> weights_pb2.Weights:

@@ -1,0 +1,89 @@
+"""Files that clients send in chunks, written to disk as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from detflow.errors import InvalidArgument, ResourceExhausted, bad_field
+
+
+async def receive(
+    requests: AsyncIterator[Any],
+    path: Path,
+    *,
+    opening: str,
+    opened: Callable[[Any], Awaitable[None]],
+    max_bytes: int,
+    too_large: ResourceExhausted,
+    noun: str,
+) -> int:
+    """Writes the chunks of an upload to a file.
+
+    Args:
+        requests: Messages with a oneof `part`: `opening` first, then `chunk`, last `size_bytes`.
+        path: File to write.
+        opening: Name of the part that says where the upload belongs.
+        opened: Given the first message; raises to refuse the upload.
+        max_bytes: Largest file.
+        too_large: Raised for a larger one.
+        noun: What the file is called in errors.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        InvalidArgument: INVALID_FIELD: parts out of order; INCOMPLETE_UPLOAD: it was cut off.
+        ResourceExhausted: `too_large`.
+    """
+    is_open, size_bytes, end = False, 0, -1
+    file: BinaryIO = await asyncio.to_thread(path.open, "wb")
+    try:
+        async for request in requests:
+            part = request.WhichOneof("part")
+            if (part == opening) == is_open:
+                raise bad_field(
+                    opening, "INVALID_FIELD", "name the project in the first message only"
+                )
+            if part == opening:
+                await opened(request)
+                is_open = True
+            elif part == "size_bytes":
+                end = request.size_bytes
+            else:
+                size_bytes += len(request.chunk)
+                if size_bytes > max_bytes:
+                    raise too_large
+                await asyncio.to_thread(file.write, request.chunk)
+    finally:
+        await asyncio.to_thread(file.close)
+    # A cancelled call can look like one that has ended, so the end is said explicitly.
+    if end != size_bytes:
+        raise InvalidArgument(
+            f"the upload was cut off after {size_bytes} bytes: its last message must give its"
+            f" size; send the {noun} again",
+            reason="INCOMPLETE_UPLOAD",
+        )
+    return size_bytes
+
+
+@contextlib.contextmanager
+def full_disk_refused() -> Iterator[None]:
+    """Answers an upload that the disk has no room for.
+
+    Raises:
+        ResourceExhausted: DISK_FULL.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ResourceExhausted(
+            "no space is left for uploads on the server; free some and try again",
+            reason="DISK_FULL",
+        ) from error
