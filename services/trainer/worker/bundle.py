@@ -139,10 +139,10 @@ def _download(
         images = folder / name
         images.mkdir()
         split = manifest["splits"][name]
-        store.download(_stored(split["ground_truth"]), folder / f"{name}.json")
+        store.download(stored_object(split["ground_truth"]), folder / f"{name}.json")
         for shard in split["shards"]:
             check()
-            store.download(_stored(shard), shard_file)
+            store.download(stored_object(shard), shard_file)
             _unpack(shard_file, images, shard["key"])
             num_done += 1
             on_progress(num_done, num_shards)
@@ -227,7 +227,8 @@ def _read_split(folder: Path, truth: dict[str, Any]) -> tuple[Image, ...]:
     return tuple(images)
 
 
-def _stored(entry: Mapping[str, Any]) -> StoredObject:
+def stored_object(entry: Mapping[str, Any]) -> StoredObject:
+    """Returns the object that an entry of a manifest names."""
     return StoredObject(key=entry["key"], size_bytes=entry["size_bytes"], sha256=entry["sha256"])
 
 

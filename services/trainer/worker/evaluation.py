@@ -21,7 +21,7 @@ MAX_DETECTIONS = 300
 NMS_IOU = 0.7
 _MAX_CANDIDATES = (1_000, 5_000, 30_000)
 """How many of the best candidates NMS is tried with, until it keeps enough."""
-_PADDING_GREY = 114
+PADDING_GREY = 114
 _IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _MAX_KEPT_BYTES = 1 << 30
 
@@ -93,40 +93,52 @@ class EvaluationSet:
 
     def _make(self, index: int) -> Batch:
         images = self._images[index * self._batch_size : (index + 1) * self._batch_size]
-        scaled = [_read(image, self._image_size) for image in images]
+        pictures = [_read(image, self._image_size) for image in images]
         height, width = (
-            -(-max(pixels.shape[axis] for pixels in scaled) // self._stride) * self._stride
+            -(-max(pixels.shape[axis] for pixels in pictures) // self._stride) * self._stride
             for axis in (0, 1)
         )
-        padded = np.full((len(images), height, width, 3), _PADDING_GREY, dtype=np.uint8)
+        padded = np.full((len(images), height, width, 3), PADDING_GREY, dtype=np.uint8)
         offsets = np.zeros((len(images), 2))
-        for row, pixels in enumerate(scaled):
+        for row, pixels in enumerate(pictures):
             top, left = (height - pixels.shape[0]) // 2, (width - pixels.shape[1]) // 2
             padded[row, top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
             offsets[row] = left, top
         return Batch(
             images=tuple(images),
             pixels=torch.from_numpy(padded).permute(0, 3, 1, 2),
-            scales=np.array([_scale(image, self._image_size) for image in images]),
+            scales=np.array(
+                [self._image_size / max(image.width, image.height) for image in images]
+            ),
             offsets=offsets,
         )
 
 
-def _scale(image: Image, image_size: int) -> float:
-    return image_size / max(image.width, image.height)
-
-
 def _read(image: Image, image_size: int) -> NDArray[np.uint8]:
-    """Decodes to RGB with the longest side `image_size`, as in training."""
+    """Decodes an image and scales it."""
     pixels = cv2.imread(str(image.path), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataLoss(
             f"bundle image {image.path.name} cannot be decoded; create the version again",
             reason="BUNDLE_CORRUPT",
         )
-    scale = _scale(image, image_size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    if size != (image.width, image.height):
+    return scaled(pixels, image_size)
+
+
+def scaled(pixels: NDArray[Any], image_size: int) -> NDArray[np.uint8]:
+    """Scales a picture so that its longest side is `image_size`, as in training.
+
+    Args:
+        pixels: BGR, shape (h, w, 3), uint8.
+        image_size: Pixels.
+
+    Returns:
+        RGB.
+    """
+    height, width = pixels.shape[:2]
+    scale = image_size / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size != (width, height):
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(pixels[..., ::-1], dtype=np.uint8)
 

@@ -10,13 +10,10 @@ import torch
 from torch import nn
 
 from detflow.errors import InvalidArgument
+from services.trainer.models import MODELS
 from services.trainer.worker.spec import Value
 
-MODELS = (
-    *(f"yolo{version}{scale}" for version in ("v5", "v8") for scale in "nsmlx"),
-    *(f"efficientdet-d{scale}" for scale in range(8)),
-)
-"""Ids of the models this worker trains."""
+_MODEL_IDS = tuple(model.id for model in MODELS)
 
 
 class Network(nn.Module):
@@ -68,7 +65,7 @@ def build(
     """Builds a network with new weights, drawn from torch's random numbers.
 
     Args:
-        model: One of `MODELS`.
+        model: Id of one of the catalogue.
         num_classes: Classes it tells apart.
         image_size: Side of the square it is trained with, in pixels.
         hyperparameters: Values by name; a family takes what concerns it.
@@ -76,9 +73,9 @@ def build(
     Raises:
         InvalidArgument: UNKNOWN_MODEL, or OUT_OF_RANGE for an image size it cannot take.
     """
-    if model not in MODELS:
+    if model not in _MODEL_IDS:
         raise InvalidArgument(
-            f"this worker cannot train {model!r}; it trains {', '.join(MODELS)}",
+            f"this worker cannot train {model!r}; it trains {', '.join(_MODEL_IDS)}",
             reason="UNKNOWN_MODEL",
         )
     network: Network = _family(model).build(

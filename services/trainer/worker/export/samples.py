@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from detflow.errors import DataLoss
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
-from services.trainer.worker.bundle import FORMAT
+from services.trainer.worker.bundle import FORMAT, stored_object
+from services.trainer.worker.evaluation import PADDING_GREY, scaled
 
-_PADDING_GREY = 114
 _SPLIT = "train"
 
 
@@ -85,10 +85,7 @@ def _contents(store: ObjectStore, stored: StoredObject) -> Iterator[bytes]:
             f"bundle {stored.key} has format {manifest.get('format')!r}", reason="BUNDLE_FORMAT"
         )
     for shard in manifest["splits"][_SPLIT]["shards"]:
-        entry = StoredObject(
-            key=shard["key"], size_bytes=shard["size_bytes"], sha256=shard["sha256"]
-        )
-        with tarfile.open(fileobj=io.BytesIO(store.get(entry))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(store.get(stored_object(shard)))) as archive:
             for member in archive:
                 file = archive.extractfile(member)
                 if file is not None:
@@ -100,11 +97,9 @@ def _letterbox(content: bytes, image_size: int) -> NDArray[np.float32]:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise DataLoss("a bundle image cannot be decoded", reason="BUNDLE_CORRUPT")
-    height, width = pixels.shape[:2]
-    scale = image_size / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
-    square = np.full((image_size, image_size, 3), _PADDING_GREY, dtype=np.uint8)
-    top, left = (image_size - size[1]) // 2, (image_size - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = pixels[..., ::-1]
+    picture = scaled(pixels, image_size)
+    height, width = picture.shape[:2]
+    square = np.full((image_size, image_size, 3), PADDING_GREY, dtype=np.uint8)
+    top, left = (image_size - height) // 2, (image_size - width) // 2
+    square[top : top + height, left : left + width] = picture
     return np.divide(square.transpose(2, 0, 1), 255, dtype=np.float32)

@@ -17,6 +17,7 @@ from detflow.errors import DataLoss
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from services.trainer.export_domain import stride_of
+from services.trainer.models import get_model
 from services.trainer.worker import networks
 from services.trainer.worker.checkpoint import WEIGHTS_FORMAT
 from services.trainer.worker.networks import Network
@@ -63,14 +64,13 @@ class Weights:
 
     def describe(self, *, training: str, image_size: int, precision: str) -> dict[str, str]:
         """Returns what every exported file says about itself."""
-        is_yolo = self.model.startswith("yolo")
         return {
             "model": self.model,
             "class_names": json.dumps(self.class_names, ensure_ascii=False),
             "image_size_px": str(image_size),
             "stride": str(stride_of(self.model)),
             "precision": precision,
-            "licence": "AGPL-3.0" if is_yolo else "Apache-2.0",
+            "licence": get_model(self.model).licence,
             "training": training,
         }
 
