@@ -7,6 +7,7 @@ import itertools
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_numbers() -> Iterator[None]:
+    """Ends with a module what workers turn on: taking the tiniest numbers for zero."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
