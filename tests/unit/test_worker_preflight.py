@@ -315,3 +315,45 @@ def test_job_without_memory_names_the_batch_size(
     monkeypatch.setattr(Trainer, "step", run_out)
     with pytest.raises(ResourceExhausted, match="batch_size=4"):
         preflight.run(message(shared), shared.settings, lambda said: None)
+
+
+def stored_weights(shared: Shared, model: str) -> StoredObject:
+    """Stores the weights of a new network."""
+    import safetensors.torch
+
+    from services.trainer.worker import networks
+
+    made = networks.build(model, num_classes=3, image_size=64, hyperparameters={})
+    return shared.store.put(f"weights/{model}", safetensors.torch.save(made.state_dict()))
+
+
+def test_job_takes_over_the_weights_to_begin_with(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.trainer.worker import preflight
+
+    monkeypatch.chdir(tmp_path)
+    said: list[JobMessage] = []
+    spec = message(shared, warm_start_weights=stored_weights(shared, "yolov8n"))
+    preflight.run(spec, shared.settings, said.append)
+    first, *others = said[-1].preflight.checks
+    assert first.name == "weights" and "355 of 355 tensors fit" in first.detail
+    assert [check.name for check in others] == list(preflight.CHECKS)
+
+
+@pytest.mark.parametrize("problem", ["WEIGHTS_DO_NOT_FIT", "UNSAFE_WEIGHTS", "OBJECT_LOST"])
+def test_job_finds_that_a_training_cannot_begin_with_its_weights(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    from services.trainer.worker import preflight
+
+    monkeypatch.chdir(tmp_path)
+    if problem == "WEIGHTS_DO_NOT_FIT":
+        weights = stored_weights(shared, "yolov8s")
+    else:
+        weights = shared.store.put("weights/text", b"no weights")
+    if problem == "OBJECT_LOST":
+        shared.store.delete(weights.key)
+    with pytest.raises(DetflowError) as caught:
+        preflight.run(message(shared, warm_start_weights=weights), shared.settings, lambda _: None)
+    assert caught.value.reason == problem

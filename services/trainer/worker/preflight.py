@@ -24,7 +24,7 @@ from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import Progress
 from detflow.v1.training_pb2 import Preflight
 from detflow.v1.worker_pb2 import Checkpoint, JobMessage, WorkerSpec
-from services.trainer.worker import library, memory
+from services.trainer.worker import library, memory, weights
 from services.trainer.worker.bundle import Bundle, Image, fetch_bundle
 from services.trainer.worker.checkpoint import load_checkpoint, save_snapshot, snapshot_of
 from services.trainer.worker.failures import disk_full, explain, free_bytes, out_of_memory
@@ -54,6 +54,7 @@ def run(message: WorkerSpec, settings: Settings, emit: Callable[[JobMessage], No
     """
     library.silence()
     library.load_nms()
+    memory.set_limit(settings.worker_memory_bytes)
     spec = parse_spec(message, Path.cwd())
     store = ObjectStore(settings.store_url)
 
@@ -67,12 +68,35 @@ def run(message: WorkerSpec, settings: Settings, emit: Callable[[JobMessage], No
             store, spec.manifest, settings.data_dir / "bundles", check=lambda: None
         )
         trainer = Trainer(spec, bundle)
+        begun = _begin(trainer, spec, store, settings)
         found = try_out(trainer, bundle, spec, store, settings, on_check)
     except DetflowError:
         raise
     except Exception as error:
         raise explain(error, spec, settings) from error
+    if begun is not None:
+        found.checks.insert(0, begun)
     emit(JobMessage(preflight=found))
+
+
+def _begin(
+    trainer: Trainer, spec: Spec, store: ObjectStore, settings: Settings
+) -> Preflight.Check | None:
+    """Takes over the weights that the training is to begin with, if there are any.
+
+    Raises:
+        InvalidArgument: UNSAFE_WEIGHTS or WEIGHTS_DO_NOT_FIT.
+        DataLoss: They are gone or differ from their recorded hash.
+    """
+    (found, origin), load_seconds = _timed(lambda: weights.find(spec, store, settings))
+    if found is None:
+        return None
+    (num_taken, num_all), seconds = _timed(lambda: trainer.begin_with(found))
+    return Preflight.Check(
+        name="weights",
+        detail=f"{origin}: {num_taken} of {num_all} tensors fit",
+        seconds=load_seconds + seconds,
+    )
 
 
 def try_out(
