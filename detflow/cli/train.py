@@ -23,8 +23,13 @@ def train(
         str, typer.Argument(metavar="VERSION", help="Name such as V_0, id, resource name.")
     ],
     model: Annotated[
-        str, typer.Option("--model", help="Id of the model, see `detflow models`.")
-    ] = "yolov5s",
+        str,
+        typer.Option(
+            "--model",
+            help="Id of the model, see `detflow models` [default: that of --warm-start, where it"
+            " says so, else yolov5s].",
+        ),
+    ] = "",
     batch: Annotated[int, typer.Option("--batch", help="Images per step.")] = 16,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training split.")] = 200,
     settings: Annotated[

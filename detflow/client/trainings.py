@@ -56,7 +56,7 @@ class Trainings:
 
         Args:
             version: Resource name of the version.
-            model: Id of the model; by default yolov5s.
+            model: Id of the model; by default that of `warm_start` where it says so, else yolov5s.
             batch_size: Images per step; by default 16.
             epochs: Passes over the training split; by default 200.
             hyperparameters: Advanced ones by name, see `Client.hyperparameters`.

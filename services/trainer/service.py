@@ -37,7 +37,7 @@ from services.trainer.messages import plan_message, to_message
 from services.trainer.models import MODELS
 from services.trainer.start import check_devices, check_ready, make_plan
 from services.trainer.trials import Trials
-from services.trainer.warm_start import check_still_there, find_weights
+from services.trainer.warm_start import check_still_there, find_model, find_weights
 
 _ANY_VERSION = "-"
 _Version = version_pb2.Version
@@ -92,9 +92,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             known = await store.get_by_request(conn, project, version, request.request_id)
             if known is not None:
                 return await self._shown(conn, known)
-        plan = make_plan(
-            request.training, project=project, version=version, slots=self._executor.slots
-        )
+        plan = await self._plan(request.training, project, version)
         source = await self._get_version(project, version)
         async with self._db.transaction() as conn:
             await versions.lock_version(conn, version)
@@ -114,15 +112,20 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> training_pb2.Training:
         """Checks a training as a start does, and tries it; nothing is queued."""
         _, project, _, version = request.parent.split("/")
-        plan = make_plan(
-            request.training, project=project, version=version, slots=self._executor.slots
-        )
+        plan = await self._plan(request.training, project, version)
         source = await self._get_version(project, version)
         async with self._db.transaction() as conn:
             plan = await _complete(conn, plan, source)
         message = plan_message(plan)
         message.preflight.CopyFrom(await self._trials.run(plan))
         return message
+
+    async def _plan(self, asked: training_pb2.Training, project: str, version: str) -> Plan:
+        """Checks and completes what a user asks for; the model may be that of a warm start."""
+        if not asked.model and asked.HasField("warm_start"):
+            async with self._db.connection() as conn:
+                asked.model = await find_model(conn, project, asked.warm_start)
+        return make_plan(asked, project=project, version=version, slots=self._executor.slots)
 
     async def GetTraining(
         self, request: trainer_pb2.GetTrainingRequest, context: object

@@ -34,6 +34,20 @@ async def find_weights(conn: Connection, project: str, warm_start: WarmStart) ->
     return training.weights
 
 
+async def find_model(conn: Connection, project: str, warm_start: WarmStart) -> str:
+    """Returns the id of the model whose weights a warm start means; empty if they don't say.
+
+    Raises:
+        NotFound: The training or the weights are not there, or of another project.
+    """
+    name = warm_start.training or warm_start.weights
+    if project_of(name) != project:
+        raise not_found(name)
+    if warm_start.weights:
+        return (await weights.get_weights(conn, name)).model
+    return (await store.find_training(conn, name)).model
+
+
 async def check_still_there(conn: Connection, training: Training) -> None:
     """Checks that a training to be resumed has what it begins with.
 

@@ -237,9 +237,31 @@ async def test_training_begins_with_the_best_weights_of_another(rig: Rig) -> Non
     await puppet.finish()
     await rig.evaluate_both(source.name)
     await rig.until_state(source.name, State.SUCCEEDED)
-    training = await rig.start(parent=f"{PROJECT}/versions/w", warm_start=warm_start)
-    assert training.warm_start == warm_start
+    training = await rig.start(parent=f"{PROJECT}/versions/w", model="", warm_start=warm_start)
+    assert training.warm_start == warm_start and training.model == source.model == "yolov8n"
     assert (await rig.puppet()).hello["spec"]["warmStartWeights"]["key"] == "best.pt"
+
+
+async def find_model(spec: JobSpec, *, settings: Settings, sandbox: bool = False) -> JobMessage:
+    """Plays the job that looks into a file: that says nothing but its model."""
+    content = await asyncio.to_thread(Path(spec.inspect.path).read_text)
+    return JobMessage(weights=weights_pb2.Weights(num_tensors=1, model=content))
+
+
+@pytest.mark.parametrize("job", [find_model])
+async def test_training_without_a_model_takes_that_of_the_weights_it_begins_with(rig: Rig) -> None:
+    for number, (said, asked, model) in enumerate(
+        (
+            ("yolov8n", "", "yolov8n"),
+            ("yolov8n", "yolov8s", "yolov8s"),
+            ("", "", "yolov5s"),
+        )
+    ):
+        weights = await rig.upload(said.encode())
+        parent = f"{PROJECT}/versions/w{number}"
+        rig.versions.put(parent)
+        warm_start = WarmStart(weights=weights.name)
+        assert (await rig.start(parent, model=asked, warm_start=warm_start)).model == model
 
 
 async def test_warm_start_from_nothing_is_refused(rig: Rig) -> None:

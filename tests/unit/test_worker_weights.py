@@ -97,6 +97,45 @@ def test_every_safe_way_to_write_tensors_is_read_with_what_it_says_of_itself(
     assert named == [("yolov8n", ("개", "cat"))] * 3 + [("", ())] * 3
 
 
+def test_exported_files_say_what_they_are_and_begin_a_training_as_a_whole(tmp_path: Path) -> None:
+    import torch
+
+    from detflow.v1.worker_pb2 import InspectJob, JobMessage
+    from services.trainer.worker import inspect
+    from services.trainer.worker.export import pytorch
+    from services.trainer.worker.export.weights import Weights
+    from services.trainer.worker.weights import read, take_over
+
+    trained = network()
+    weights = Weights(
+        model="yolov8n",
+        class_names=("개", 'a "cat"', "dog"),
+        image_size=128,
+        hyperparameters={},
+        state_dict=trained.state_dict(),
+    )
+    about = weights.describe(training="projects/p/t", image_size=128, precision="FP32")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    made = [pytorch.write(weights, about, half=False, folder=folder).read_bytes() for _ in "12"]
+    assert made[0] == made[1]  # the library writes what a file says of itself in any order
+    with zipfile.ZipFile(folder / "model.zip") as archive:
+        archive.extractall(tmp_path)
+    header = (tmp_path / "model.safetensors").read_bytes()
+    told = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"]
+    assert told == {"format": pytorch.FORMAT, **about}
+    for name in ("model.safetensors", "model.pt"):
+        said: list[JobMessage] = []
+        inspect.run(InspectJob(path=str(tmp_path / name)), said.append)
+        found = said[0].weights
+        assert (found.model, tuple(found.class_names)) == ("yolov8n", weights.class_names)
+        other = network(seed=1)
+        taken, total = take_over(other, read(tmp_path / name), "yolov8n")
+        assert taken == total == found.num_tensors
+        for key, value in other.state_dict().items():
+            assert torch.equal(value, trained.state_dict()[key]), key
+
+
 def test_file_that_runs_code_is_refused_before_it_does(tmp_path: Path) -> None:
     import torch
 

@@ -39,12 +39,26 @@ def write(weights: Weights, about: dict[str, str], *, half: bool, folder: Path) 
         "stride": int(about["stride"]),
         "build": weights.build_arguments(),
     }
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(tensors, path, {"format": FORMAT, **about})
+    _sort_header(path)
     torch.save({**config, "state_dict": tensors}, folder / "model.pt")
     (folder / "config.json").write_text(
         json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8"
     )
     return pack(folder, ("config.json", "model.safetensors", "model.pt"))
+
+
+def _sort_header(path: Path) -> None:
+    """Sorts what a file of safetensors says about itself, which the library writes in any order."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def pack(folder: Path, names: tuple[str, ...]) -> Path:
