@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from detflow.v1 import common_pb2 as detflow_dot_v1_dot_common__pb2
+from detflow.v1 import version_pb2 as detflow_dot_v1_dot_version__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/dataset.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x06\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\xe4\x01\n\x0c\x64isplay_name\x18\x02 \x01(\tB\xcd\x01\xe2\x41\x01\x02\xbaH\xc5\x01r\x04\x10\x01\x18?\xba\x01\xbb\x01\n\x17\x64isplay_name.characters\x12=must not contain control or bidirectional-override characters\x1a\x61!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x19.detflow.v1.Dataset.StateB\x04\xe2\x41\x01\x03\x12/\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x19.detflow.v1.DatasetFormatB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x63lass_names\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nnum_images\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x17\n\tnum_boxes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12#\n\x15num_background_images\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12num_boxes_by_class\x18\t \x03(\x03\x42\x04\xe2\x41\x01\x03\x12*\n\x07skipped\x18\n \x03(\x0b\x32\x13.detflow.v1.ProblemB\x04\xe2\x41\x01\x03\x12\x19\n\x0bnum_skipped\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x63ontent_sha256\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12*\n\x07\x66\x61ilure\x18\r \x01(\x0b\x32\x13.detflow.v1.FailureB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bimport_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tIMPORTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03:;\xea\x41\x38\n\x0f\x64\x65tflow/Dataset\x12%projects/{project}/datasets/{dataset}\"\xbd\x01\n\x06Upload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:8\xea\x41\x35\n\x0e\x64\x65tflow/Upload\x12#projects/{project}/uploads/{upload}\"\x95\x01\n\x14UploadArchiveRequest\x12\x33\n\x06parent\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$H\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xb6\x02\n\x14\x43reateDatasetRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x30\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.detflow.v1.DatasetB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12M\n\x06upload\x18\x03 \x01(\tB=\xe2\x41\x01\x02\xbaH6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$\x12\x14\n\x0cskip_invalid\x18\x04 \x01(\x08\x12\x33\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x19.detflow.v1.DatasetFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\nrequest_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\"a\n\x11GetDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\"\x86\x01\n\x13ListDatasetsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x14\x44\x65leteDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\"\x17\n\x15\x44\x65leteDatasetResponse\"}\n\x13WatchDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xac\x01\n\x14WatchDatasetResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12&\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.detflow.v1.DatasetH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.detflow.v1.ProgressH\x00\x12*\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what*`\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x41TASET_FORMAT_YOLO\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_VOC\x10\x02\x32\xbd\x05\n\x0e\x44\x61tasetService\x12G\n\rUploadArchive\x12 .detflow.v1.UploadArchiveRequest\x1a\x12.detflow.v1.Upload(\x01\x12s\n\rCreateDataset\x12 .detflow.v1.CreateDatasetRequest\x1a\x13.detflow.v1.Dataset\"+\x82\xd3\xe4\x93\x02%\" /v1/{parent=projects/*}/datasets:\x01*\x12j\n\nGetDataset\x12\x1d.detflow.v1.GetDatasetRequest\x1a\x13.detflow.v1.Dataset\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=projects/*/datasets/*}\x12{\n\x0cListDatasets\x12\x1f.detflow.v1.ListDatasetsRequest\x1a .detflow.v1.ListDatasetsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=projects/*}/datasets\x12~\n\rDeleteDataset\x12 .detflow.v1.DeleteDatasetRequest\x1a!.detflow.v1.DeleteDatasetResponse\"(\x82\xd3\xe4\x93\x02\"* /v1/{name=projects/*/datasets/*}\x12\x83\x01\n\x0cWatchDataset\x12\x1f.detflow.v1.WatchDatasetRequest\x1a .detflow.v1.WatchDatasetResponse\".\x82\xd3\xe4\x93\x02(\x12&/v1/{name=projects/*/datasets/*}:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/dataset.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x18\x64\x65tflow/v1/version.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x07\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\xe4\x01\n\x0c\x64isplay_name\x18\x02 \x01(\tB\xcd\x01\xe2\x41\x01\x02\xbaH\xc5\x01r\x04\x10\x01\x18?\xba\x01\xbb\x01\n\x17\x64isplay_name.characters\x12=must not contain control or bidirectional-override characters\x1a\x61!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x19.detflow.v1.Dataset.StateB\x04\xe2\x41\x01\x03\x12/\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x19.detflow.v1.DatasetFormatB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x63lass_names\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nnum_images\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x17\n\tnum_boxes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12#\n\x15num_background_images\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12 \n\x12num_boxes_by_class\x18\t \x03(\x03\x42\x04\xe2\x41\x01\x03\x12*\n\x07skipped\x18\n \x03(\x0b\x32\x13.detflow.v1.ProblemB\x04\xe2\x41\x01\x03\x12\x19\n\x0bnum_skipped\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x63ontent_sha256\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12*\n\x07\x66\x61ilure\x18\r \x01(\x0b\x32\x13.detflow.v1.FailureB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bimport_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0e\x65xisting_split\x18\x10 \x01(\x0b\x32\x17.detflow.v1.SplitCountsB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnum_crowd_boxes\x18\x11 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsource_url\x18\x12 \x01(\tB\x04\xe2\x41\x01\x03\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tIMPORTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03:;\xea\x41\x38\n\x0f\x64\x65tflow/Dataset\x12%projects/{project}/datasets/{dataset}\"\xce\x08\n\x11\x44\x61tasetStatistics\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\nnum_images\x18\x02 \x01(\x03\x12\x11\n\tnum_boxes\x18\x03 \x01(\x03\x12\x1d\n\x15num_background_images\x18\x04 \x01(\x03\x12\x39\n\x07\x63lasses\x18\x05 \x03(\x0b\x32(.detflow.v1.DatasetStatistics.ClassCount\x12<\n\x0bimage_sizes\x18\x06 \x03(\x0b\x32\'.detflow.v1.DatasetStatistics.ImageSize\x12\x17\n\x0fnum_image_sizes\x18\x07 \x01(\x03\x12@\n\x0f\x62oxes_per_image\x18\x08 \x01(\x0b\x32\'.detflow.v1.DatasetStatistics.Histogram\x12:\n\tbox_sizes\x18\t \x01(\x0b\x32\'.detflow.v1.DatasetStatistics.Histogram\x12\x42\n\x11\x62ox_aspect_ratios\x18\n \x01(\x0b\x32\'.detflow.v1.DatasetStatistics.Histogram\x12\x1e\n\x16num_boxes_by_coco_size\x18\x0b \x03(\x03\x12;\n\nsuspicions\x18\x0c \x03(\x0b\x32\'.detflow.v1.DatasetStatistics.Suspicion\x1aG\n\nClassCount\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\x11\n\tnum_boxes\x18\x02 \x01(\x03\x12\x12\n\nnum_images\x18\x03 \x01(\x03\x1a\x44\n\tImageSize\x12\x10\n\x08width_px\x18\x01 \x01(\x05\x12\x11\n\theight_px\x18\x02 \x01(\x05\x12\x12\n\nnum_images\x18\x03 \x01(\x03\x1a*\n\tHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x03\x1a\xa0\x02\n\tSuspicion\x12:\n\x04kind\x18\x01 \x01(\x0e\x32,.detflow.v1.DatasetStatistics.Suspicion.Kind\x12\x11\n\tnum_total\x18\x02 \x01(\x03\x12\x10\n\x08\x65xamples\x18\x03 \x03(\t\"\xb1\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44UPLICATE_IMAGE\x10\x01\x12\x18\n\x14NEAR_DUPLICATE_IMAGE\x10\x02\x12\x0c\n\x08TINY_BOX\x10\x03\x12\x14\n\x10\x42OX_COVERS_IMAGE\x10\x04\x12\x11\n\rDUPLICATE_BOX\x10\x05\x12\x14\n\x10UNLABELLED_IMAGE\x10\x06\x12\x17\n\x13\x43LASS_WITHOUT_BOXES\x10\x07:P\xea\x41M\n\x19\x64\x65tflow/DatasetStatistics\x12\x30projects/{project}/datasets/{dataset}/statistics\"\xff\x02\n\x06Upload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x18.detflow.v1.Upload.StateB\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x63ommitted_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\";\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tRECEIVING\x10\x01\x12\x0c\n\x08RECEIVED\x10\x02:8\xea\x41\x35\n\x0e\x64\x65tflow/Upload\x12#projects/{project}/uploads/{upload}\"\x95\x01\n\x14UploadArchiveRequest\x12\x33\n\x06parent\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$H\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x12\x1d\n\nsize_bytes\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xb0\x01\n\x13\x43reateUploadRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x1b\n\nsize_bytes\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12(\n\x06sha256\x18\x03 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\x12\x1b\n\nrequest_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xe1\x01\n\x12WriteUploadRequest\x12\x35\n\x05start\x18\x01 \x01(\x0b\x32$.detflow.v1.WriteUploadRequest.StartH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@H\x00\x1ai\n\x05Start\x12G\n\x04name\x18\x01 \x01(\tB9\xbaH6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$\x12\x17\n\x06offset\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"_\n\x10GetUploadRequest\x12K\n\x04name\x18\x01 \x01(\tB=\xe2\x41\x01\x02\xbaH6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$\"b\n\x13\x44\x65leteUploadRequest\x12K\n\x04name\x18\x01 \x01(\tB=\xe2\x41\x01\x02\xbaH6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$\"\x16\n\x14\x44\x65leteUploadResponse\"v\n\x1bGetDatasetStatisticsRequest\x12W\n\x04name\x18\x01 \x01(\tBI\xe2\x41\x01\x02\xbaHBr@2>^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}/statistics$\"\xa5\x01\n\x19ListImportProblemsRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"o\n\x1aListImportProblemsResponse\x12%\n\x08problems\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Problem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x11\n\tnum_total\x18\x03 \x01(\x03\"\x9b\x01\n\x16\x44ownloadDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x19.detflow.v1.DatasetFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xca\x03\n\x14\x43reateDatasetRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x30\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.detflow.v1.DatasetB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12L\n\x06upload\x18\x03 \x01(\tB<\xbaH9r725^(projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63})?$\x12\x14\n\x0cskip_invalid\x18\x04 \x01(\x08\x12\x33\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x19.detflow.v1.DatasetFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1b\n\nrequest_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nsource_url\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10:u\xbaHr\x1ap\n\x1d\x63reate_dataset_request.source\x12\x1fset either upload or source_url\x1a.(this.upload == \'\') != (this.source_url == \'\')\"a\n\x11GetDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\"\x86\x01\n\x13ListDatasetsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x14\x44\x65leteDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\"\x17\n\x15\x44\x65leteDatasetResponse\"}\n\x13WatchDatasetRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xac\x01\n\x14WatchDatasetResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12&\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.detflow.v1.DatasetH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.detflow.v1.ProgressH\x00\x12*\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what*y\n\rDatasetFormat\x12\x1e\n\x1a\x44\x41TASET_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x41TASET_FORMAT_YOLO\x10\x01\x12\x16\n\x12\x44\x41TASET_FORMAT_VOC\x10\x02\x12\x17\n\x13\x44\x41TASET_FORMAT_COCO\x10\x03\x32\x97\x0c\n\x0e\x44\x61tasetService\x12G\n\rUploadArchive\x12 .detflow.v1.UploadArchiveRequest\x1a\x12.detflow.v1.Upload(\x01\x12u\n\x0c\x43reateUpload\x12\x1f.detflow.v1.CreateUploadRequest\x1a\x12.detflow.v1.Upload\"0\x82\xd3\xe4\x93\x02*\"%/v1/{parent=projects/*}/uploads:begin:\x01*\x12\x43\n\x0bWriteUpload\x12\x1e.detflow.v1.WriteUploadRequest\x1a\x12.detflow.v1.Upload(\x01\x12\x66\n\tGetUpload\x12\x1c.detflow.v1.GetUploadRequest\x1a\x12.detflow.v1.Upload\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{name=projects/*/uploads/*}\x12z\n\x0c\x44\x65leteUpload\x12\x1f.detflow.v1.DeleteUploadRequest\x1a .detflow.v1.DeleteUploadResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/v1/{name=projects/*/uploads/*}\x12s\n\rCreateDataset\x12 .detflow.v1.CreateDatasetRequest\x1a\x13.detflow.v1.Dataset\"+\x82\xd3\xe4\x93\x02%\" /v1/{parent=projects/*}/datasets:\x01*\x12j\n\nGetDataset\x12\x1d.detflow.v1.GetDatasetRequest\x1a\x13.detflow.v1.Dataset\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=projects/*/datasets/*}\x12{\n\x0cListDatasets\x12\x1f.detflow.v1.ListDatasetsRequest\x1a .detflow.v1.ListDatasetsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=projects/*}/datasets\x12\x93\x01\n\x14GetDatasetStatistics\x12\'.detflow.v1.GetDatasetStatisticsRequest\x1a\x1d.detflow.v1.DatasetStatistics\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{name=projects/*/datasets/*/statistics}\x12\x9e\x01\n\x12ListImportProblems\x12%.detflow.v1.ListImportProblemsRequest\x1a&.detflow.v1.ListImportProblemsResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{parent=projects/*/datasets/*}/importProblems\x12\x80\x01\n\x0f\x44ownloadDataset\x12\".detflow.v1.DownloadDatasetRequest\x1a\x14.google.api.HttpBody\"1\x82\xd3\xe4\x93\x02+\x12)/v1/{name=projects/*/datasets/*}:download0\x01\x12~\n\rDeleteDataset\x12 .detflow.v1.DeleteDatasetRequest\x1a!.detflow.v1.DeleteDatasetResponse\"(\x82\xd3\xe4\x93\x02\"* /v1/{name=projects/*/datasets/*}\x12\x83\x01\n\x0cWatchDataset\x12\x1f.detflow.v1.WatchDatasetRequest\x1a .detflow.v1.WatchDatasetResponse\".\x82\xd3\xe4\x93\x02(\x12&/v1/{name=projects/*/datasets/*}:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -67,8 +69,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASET'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DATASET'].fields_by_name['import_time']._loaded_options = None
   _globals['_DATASET'].fields_by_name['import_time']._serialized_options = b'\342A\001\003'
+  _globals['_DATASET'].fields_by_name['existing_split']._loaded_options = None
+  _globals['_DATASET'].fields_by_name['existing_split']._serialized_options = b'\342A\001\003'
+  _globals['_DATASET'].fields_by_name['num_crowd_boxes']._loaded_options = None
+  _globals['_DATASET'].fields_by_name['num_crowd_boxes']._serialized_options = b'\342A\001\003'
+  _globals['_DATASET'].fields_by_name['source_url']._loaded_options = None
+  _globals['_DATASET'].fields_by_name['source_url']._serialized_options = b'\342A\001\003'
   _globals['_DATASET']._loaded_options = None
   _globals['_DATASET']._serialized_options = b'\352A8\n\017detflow/Dataset\022%projects/{project}/datasets/{dataset}'
+  _globals['_DATASETSTATISTICS'].fields_by_name['name']._loaded_options = None
+  _globals['_DATASETSTATISTICS'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_DATASETSTATISTICS']._loaded_options = None
+  _globals['_DATASETSTATISTICS']._serialized_options = b'\352AM\n\031detflow/DatasetStatistics\0220projects/{project}/datasets/{dataset}/statistics'
   _globals['_UPLOAD'].fields_by_name['name']._loaded_options = None
   _globals['_UPLOAD'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_UPLOAD'].fields_by_name['size_bytes']._loaded_options = None
@@ -77,6 +89,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOAD'].fields_by_name['sha256']._serialized_options = b'\342A\001\003'
   _globals['_UPLOAD'].fields_by_name['create_time']._loaded_options = None
   _globals['_UPLOAD'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOAD'].fields_by_name['state']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['state']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOAD'].fields_by_name['committed_bytes']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['committed_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOAD'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_UPLOAD']._loaded_options = None
   _globals['_UPLOAD']._serialized_options = b'\352A5\n\016detflow/Upload\022#projects/{project}/uploads/{upload}'
   _globals['_UPLOADARCHIVEREQUEST'].oneofs_by_name['part']._loaded_options = None
@@ -87,16 +105,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADARCHIVEREQUEST'].fields_by_name['chunk']._serialized_options = b'\272H\006z\004\030\200\200@'
   _globals['_UPLOADARCHIVEREQUEST'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_UPLOADARCHIVEREQUEST'].fields_by_name['size_bytes']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\036r\0342\032^projects/[a-z0-9-]{1,63}$'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['size_bytes']._serialized_options = b'\272H\004\"\002(\001'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['sha256']._loaded_options = None
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['sha256']._serialized_options = b'\272H\025r\0232\021^([0-9a-f]{64})?$'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_WRITEUPLOADREQUEST_START'].fields_by_name['name']._loaded_options = None
+  _globals['_WRITEUPLOADREQUEST_START'].fields_by_name['name']._serialized_options = b'\272H6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$'
+  _globals['_WRITEUPLOADREQUEST_START'].fields_by_name['offset']._loaded_options = None
+  _globals['_WRITEUPLOADREQUEST_START'].fields_by_name['offset']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_WRITEUPLOADREQUEST'].oneofs_by_name['part']._loaded_options = None
+  _globals['_WRITEUPLOADREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
+  _globals['_WRITEUPLOADREQUEST'].fields_by_name['chunk']._loaded_options = None
+  _globals['_WRITEUPLOADREQUEST'].fields_by_name['chunk']._serialized_options = b'\272H\006z\004\030\200\200@'
+  _globals['_GETUPLOADREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETUPLOADREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$'
+  _globals['_DELETEUPLOADREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEUPLOADREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$'
+  _globals['_GETDATASETSTATISTICSREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETDATASETSTATISTICSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272HBr@2>^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}/statistics$'
+  _globals['_LISTIMPORTPROBLEMSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTIMPORTPROBLEMSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$'
+  _globals['_LISTIMPORTPROBLEMSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTIMPORTPROBLEMSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTIMPORTPROBLEMSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTIMPORTPROBLEMSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_DOWNLOADDATASETREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DOWNLOADDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$'
+  _globals['_DOWNLOADDATASETREQUEST'].fields_by_name['format']._loaded_options = None
+  _globals['_DOWNLOADDATASETREQUEST'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEDATASETREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\036r\0342\032^projects/[a-z0-9-]{1,63}$'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['dataset']._loaded_options = None
   _globals['_CREATEDATASETREQUEST'].fields_by_name['dataset']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['upload']._loaded_options = None
-  _globals['_CREATEDATASETREQUEST'].fields_by_name['upload']._serialized_options = b'\342A\001\002\272H6r422^projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63}$'
+  _globals['_CREATEDATASETREQUEST'].fields_by_name['upload']._serialized_options = b'\272H9r725^(projects/[a-z0-9-]{1,63}/uploads/[a-z0-9-]{1,63})?$'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['format']._loaded_options = None
   _globals['_CREATEDATASETREQUEST'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CREATEDATASETREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEDATASETREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_CREATEDATASETREQUEST'].fields_by_name['source_url']._loaded_options = None
+  _globals['_CREATEDATASETREQUEST'].fields_by_name['source_url']._serialized_options = b'\272H\005r\003\030\200\020'
+  _globals['_CREATEDATASETREQUEST']._loaded_options = None
+  _globals['_CREATEDATASETREQUEST']._serialized_options = b'\272Hr\032p\n\035create_dataset_request.source\022\037set either upload or source_url\032.(this.upload == \'\') != (this.source_url == \'\')'
   _globals['_GETDATASETREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$'
   _globals['_LISTDATASETSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -111,42 +165,88 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$'
   _globals['_WATCHDATASETREQUEST'].fields_by_name['cursor']._loaded_options = None
   _globals['_WATCHDATASETREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DATASETSERVICE'].methods_by_name['CreateUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['CreateUpload']._serialized_options = b'\202\323\344\223\002*\"%/v1/{parent=projects/*}/uploads:begin:\001*'
+  _globals['_DATASETSERVICE'].methods_by_name['GetUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetUpload']._serialized_options = b'\202\323\344\223\002!\022\037/v1/{name=projects/*/uploads/*}'
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteUpload']._serialized_options = b'\202\323\344\223\002!*\037/v1/{name=projects/*/uploads/*}'
   _globals['_DATASETSERVICE'].methods_by_name['CreateDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['CreateDataset']._serialized_options = b'\202\323\344\223\002%\" /v1/{parent=projects/*}/datasets:\001*'
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._serialized_options = b'\202\323\344\223\002\"\022 /v1/{name=projects/*/datasets/*}'
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._serialized_options = b'\202\323\344\223\002\"\022 /v1/{parent=projects/*}/datasets'
+  _globals['_DATASETSERVICE'].methods_by_name['GetDatasetStatistics']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetDatasetStatistics']._serialized_options = b'\202\323\344\223\002-\022+/v1/{name=projects/*/datasets/*/statistics}'
+  _globals['_DATASETSERVICE'].methods_by_name['ListImportProblems']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ListImportProblems']._serialized_options = b'\202\323\344\223\0023\0221/v1/{parent=projects/*/datasets/*}/importProblems'
+  _globals['_DATASETSERVICE'].methods_by_name['DownloadDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DownloadDataset']._serialized_options = b'\202\323\344\223\002+\022)/v1/{name=projects/*/datasets/*}:download'
   _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._serialized_options = b'\202\323\344\223\002\"* /v1/{name=projects/*/datasets/*}'
   _globals['_DATASETSERVICE'].methods_by_name['WatchDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['WatchDataset']._serialized_options = b'\202\323\344\223\002(\022&/v1/{name=projects/*/datasets/*}:watch'
-  _globals['_DATASETFORMAT']._serialized_start=2522
-  _globals['_DATASETFORMAT']._serialized_end=2618
-  _globals['_DATASET']._serialized_start=218
-  _globals['_DATASET']._serialized_end=1110
-  _globals['_DATASET_STATE']._serialized_start=981
-  _globals['_DATASET_STATE']._serialized_end=1049
-  _globals['_UPLOAD']._serialized_start=1113
-  _globals['_UPLOAD']._serialized_end=1302
-  _globals['_UPLOADARCHIVEREQUEST']._serialized_start=1305
-  _globals['_UPLOADARCHIVEREQUEST']._serialized_end=1454
-  _globals['_CREATEDATASETREQUEST']._serialized_start=1457
-  _globals['_CREATEDATASETREQUEST']._serialized_end=1767
-  _globals['_GETDATASETREQUEST']._serialized_start=1769
-  _globals['_GETDATASETREQUEST']._serialized_end=1866
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1869
-  _globals['_LISTDATASETSREQUEST']._serialized_end=2003
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=2005
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=2091
-  _globals['_DELETEDATASETREQUEST']._serialized_start=2093
-  _globals['_DELETEDATASETREQUEST']._serialized_end=2193
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=2195
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=2218
-  _globals['_WATCHDATASETREQUEST']._serialized_start=2220
-  _globals['_WATCHDATASETREQUEST']._serialized_end=2345
-  _globals['_WATCHDATASETRESPONSE']._serialized_start=2348
-  _globals['_WATCHDATASETRESPONSE']._serialized_end=2520
-  _globals['_DATASETSERVICE']._serialized_start=2621
-  _globals['_DATASETSERVICE']._serialized_end=3322
+  _globals['_DATASETFORMAT']._serialized_start=5321
+  _globals['_DATASETFORMAT']._serialized_end=5442
+  _globals['_DATASET']._serialized_start=271
+  _globals['_DATASET']._serialized_end=1275
+  _globals['_DATASET_STATE']._serialized_start=1146
+  _globals['_DATASET_STATE']._serialized_end=1214
+  _globals['_DATASETSTATISTICS']._serialized_start=1278
+  _globals['_DATASETSTATISTICS']._serialized_end=2380
+  _globals['_DATASETSTATISTICS_CLASSCOUNT']._serialized_start=1822
+  _globals['_DATASETSTATISTICS_CLASSCOUNT']._serialized_end=1893
+  _globals['_DATASETSTATISTICS_IMAGESIZE']._serialized_start=1895
+  _globals['_DATASETSTATISTICS_IMAGESIZE']._serialized_end=1963
+  _globals['_DATASETSTATISTICS_HISTOGRAM']._serialized_start=1965
+  _globals['_DATASETSTATISTICS_HISTOGRAM']._serialized_end=2007
+  _globals['_DATASETSTATISTICS_SUSPICION']._serialized_start=2010
+  _globals['_DATASETSTATISTICS_SUSPICION']._serialized_end=2298
+  _globals['_DATASETSTATISTICS_SUSPICION_KIND']._serialized_start=2121
+  _globals['_DATASETSTATISTICS_SUSPICION_KIND']._serialized_end=2298
+  _globals['_UPLOAD']._serialized_start=2383
+  _globals['_UPLOAD']._serialized_end=2766
+  _globals['_UPLOAD_STATE']._serialized_start=2649
+  _globals['_UPLOAD_STATE']._serialized_end=2708
+  _globals['_UPLOADARCHIVEREQUEST']._serialized_start=2769
+  _globals['_UPLOADARCHIVEREQUEST']._serialized_end=2918
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=2921
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=3097
+  _globals['_WRITEUPLOADREQUEST']._serialized_start=3100
+  _globals['_WRITEUPLOADREQUEST']._serialized_end=3325
+  _globals['_WRITEUPLOADREQUEST_START']._serialized_start=3205
+  _globals['_WRITEUPLOADREQUEST_START']._serialized_end=3310
+  _globals['_GETUPLOADREQUEST']._serialized_start=3327
+  _globals['_GETUPLOADREQUEST']._serialized_end=3422
+  _globals['_DELETEUPLOADREQUEST']._serialized_start=3424
+  _globals['_DELETEUPLOADREQUEST']._serialized_end=3522
+  _globals['_DELETEUPLOADRESPONSE']._serialized_start=3524
+  _globals['_DELETEUPLOADRESPONSE']._serialized_end=3546
+  _globals['_GETDATASETSTATISTICSREQUEST']._serialized_start=3548
+  _globals['_GETDATASETSTATISTICSREQUEST']._serialized_end=3666
+  _globals['_LISTIMPORTPROBLEMSREQUEST']._serialized_start=3669
+  _globals['_LISTIMPORTPROBLEMSREQUEST']._serialized_end=3834
+  _globals['_LISTIMPORTPROBLEMSRESPONSE']._serialized_start=3836
+  _globals['_LISTIMPORTPROBLEMSRESPONSE']._serialized_end=3947
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_start=3950
+  _globals['_DOWNLOADDATASETREQUEST']._serialized_end=4105
+  _globals['_CREATEDATASETREQUEST']._serialized_start=4108
+  _globals['_CREATEDATASETREQUEST']._serialized_end=4566
+  _globals['_GETDATASETREQUEST']._serialized_start=4568
+  _globals['_GETDATASETREQUEST']._serialized_end=4665
+  _globals['_LISTDATASETSREQUEST']._serialized_start=4668
+  _globals['_LISTDATASETSREQUEST']._serialized_end=4802
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=4804
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=4890
+  _globals['_DELETEDATASETREQUEST']._serialized_start=4892
+  _globals['_DELETEDATASETREQUEST']._serialized_end=4992
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=4994
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=5017
+  _globals['_WATCHDATASETREQUEST']._serialized_start=5019
+  _globals['_WATCHDATASETREQUEST']._serialized_end=5144
+  _globals['_WATCHDATASETRESPONSE']._serialized_start=5147
+  _globals['_WATCHDATASETRESPONSE']._serialized_end=5319
+  _globals['_DATASETSERVICE']._serialized_start=5445
+  _globals['_DATASETSERVICE']._serialized_end=7004
 # @@protoc_insertion_point(module_scope)

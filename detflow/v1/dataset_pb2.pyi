@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from detflow.v1 import common_pb2 as _common_pb2
+from detflow.v1 import version_pb2 as _version_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -33,6 +34,8 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     """images/ and labels/*.txt with "class cx cy w h" rows, with or without data.yaml."""
     DATASET_FORMAT_VOC: _DatasetFormat.ValueType  # 2
     """Annotations/*.xml beside JPEGImages/."""
+    DATASET_FORMAT_COCO: _DatasetFormat.ValueType  # 3
+    """One or more COCO detection files (images, annotations, categories), anywhere in the archive."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """Layout of labelled images inside an archive."""
@@ -43,6 +46,8 @@ DATASET_FORMAT_YOLO: DatasetFormat.ValueType  # 1
 """images/ and labels/*.txt with "class cx cy w h" rows, with or without data.yaml."""
 DATASET_FORMAT_VOC: DatasetFormat.ValueType  # 2
 """Annotations/*.xml beside JPEGImages/."""
+DATASET_FORMAT_COCO: DatasetFormat.ValueType  # 3
+"""One or more COCO detection files (images, annotations, categories), anywhere in the archive."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 @_typing.final
@@ -93,6 +98,9 @@ class Dataset(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     IMPORT_TIME_FIELD_NUMBER: _builtins.int
+    EXISTING_SPLIT_FIELD_NUMBER: _builtins.int
+    NUM_CROWD_BOXES_FIELD_NUMBER: _builtins.int
+    SOURCE_URL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/datasets/{dataset}"""
     display_name: _builtins.str
@@ -111,6 +119,10 @@ class Dataset(_message.Message):
     """How many images and boxes were left out in all."""
     content_sha256: _builtins.str
     """SHA-256 over the sorted (path, image hash, boxes): equal data has an equal hash."""
+    num_crowd_boxes: _builtins.int
+    """Crowd boxes among num_boxes: regions that COCO's evaluation ignores and trainings leave out."""
+    source_url: _builtins.str
+    """Where it was imported from, if not from an upload: a URL without its query."""
     @_builtins.property
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Class names; a box's class is an index into this list."""
@@ -135,6 +147,10 @@ class Dataset(_message.Message):
     def import_time(self) -> _timestamp_pb2.Timestamp:
         """When the import ended."""
 
+    @_builtins.property
+    def existing_split(self) -> _version_pb2.SplitCounts:
+        """Images in each split of the archive, if it had any; a recipe can keep them."""
+
     def __init__(
         self,
         *,
@@ -153,34 +169,308 @@ class Dataset(_message.Message):
         failure: _common_pb2.Failure | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         import_time: _timestamp_pb2.Timestamp | None = ...,
+        existing_split: _version_pb2.SplitCounts | None = ...,
+        num_crowd_boxes: _builtins.int = ...,
+        source_url: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure", b"failure", "import_time", b"import_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "existing_split", b"existing_split", "failure", b"failure", "import_time", b"import_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "content_sha256", b"content_sha256", "create_time", b"create_time", "display_name", b"display_name", "failure", b"failure", "format", b"format", "import_time", b"import_time", "name", b"name", "num_background_images", b"num_background_images", "num_boxes", b"num_boxes", "num_boxes_by_class", b"num_boxes_by_class", "num_images", b"num_images", "num_skipped", b"num_skipped", "skipped", b"skipped", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "content_sha256", b"content_sha256", "create_time", b"create_time", "display_name", b"display_name", "existing_split", b"existing_split", "failure", b"failure", "format", b"format", "import_time", b"import_time", "name", b"name", "num_background_images", b"num_background_images", "num_boxes", b"num_boxes", "num_boxes_by_class", b"num_boxes_by_class", "num_crowd_boxes", b"num_crowd_boxes", "num_images", b"num_images", "num_skipped", b"num_skipped", "skipped", b"skipped", "source_url", b"source_url", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
-class Upload(_message.Message):
-    """An archive received and stored, ready to be imported."""
+class DatasetStatistics(_message.Message):
+    """What a dataset says about itself, counted once at its import."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ClassCount(_message.Message):
+        """One class."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CLASS_NAME_FIELD_NUMBER: _builtins.int
+        NUM_BOXES_FIELD_NUMBER: _builtins.int
+        NUM_IMAGES_FIELD_NUMBER: _builtins.int
+        class_name: _builtins.str
+        """Its name."""
+        num_boxes: _builtins.int
+        """Boxes of it."""
+        num_images: _builtins.int
+        """Images that have at least one."""
+        def __init__(
+            self,
+            *,
+            class_name: _builtins.str = ...,
+            num_boxes: _builtins.int = ...,
+            num_images: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "num_boxes", b"num_boxes", "num_images", b"num_images"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ImageSize(_message.Message):
+        """Images of one size."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        WIDTH_PX_FIELD_NUMBER: _builtins.int
+        HEIGHT_PX_FIELD_NUMBER: _builtins.int
+        NUM_IMAGES_FIELD_NUMBER: _builtins.int
+        width_px: _builtins.int
+        """Width of the upright image in pixels."""
+        height_px: _builtins.int
+        """Height of the upright image in pixels."""
+        num_images: _builtins.int
+        """Images of this size."""
+        def __init__(
+            self,
+            *,
+            width_px: _builtins.int = ...,
+            height_px: _builtins.int = ...,
+            num_images: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["height_px", b"height_px", "num_images", b"num_images", "width_px", b"width_px"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Histogram(_message.Message):
+        """Counts of a number that falls between edges."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        EDGES_FIELD_NUMBER: _builtins.int
+        COUNTS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """Ascending; one more than counts. A value equal to an edge is in the bin that begins there; the last bin has both."""
+
+        @_builtins.property
+        def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """Values in each bin."""
+
+        def __init__(
+            self,
+            *,
+            edges: _abc.Iterable[_builtins.float] | None = ...,
+            counts: _abc.Iterable[_builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "edges", b"edges"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Suspicion(_message.Message):
+        """Something that is allowed and often a mistake."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Kind:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DatasetStatistics.Suspicion._Kind.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            KIND_UNSPECIFIED: DatasetStatistics.Suspicion._Kind.ValueType  # 0
+            """Not stated."""
+            DUPLICATE_IMAGE: DatasetStatistics.Suspicion._Kind.ValueType  # 1
+            """Images with the same bytes."""
+            NEAR_DUPLICATE_IMAGE: DatasetStatistics.Suspicion._Kind.ValueType  # 2
+            """Images that look the same."""
+            TINY_BOX: DatasetStatistics.Suspicion._Kind.ValueType  # 3
+            """Boxes with a side of less than 3 pixels."""
+            BOX_COVERS_IMAGE: DatasetStatistics.Suspicion._Kind.ValueType  # 4
+            """Boxes that cover at least 99 % of their image."""
+            DUPLICATE_BOX: DatasetStatistics.Suspicion._Kind.ValueType  # 5
+            """Two boxes of one class in one place."""
+            UNLABELLED_IMAGE: DatasetStatistics.Suspicion._Kind.ValueType  # 6
+            """Images without any box."""
+            CLASS_WITHOUT_BOXES: DatasetStatistics.Suspicion._Kind.ValueType  # 7
+            """Classes without any box."""
+
+        class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+            """Kinds of it."""
+
+        KIND_UNSPECIFIED: DatasetStatistics.Suspicion.Kind.ValueType  # 0
+        """Not stated."""
+        DUPLICATE_IMAGE: DatasetStatistics.Suspicion.Kind.ValueType  # 1
+        """Images with the same bytes."""
+        NEAR_DUPLICATE_IMAGE: DatasetStatistics.Suspicion.Kind.ValueType  # 2
+        """Images that look the same."""
+        TINY_BOX: DatasetStatistics.Suspicion.Kind.ValueType  # 3
+        """Boxes with a side of less than 3 pixels."""
+        BOX_COVERS_IMAGE: DatasetStatistics.Suspicion.Kind.ValueType  # 4
+        """Boxes that cover at least 99 % of their image."""
+        DUPLICATE_BOX: DatasetStatistics.Suspicion.Kind.ValueType  # 5
+        """Two boxes of one class in one place."""
+        UNLABELLED_IMAGE: DatasetStatistics.Suspicion.Kind.ValueType  # 6
+        """Images without any box."""
+        CLASS_WITHOUT_BOXES: DatasetStatistics.Suspicion.Kind.ValueType  # 7
+        """Classes without any box."""
+
+        KIND_FIELD_NUMBER: _builtins.int
+        NUM_TOTAL_FIELD_NUMBER: _builtins.int
+        EXAMPLES_FIELD_NUMBER: _builtins.int
+        kind: Global___DatasetStatistics.Suspicion.Kind.ValueType
+        """What it is."""
+        num_total: _builtins.int
+        """How many images, boxes or classes."""
+        @_builtins.property
+        def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """The first of them: paths (of duplicates all of one group, joined by " = "), path and box, or class names; at most 20."""
+
+        def __init__(
+            self,
+            *,
+            kind: Global___DatasetStatistics.Suspicion.Kind.ValueType = ...,
+            num_total: _builtins.int = ...,
+            examples: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "kind", b"kind", "num_total", b"num_total"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUM_IMAGES_FIELD_NUMBER: _builtins.int
+    NUM_BOXES_FIELD_NUMBER: _builtins.int
+    NUM_BACKGROUND_IMAGES_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    IMAGE_SIZES_FIELD_NUMBER: _builtins.int
+    NUM_IMAGE_SIZES_FIELD_NUMBER: _builtins.int
+    BOXES_PER_IMAGE_FIELD_NUMBER: _builtins.int
+    BOX_SIZES_FIELD_NUMBER: _builtins.int
+    BOX_ASPECT_RATIOS_FIELD_NUMBER: _builtins.int
+    NUM_BOXES_BY_COCO_SIZE_FIELD_NUMBER: _builtins.int
+    SUSPICIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/datasets/{dataset}/statistics"""
+    num_images: _builtins.int
+    """Images."""
+    num_boxes: _builtins.int
+    """Boxes."""
+    num_background_images: _builtins.int
+    """Images without any box."""
+    num_image_sizes: _builtins.int
+    """Different sizes."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetStatistics.ClassCount]:
+        """In the order of the dataset's class_names."""
+
+    @_builtins.property
+    def image_sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetStatistics.ImageSize]:
+        """Most frequent first, at most 100 of num_image_sizes."""
+
+    @_builtins.property
+    def boxes_per_image(self) -> Global___DatasetStatistics.Histogram:
+        """Boxes per image."""
+
+    @_builtins.property
+    def box_sizes(self) -> Global___DatasetStatistics.Histogram:
+        """Square root of a box's area, as a share of the square root of its image's area: 0..1."""
+
+    @_builtins.property
+    def box_aspect_ratios(self) -> Global___DatasetStatistics.Histogram:
+        """Width of a box divided by its height, in pixels."""
+
+    @_builtins.property
+    def num_boxes_by_coco_size(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Boxes of COCO's small (area < 32^2 px), medium (< 96^2 px) and large size."""
+
+    @_builtins.property
+    def suspicions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetStatistics.Suspicion]:
+        """What is allowed and often a mistake; kinds that were not found are left out."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        num_images: _builtins.int = ...,
+        num_boxes: _builtins.int = ...,
+        num_background_images: _builtins.int = ...,
+        classes: _abc.Iterable[Global___DatasetStatistics.ClassCount] | None = ...,
+        image_sizes: _abc.Iterable[Global___DatasetStatistics.ImageSize] | None = ...,
+        num_image_sizes: _builtins.int = ...,
+        boxes_per_image: Global___DatasetStatistics.Histogram | None = ...,
+        box_sizes: Global___DatasetStatistics.Histogram | None = ...,
+        box_aspect_ratios: Global___DatasetStatistics.Histogram | None = ...,
+        num_boxes_by_coco_size: _abc.Iterable[_builtins.int] | None = ...,
+        suspicions: _abc.Iterable[Global___DatasetStatistics.Suspicion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box_aspect_ratios", b"box_aspect_ratios", "box_sizes", b"box_sizes", "boxes_per_image", b"boxes_per_image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_aspect_ratios", b"box_aspect_ratios", "box_sizes", b"box_sizes", "boxes_per_image", b"boxes_per_image", "classes", b"classes", "image_sizes", b"image_sizes", "name", b"name", "num_background_images", b"num_background_images", "num_boxes", b"num_boxes", "num_boxes_by_coco_size", b"num_boxes_by_coco_size", "num_image_sizes", b"num_image_sizes", "num_images", b"num_images", "suspicions", b"suspicions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetStatistics: _TypeAlias = DatasetStatistics  # noqa: Y015
+
+@_typing.final
+class Upload(_message.Message):
+    """An archive being received, or received and stored, ready to be imported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Upload._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Upload._State.ValueType  # 0
+        """Not stated."""
+        RECEIVING: Upload._State.ValueType  # 1
+        """Bytes are missing; go on at committed_bytes."""
+        RECEIVED: Upload._State.ValueType  # 2
+        """It is complete."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """RECEIVING -> RECEIVED."""
+
+    STATE_UNSPECIFIED: Upload.State.ValueType  # 0
+    """Not stated."""
+    RECEIVING: Upload.State.ValueType  # 1
+    """Bytes are missing; go on at committed_bytes."""
+    RECEIVED: Upload.State.ValueType  # 2
+    """It is complete."""
 
     NAME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/uploads/{upload}"""
     size_bytes: _builtins.int
     """Bytes received."""
     sha256: _builtins.str
     """SHA-256 of those bytes."""
+    state: Global___Upload.State.ValueType
+    """Where it stands."""
+    committed_bytes: _builtins.int
+    """Bytes that are stored for good: an interrupted upload goes on here."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """While it is RECEIVING: when it is thrown away unless more bytes come."""
 
     def __init__(
         self,
@@ -189,10 +479,13 @@ class Upload(_message.Message):
         size_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___Upload.State.ValueType = ...,
+        committed_bytes: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_bytes", b"committed_bytes", "create_time", b"create_time", "expire_time", b"expire_time", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,6 +526,265 @@ class UploadArchiveRequest(_message.Message):
 Global___UploadArchiveRequest: _TypeAlias = UploadArchiveRequest  # noqa: Y015
 
 @_typing.final
+class CreateUploadRequest(_message.Message):
+    """Request of CreateUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """projects/{project}"""
+    size_bytes: _builtins.int
+    """Size of the whole archive in bytes."""
+    sha256: _builtins.str
+    """Lower-case hex SHA-256 of the whole archive, checked at the end; empty if it is not known."""
+    request_id: _builtins.str
+    """Makes a retry safe: the same id gives the same upload."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUploadRequest: _TypeAlias = CreateUploadRequest  # noqa: Y015
+
+@_typing.final
+class WriteUploadRequest(_message.Message):
+    """One message of WriteUpload: the first says where the bytes belong, then they come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Start(_message.Message):
+        """Place of the first byte."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        OFFSET_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """projects/{project}/uploads/{upload}"""
+        offset: _builtins.int
+        """Must be the upload's committed_bytes."""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            offset: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    START_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the archive; at most 1 MiB."""
+    @_builtins.property
+    def start(self) -> Global___WriteUploadRequest.Start:
+        """In the first message only."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___WriteUploadRequest.Start | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["start", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___WriteUploadRequest: _TypeAlias = WriteUploadRequest  # noqa: Y015
+
+@_typing.final
+class GetUploadRequest(_message.Message):
+    """Request of GetUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/uploads/{upload}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUploadRequest(_message.Message):
+    """Request of DeleteUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/uploads/{upload}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUploadRequest: _TypeAlias = DeleteUploadRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUploadResponse(_message.Message):
+    """Response of DeleteUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUploadResponse: _TypeAlias = DeleteUploadResponse  # noqa: Y015
+
+@_typing.final
+class GetDatasetStatisticsRequest(_message.Message):
+    """Request of GetDatasetStatistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/datasets/{dataset}/statistics"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDatasetStatisticsRequest: _TypeAlias = GetDatasetStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class ListImportProblemsRequest(_message.Message):
+    """Request of ListImportProblems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """projects/{project}/datasets/{dataset}"""
+    page_size: _builtins.int
+    """At most this many; 0 means 50, more than 1000 is taken as 1000."""
+    page_token: _builtins.str
+    """Token of the page before."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImportProblemsRequest: _TypeAlias = ListImportProblemsRequest  # noqa: Y015
+
+@_typing.final
+class ListImportProblemsResponse(_message.Message):
+    """Response of ListImportProblems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NUM_TOTAL_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    num_total: _builtins.int
+    """Problems in all."""
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Problem]:
+        """The page, by place."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[_common_pb2.Problem] | None = ...,
+        next_page_token: _builtins.str = ...,
+        num_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "num_total", b"num_total", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImportProblemsResponse: _TypeAlias = ListImportProblemsResponse  # noqa: Y015
+
+@_typing.final
+class DownloadDatasetRequest(_message.Message):
+    """Request of DownloadDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/datasets/{dataset}"""
+    format: Global___DatasetFormat.ValueType
+    """Format of the archive; unspecified means the one it was imported in."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        format: Global___DatasetFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadDatasetRequest: _TypeAlias = DownloadDatasetRequest  # noqa: Y015
+
+@_typing.final
 class CreateDatasetRequest(_message.Message):
     """Request of CreateDataset."""
 
@@ -244,16 +796,19 @@ class CreateDatasetRequest(_message.Message):
     SKIP_INVALID_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_URL_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     upload: _builtins.str
-    """Name of the uploaded archive."""
+    """Name of the uploaded archive; or set source_url."""
     skip_invalid: _builtins.bool
     """Leave out what is invalid, and list it, instead of refusing the archive."""
     format: Global___DatasetFormat.ValueType
     """Layout of the archive; unspecified means detect it."""
     request_id: _builtins.str
     """Makes a retry safe: the same id gives the same dataset."""
+    source_url: _builtins.str
+    """An archive, or a folder with / at the end, in an object store that the operator allows: s3://, gs:// or az://."""
     @_builtins.property
     def dataset(self) -> Global___Dataset:
         """The dataset to create."""
@@ -267,10 +822,11 @@ class CreateDatasetRequest(_message.Message):
         skip_invalid: _builtins.bool = ...,
         format: Global___DatasetFormat.ValueType = ...,
         request_id: _builtins.str = ...,
+        source_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "format", b"format", "parent", b"parent", "request_id", b"request_id", "skip_invalid", b"skip_invalid", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "format", b"format", "parent", b"parent", "request_id", b"request_id", "skip_invalid", b"skip_invalid", "source_url", b"source_url", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

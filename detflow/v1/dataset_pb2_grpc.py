@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from detflow.v1 import dataset_pb2 as detflow_dot_v1_dot_dataset__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -40,6 +41,26 @@ class DatasetServiceStub:
                 request_serializer=detflow_dot_v1_dot_dataset__pb2.UploadArchiveRequest.SerializeToString,
                 response_deserializer=detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
                 _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/detflow.v1.DatasetService/CreateUpload',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+                _registered_method=True)
+        self.WriteUpload = channel.stream_unary(
+                '/detflow.v1.DatasetService/WriteUpload',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.WriteUploadRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/detflow.v1.DatasetService/GetUpload',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+                _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/detflow.v1.DatasetService/DeleteUpload',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_dataset__pb2.DeleteUploadResponse.FromString,
+                _registered_method=True)
         self.CreateDataset = channel.unary_unary(
                 '/detflow.v1.DatasetService/CreateDataset',
                 request_serializer=detflow_dot_v1_dot_dataset__pb2.CreateDatasetRequest.SerializeToString,
@@ -54,6 +75,21 @@ class DatasetServiceStub:
                 '/detflow.v1.DatasetService/ListDatasets',
                 request_serializer=detflow_dot_v1_dot_dataset__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=detflow_dot_v1_dot_dataset__pb2.ListDatasetsResponse.FromString,
+                _registered_method=True)
+        self.GetDatasetStatistics = channel.unary_unary(
+                '/detflow.v1.DatasetService/GetDatasetStatistics',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.GetDatasetStatisticsRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_dataset__pb2.DatasetStatistics.FromString,
+                _registered_method=True)
+        self.ListImportProblems = channel.unary_unary(
+                '/detflow.v1.DatasetService/ListImportProblems',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.ListImportProblemsRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_dataset__pb2.ListImportProblemsResponse.FromString,
+                _registered_method=True)
+        self.DownloadDataset = channel.unary_stream(
+                '/detflow.v1.DatasetService/DownloadDataset',
+                request_serializer=detflow_dot_v1_dot_dataset__pb2.DownloadDatasetRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
         self.DeleteDataset = channel.unary_unary(
                 '/detflow.v1.DatasetService/DeleteDataset',
@@ -78,6 +114,35 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateUpload(self, request, context):
+        """Begins an upload that can be interrupted and continued.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteUpload(self, request_iterator, context):
+        """Adds bytes to an upload, from its committed_bytes on. What is committed stays if the stream breaks. Over HTTP: PATCH
+        /v1/{name=projects/*/uploads/*} with the bytes as body and their place in the header Upload-Offset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """Gets an upload: how far it has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUpload(self, request, context):
+        """Throws an upload away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateDataset(self, request, context):
         """Starts the import of an uploaded archive; returns at once in IMPORTING.
         """
@@ -94,6 +159,27 @@ class DatasetServiceServicer:
 
     def ListDatasets(self, request, context):
         """Lists a project's datasets, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDatasetStatistics(self, request, context):
+        """Gets what a READY dataset says about itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImportProblems(self, request, context):
+        """Lists everything that an import left out, clipped or refused, by place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadDataset(self, request, context):
+        """Packs a READY dataset as a zip in one of the formats, with the original images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +207,26 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     request_deserializer=detflow_dot_v1_dot_dataset__pb2.UploadArchiveRequest.FromString,
                     response_serializer=detflow_dot_v1_dot_dataset__pb2.Upload.SerializeToString,
             ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.CreateUploadRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_dataset__pb2.Upload.SerializeToString,
+            ),
+            'WriteUpload': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteUpload,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.WriteUploadRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_dataset__pb2.Upload.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.GetUploadRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_dataset__pb2.Upload.SerializeToString,
+            ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_dataset__pb2.DeleteUploadResponse.SerializeToString,
+            ),
             'CreateDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDataset,
                     request_deserializer=detflow_dot_v1_dot_dataset__pb2.CreateDatasetRequest.FromString,
@@ -135,6 +241,21 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ListDatasets,
                     request_deserializer=detflow_dot_v1_dot_dataset__pb2.ListDatasetsRequest.FromString,
                     response_serializer=detflow_dot_v1_dot_dataset__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'GetDatasetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDatasetStatistics,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.GetDatasetStatisticsRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_dataset__pb2.DatasetStatistics.SerializeToString,
+            ),
+            'ListImportProblems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImportProblems,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.ListImportProblemsRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_dataset__pb2.ListImportProblemsResponse.SerializeToString,
+            ),
+            'DownloadDataset': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadDataset,
+                    request_deserializer=detflow_dot_v1_dot_dataset__pb2.DownloadDatasetRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'DeleteDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDataset,
@@ -175,6 +296,114 @@ class DatasetService:
             '/detflow.v1.DatasetService/UploadArchive',
             detflow_dot_v1_dot_dataset__pb2.UploadArchiveRequest.SerializeToString,
             detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.DatasetService/CreateUpload',
+            detflow_dot_v1_dot_dataset__pb2.CreateUploadRequest.SerializeToString,
+            detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteUpload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/detflow.v1.DatasetService/WriteUpload',
+            detflow_dot_v1_dot_dataset__pb2.WriteUploadRequest.SerializeToString,
+            detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.DatasetService/GetUpload',
+            detflow_dot_v1_dot_dataset__pb2.GetUploadRequest.SerializeToString,
+            detflow_dot_v1_dot_dataset__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.DatasetService/DeleteUpload',
+            detflow_dot_v1_dot_dataset__pb2.DeleteUploadRequest.SerializeToString,
+            detflow_dot_v1_dot_dataset__pb2.DeleteUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -256,6 +485,87 @@ class DatasetService:
             '/detflow.v1.DatasetService/ListDatasets',
             detflow_dot_v1_dot_dataset__pb2.ListDatasetsRequest.SerializeToString,
             detflow_dot_v1_dot_dataset__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDatasetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.DatasetService/GetDatasetStatistics',
+            detflow_dot_v1_dot_dataset__pb2.GetDatasetStatisticsRequest.SerializeToString,
+            detflow_dot_v1_dot_dataset__pb2.DatasetStatistics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImportProblems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.DatasetService/ListImportProblems',
+            detflow_dot_v1_dot_dataset__pb2.ListImportProblemsRequest.SerializeToString,
+            detflow_dot_v1_dot_dataset__pb2.ListImportProblemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/detflow.v1.DatasetService/DownloadDataset',
+            detflow_dot_v1_dot_dataset__pb2.DownloadDatasetRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from detflow.v1 import dataset_pb2 as _dataset_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -35,12 +36,28 @@ class DatasetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
     UploadArchive: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadArchiveRequest, _dataset_pb2.Upload]
     """Receives an archive in chunks. Over HTTP: POST /v1/{parent=projects/*}/uploads with the archive as body."""
+    CreateUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateUploadRequest, _dataset_pb2.Upload]
+    """Begins an upload that can be interrupted and continued."""
+    WriteUpload: _grpc.StreamUnaryMultiCallable[_dataset_pb2.WriteUploadRequest, _dataset_pb2.Upload]
+    """Adds bytes to an upload, from its committed_bytes on. What is committed stays if the stream breaks. Over HTTP: PATCH
+    /v1/{name=projects/*/uploads/*} with the bytes as body and their place in the header Upload-Offset.
+    """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetUploadRequest, _dataset_pb2.Upload]
+    """Gets an upload: how far it has come."""
+    DeleteUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteUploadRequest, _dataset_pb2.DeleteUploadResponse]
+    """Throws an upload away."""
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateDatasetRequest, _dataset_pb2.Dataset]
     """Starts the import of an uploaded archive; returns at once in IMPORTING."""
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.Dataset]
     """Gets one dataset."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetsRequest, _dataset_pb2.ListDatasetsResponse]
     """Lists a project's datasets, newest first."""
+    GetDatasetStatistics: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetStatisticsRequest, _dataset_pb2.DatasetStatistics]
+    """Gets what a READY dataset says about itself."""
+    ListImportProblems: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListImportProblemsRequest, _dataset_pb2.ListImportProblemsResponse]
+    """Lists everything that an import left out, clipped or refused, by place."""
+    DownloadDataset: _grpc.UnaryStreamMultiCallable[_dataset_pb2.DownloadDatasetRequest, _httpbody_pb2.HttpBody]
+    """Packs a READY dataset as a zip in one of the formats, with the original images."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]
     """Deletes a dataset that no version uses."""
     WatchDataset: _grpc.UnaryStreamMultiCallable[_dataset_pb2.WatchDatasetRequest, _dataset_pb2.WatchDatasetResponse]
@@ -53,12 +70,28 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadArchive: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadArchiveRequest, _dataset_pb2.Upload]  # type: ignore[assignment]
     """Receives an archive in chunks. Over HTTP: POST /v1/{parent=projects/*}/uploads with the archive as body."""
+    CreateUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateUploadRequest, _dataset_pb2.Upload]  # type: ignore[assignment]
+    """Begins an upload that can be interrupted and continued."""
+    WriteUpload: _aio.StreamUnaryMultiCallable[_dataset_pb2.WriteUploadRequest, _dataset_pb2.Upload]  # type: ignore[assignment]
+    """Adds bytes to an upload, from its committed_bytes on. What is committed stays if the stream breaks. Over HTTP: PATCH
+    /v1/{name=projects/*/uploads/*} with the bytes as body and their place in the header Upload-Offset.
+    """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetUploadRequest, _dataset_pb2.Upload]  # type: ignore[assignment]
+    """Gets an upload: how far it has come."""
+    DeleteUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteUploadRequest, _dataset_pb2.DeleteUploadResponse]  # type: ignore[assignment]
+    """Throws an upload away."""
     CreateDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
     """Starts the import of an uploaded archive; returns at once in IMPORTING."""
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
     """Gets one dataset."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetsRequest, _dataset_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Lists a project's datasets, newest first."""
+    GetDatasetStatistics: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetStatisticsRequest, _dataset_pb2.DatasetStatistics]  # type: ignore[assignment]
+    """Gets what a READY dataset says about itself."""
+    ListImportProblems: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListImportProblemsRequest, _dataset_pb2.ListImportProblemsResponse]  # type: ignore[assignment]
+    """Lists everything that an import left out, clipped or refused, by place."""
+    DownloadDataset: _aio.UnaryStreamMultiCallable[_dataset_pb2.DownloadDatasetRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Packs a READY dataset as a zip in one of the formats, with the original images."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     """Deletes a dataset that no version uses."""
     WatchDataset: _aio.UnaryStreamMultiCallable[_dataset_pb2.WatchDatasetRequest, _dataset_pb2.WatchDatasetResponse]  # type: ignore[assignment]
@@ -74,6 +107,40 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.Upload, _abc.Awaitable[_dataset_pb2.Upload]]:
         """Receives an archive in chunks. Over HTTP: POST /v1/{parent=projects/*}/uploads with the archive as body."""
+
+    @_abc_1.abstractmethod
+    def CreateUpload(
+        self,
+        request: _dataset_pb2.CreateUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Upload, _abc.Awaitable[_dataset_pb2.Upload]]:
+        """Begins an upload that can be interrupted and continued."""
+
+    @_abc_1.abstractmethod
+    def WriteUpload(
+        self,
+        request_iterator: _MaybeAsyncIterator[_dataset_pb2.WriteUploadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Upload, _abc.Awaitable[_dataset_pb2.Upload]]:
+        """Adds bytes to an upload, from its committed_bytes on. What is committed stays if the stream breaks. Over HTTP: PATCH
+        /v1/{name=projects/*/uploads/*} with the bytes as body and their place in the header Upload-Offset.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _dataset_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Upload, _abc.Awaitable[_dataset_pb2.Upload]]:
+        """Gets an upload: how far it has come."""
+
+    @_abc_1.abstractmethod
+    def DeleteUpload(
+        self,
+        request: _dataset_pb2.DeleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DeleteUploadResponse, _abc.Awaitable[_dataset_pb2.DeleteUploadResponse]]:
+        """Throws an upload away."""
 
     @_abc_1.abstractmethod
     def CreateDataset(
@@ -98,6 +165,30 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.ListDatasetsResponse, _abc.Awaitable[_dataset_pb2.ListDatasetsResponse]]:
         """Lists a project's datasets, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetDatasetStatistics(
+        self,
+        request: _dataset_pb2.GetDatasetStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DatasetStatistics, _abc.Awaitable[_dataset_pb2.DatasetStatistics]]:
+        """Gets what a READY dataset says about itself."""
+
+    @_abc_1.abstractmethod
+    def ListImportProblems(
+        self,
+        request: _dataset_pb2.ListImportProblemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListImportProblemsResponse, _abc.Awaitable[_dataset_pb2.ListImportProblemsResponse]]:
+        """Lists everything that an import left out, clipped or refused, by place."""
+
+    @_abc_1.abstractmethod
+    def DownloadDataset(
+        self,
+        request: _dataset_pb2.DownloadDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Packs a READY dataset as a zip in one of the formats, with the original images."""
 
     @_abc_1.abstractmethod
     def DeleteDataset(

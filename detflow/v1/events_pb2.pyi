@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class Event(_message.Message):
     """Payload of every message on the stream DETFLOW_EVENTS. The subject says what happened:
-      detflow.v1.version.{id}.{created|updated|state_changed|deleted|undeleted}    -> version
+      detflow.v1.version.{id}.{created|updated|state_changed|deleted|undeleted|purged} -> version
       detflow.v1.dataset.{id}.{created|imported|failed|deleted}                    -> dataset
       detflow.v1.preprocessing.{version id}.state_changed                          -> preprocessing
       detflow.v1.training.{id}.state_changed                                       -> training

@@ -3,11 +3,13 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from detflow.v1 import common_pb2 as _common_pb2
 from detflow.v1 import version_pb2 as _version_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -114,6 +116,298 @@ class Preprocessing(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
+
+@_typing.final
+class LeakReport(_message.Message):
+    """What would let a model see its test images in training, and what was done about it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Group(_message.Message):
+        """Images that belong together."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SPLIT_FIELD_NUMBER: _builtins.int
+        NUM_IMAGES_FIELD_NUMBER: _builtins.int
+        PATHS_FIELD_NUMBER: _builtins.int
+        MAX_DISTANCE_FIELD_NUMBER: _builtins.int
+        split: _common_pb2.Split.ValueType
+        """Split that has them; SPLIT_UNSPECIFIED if they are in several, because the archive's own splits were kept."""
+        num_images: _builtins.int
+        """Images of the group."""
+        max_distance: _builtins.int
+        """Most bits by which the perceptual hashes of two neighbours differ, of 64; absent if the group is not one of looks."""
+        @_builtins.property
+        def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Paths of the first of them, at most 10."""
+
+        def __init__(
+            self,
+            *,
+            split: _common_pb2.Split.ValueType = ...,
+            num_images: _builtins.int = ...,
+            paths: _abc.Iterable[_builtins.str] | None = ...,
+            max_distance: _builtins.int | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_max_distance", b"_max_distance", "max_distance", b"max_distance"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_distance", b"_max_distance", "max_distance", b"max_distance", "num_images", b"num_images", "paths", b"paths", "split", b"split"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__max_distance: _TypeAlias = _typing.Literal["max_distance"]  # noqa: Y015
+        _WhichOneofArgType__max_distance: _TypeAlias = _typing.Literal["_max_distance", b"_max_distance"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__max_distance) -> _WhichOneofReturnType__max_distance | None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    NUM_GROUPS_FIELD_NUMBER: _builtins.int
+    NUM_GROUPED_IMAGES_FIELD_NUMBER: _builtins.int
+    NUM_LEAKING_GROUPS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    NUM_SOURCES_FIELD_NUMBER: _builtins.int
+    NUM_AUGMENTED_COPIES_FIELD_NUMBER: _builtins.int
+    NUM_BOXES_BY_CLASS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/versions/{version}/leakReport"""
+    group_by: _version_pb2.GroupBy.ValueType
+    """How images were grouped."""
+    num_groups: _builtins.int
+    """Groups of more than one image."""
+    num_grouped_images: _builtins.int
+    """Images in them."""
+    num_leaking_groups: _builtins.int
+    """Groups that are in more than one split: each is a leak. None unless the archive's own splits were kept."""
+    num_augmented_copies: _builtins.int
+    """Augmented copies in the training split; there are none in the others."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeakReport.Group]:
+        """Leaking groups first, then the largest; at most 100."""
+
+    @_builtins.property
+    def num_sources(self) -> _version_pb2.SplitCounts:
+        """Images of each split before augmentation."""
+
+    @_builtins.property
+    def num_boxes_by_class(self) -> _containers.RepeatedCompositeFieldContainer[_version_pb2.SplitCounts]:
+        """By class, in the order of the version's class_names: boxes of sources in each split."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        group_by: _version_pb2.GroupBy.ValueType = ...,
+        num_groups: _builtins.int = ...,
+        num_grouped_images: _builtins.int = ...,
+        num_leaking_groups: _builtins.int = ...,
+        groups: _abc.Iterable[Global___LeakReport.Group] | None = ...,
+        num_sources: _version_pb2.SplitCounts | None = ...,
+        num_augmented_copies: _builtins.int = ...,
+        num_boxes_by_class: _abc.Iterable[_version_pb2.SplitCounts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["num_sources", b"num_sources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_by", b"group_by", "groups", b"groups", "name", b"name", "num_augmented_copies", b"num_augmented_copies", "num_boxes_by_class", b"num_boxes_by_class", "num_grouped_images", b"num_grouped_images", "num_groups", b"num_groups", "num_leaking_groups", b"num_leaking_groups", "num_sources", b"num_sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeakReport: _TypeAlias = LeakReport  # noqa: Y015
+
+@_typing.final
+class PreviewVersionRequest(_message.Message):
+    """Request of PreviewVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLES_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """projects/{project}"""
+    dataset: _builtins.str
+    """projects/{project}/datasets/{dataset}"""
+    num_samples: _builtins.int
+    """Images to show, 0..12."""
+    @_builtins.property
+    def recipe(self) -> _version_pb2.Recipe:
+        """What would be done."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        dataset: _builtins.str = ...,
+        recipe: _version_pb2.Recipe | None = ...,
+        num_samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recipe", b"recipe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "num_samples", b"num_samples", "parent", b"parent", "recipe", b"recipe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewVersionRequest: _TypeAlias = PreviewVersionRequest  # noqa: Y015
+
+@_typing.final
+class PreviewVersionResponse(_message.Message):
+    """Response of PreviewVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Picture(_message.Message):
+        """One picture with its boxes."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STEP_FIELD_NUMBER: _builtins.int
+        WIDTH_PX_FIELD_NUMBER: _builtins.int
+        HEIGHT_PX_FIELD_NUMBER: _builtins.int
+        JPEG_FIELD_NUMBER: _builtins.int
+        BOXES_FIELD_NUMBER: _builtins.int
+        CLASS_IDS_FIELD_NUMBER: _builtins.int
+        step: _builtins.str
+        """What was done, e.g. "original", "none", "flip_left_right", "brightness +30"."""
+        width_px: _builtins.int
+        """Width of the real image in pixels; the picture may be smaller."""
+        height_px: _builtins.int
+        """Height of the real image in pixels."""
+        jpeg: _builtins.bytes
+        """The picture, longest side at most 320 pixels."""
+        @_builtins.property
+        def boxes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """Flat x1, y1, x2, y2 per box, pixels of the real image."""
+
+        @_builtins.property
+        def class_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """Class of each box, an index into the dataset's class_names."""
+
+        def __init__(
+            self,
+            *,
+            step: _builtins.str = ...,
+            width_px: _builtins.int = ...,
+            height_px: _builtins.int = ...,
+            jpeg: _builtins.bytes = ...,
+            boxes: _abc.Iterable[_builtins.float] | None = ...,
+            class_ids: _abc.Iterable[_builtins.int] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "class_ids", b"class_ids", "height_px", b"height_px", "jpeg", b"jpeg", "step", b"step", "width_px", b"width_px"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Sample(_message.Message):
+        """An image before and after."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PATH_FIELD_NUMBER: _builtins.int
+        SPLIT_FIELD_NUMBER: _builtins.int
+        BEFORE_FIELD_NUMBER: _builtins.int
+        AFTER_FIELD_NUMBER: _builtins.int
+        path: _builtins.str
+        """Path in the dataset's archive."""
+        split: _common_pb2.Split.ValueType
+        """The split it would be in."""
+        @_builtins.property
+        def before(self) -> Global___PreviewVersionResponse.Picture:
+            """As it was imported, upright."""
+
+        @_builtins.property
+        def after(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewVersionResponse.Picture]:
+            """The image itself and its copies, in the order of the recipe."""
+
+        def __init__(
+            self,
+            *,
+            path: _builtins.str = ...,
+            split: _common_pb2.Split.ValueType = ...,
+            before: Global___PreviewVersionResponse.Picture | None = ...,
+            after: _abc.Iterable[Global___PreviewVersionResponse.Picture] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "path", b"path", "split", b"split"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUM_IMAGES_FIELD_NUMBER: _builtins.int
+    LEAK_REPORT_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def num_images(self) -> _version_pb2.SplitCounts:
+        """Images in each split, copies included: exactly what the version would have."""
+
+    @_builtins.property
+    def leak_report(self) -> Global___LeakReport:
+        """What the split would keep together."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewVersionResponse.Sample]:
+        """Images from all splits, those of the training split first."""
+
+    def __init__(
+        self,
+        *,
+        num_images: _version_pb2.SplitCounts | None = ...,
+        leak_report: Global___LeakReport | None = ...,
+        samples: _abc.Iterable[Global___PreviewVersionResponse.Sample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leak_report", b"leak_report", "num_images", b"num_images"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leak_report", b"leak_report", "num_images", b"num_images", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewVersionResponse: _TypeAlias = PreviewVersionResponse  # noqa: Y015
+
+@_typing.final
+class GetLeakReportRequest(_message.Message):
+    """Request of GetLeakReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/versions/{version}/leakReport"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLeakReportRequest: _TypeAlias = GetLeakReportRequest  # noqa: Y015
+
+@_typing.final
+class DownloadReplayRequest(_message.Message):
+    """Request of DownloadReplay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/versions/{version}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadReplayRequest: _TypeAlias = DownloadReplayRequest  # noqa: Y015
 
 @_typing.final
 class GetPreprocessingRequest(_message.Message):

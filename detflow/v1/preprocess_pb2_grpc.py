@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from detflow.v1 import preprocess_pb2 as detflow_dot_v1_dot_preprocess__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,21 @@ class PreprocessServiceStub:
                 request_serializer=detflow_dot_v1_dot_preprocess__pb2.WatchPreprocessingRequest.SerializeToString,
                 response_deserializer=detflow_dot_v1_dot_preprocess__pb2.WatchPreprocessingResponse.FromString,
                 _registered_method=True)
+        self.PreviewVersion = channel.unary_unary(
+                '/detflow.v1.PreprocessService/PreviewVersion',
+                request_serializer=detflow_dot_v1_dot_preprocess__pb2.PreviewVersionRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_preprocess__pb2.PreviewVersionResponse.FromString,
+                _registered_method=True)
+        self.GetLeakReport = channel.unary_unary(
+                '/detflow.v1.PreprocessService/GetLeakReport',
+                request_serializer=detflow_dot_v1_dot_preprocess__pb2.GetLeakReportRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_preprocess__pb2.LeakReport.FromString,
+                _registered_method=True)
+        self.DownloadReplay = channel.unary_stream(
+                '/detflow.v1.PreprocessService/DownloadReplay',
+                request_serializer=detflow_dot_v1_dot_preprocess__pb2.DownloadReplayRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class PreprocessServiceServicer:
@@ -65,6 +81,28 @@ class PreprocessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewVersion(self, request, context):
+        """Shows what a recipe would make of a dataset, without making it: exact counts, and images before and after.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLeakReport(self, request, context):
+        """Gets the leak report of a preprocessed version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadReplay(self, request, context):
+        """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
+        the commands. JSON.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PreprocessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +115,21 @@ def add_PreprocessServiceServicer_to_server(servicer, server):
                     servicer.WatchPreprocessing,
                     request_deserializer=detflow_dot_v1_dot_preprocess__pb2.WatchPreprocessingRequest.FromString,
                     response_serializer=detflow_dot_v1_dot_preprocess__pb2.WatchPreprocessingResponse.SerializeToString,
+            ),
+            'PreviewVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewVersion,
+                    request_deserializer=detflow_dot_v1_dot_preprocess__pb2.PreviewVersionRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_preprocess__pb2.PreviewVersionResponse.SerializeToString,
+            ),
+            'GetLeakReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLeakReport,
+                    request_deserializer=detflow_dot_v1_dot_preprocess__pb2.GetLeakReportRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_preprocess__pb2.LeakReport.SerializeToString,
+            ),
+            'DownloadReplay': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadReplay,
+                    request_deserializer=detflow_dot_v1_dot_preprocess__pb2.DownloadReplayRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +187,87 @@ class PreprocessService:
             '/detflow.v1.PreprocessService/WatchPreprocessing',
             detflow_dot_v1_dot_preprocess__pb2.WatchPreprocessingRequest.SerializeToString,
             detflow_dot_v1_dot_preprocess__pb2.WatchPreprocessingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.PreprocessService/PreviewVersion',
+            detflow_dot_v1_dot_preprocess__pb2.PreviewVersionRequest.SerializeToString,
+            detflow_dot_v1_dot_preprocess__pb2.PreviewVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLeakReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.PreprocessService/GetLeakReport',
+            detflow_dot_v1_dot_preprocess__pb2.GetLeakReportRequest.SerializeToString,
+            detflow_dot_v1_dot_preprocess__pb2.LeakReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadReplay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/detflow.v1.PreprocessService/DownloadReplay',
+            detflow_dot_v1_dot_preprocess__pb2.DownloadReplayRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

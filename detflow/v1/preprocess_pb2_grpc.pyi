@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from detflow.v1 import preprocess_pb2 as _preprocess_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -37,6 +38,14 @@ class PreprocessServiceStub:
     """Gets the preprocessing of a version."""
     WatchPreprocessing: _grpc.UnaryStreamMultiCallable[_preprocess_pb2.WatchPreprocessingRequest, _preprocess_pb2.WatchPreprocessingResponse]
     """Watches it: as it is now, then progress and changes. Ends after a final state."""
+    PreviewVersion: _grpc.UnaryUnaryMultiCallable[_preprocess_pb2.PreviewVersionRequest, _preprocess_pb2.PreviewVersionResponse]
+    """Shows what a recipe would make of a dataset, without making it: exact counts, and images before and after."""
+    GetLeakReport: _grpc.UnaryUnaryMultiCallable[_preprocess_pb2.GetLeakReportRequest, _preprocess_pb2.LeakReport]
+    """Gets the leak report of a preprocessed version."""
+    DownloadReplay: _grpc.UnaryStreamMultiCallable[_preprocess_pb2.DownloadReplayRequest, _httpbody_pb2.HttpBody]
+    """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
+    the commands. JSON.
+    """
 
 @_typing.type_check_only
 class PreprocessServiceAsyncStub(PreprocessServiceStub):
@@ -47,6 +56,14 @@ class PreprocessServiceAsyncStub(PreprocessServiceStub):
     """Gets the preprocessing of a version."""
     WatchPreprocessing: _aio.UnaryStreamMultiCallable[_preprocess_pb2.WatchPreprocessingRequest, _preprocess_pb2.WatchPreprocessingResponse]  # type: ignore[assignment]
     """Watches it: as it is now, then progress and changes. Ends after a final state."""
+    PreviewVersion: _aio.UnaryUnaryMultiCallable[_preprocess_pb2.PreviewVersionRequest, _preprocess_pb2.PreviewVersionResponse]  # type: ignore[assignment]
+    """Shows what a recipe would make of a dataset, without making it: exact counts, and images before and after."""
+    GetLeakReport: _aio.UnaryUnaryMultiCallable[_preprocess_pb2.GetLeakReportRequest, _preprocess_pb2.LeakReport]  # type: ignore[assignment]
+    """Gets the leak report of a preprocessed version."""
+    DownloadReplay: _aio.UnaryStreamMultiCallable[_preprocess_pb2.DownloadReplayRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
+    the commands. JSON.
+    """
 
 class PreprocessServiceServicer(metaclass=_abc_1.ABCMeta):
     """The making of bundles. Served by the preprocess service; work starts by the version's event, not by a call."""
@@ -66,5 +83,31 @@ class PreprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_preprocess_pb2.WatchPreprocessingResponse], _abc.AsyncIterator[_preprocess_pb2.WatchPreprocessingResponse]]:
         """Watches it: as it is now, then progress and changes. Ends after a final state."""
+
+    @_abc_1.abstractmethod
+    def PreviewVersion(
+        self,
+        request: _preprocess_pb2.PreviewVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_preprocess_pb2.PreviewVersionResponse, _abc.Awaitable[_preprocess_pb2.PreviewVersionResponse]]:
+        """Shows what a recipe would make of a dataset, without making it: exact counts, and images before and after."""
+
+    @_abc_1.abstractmethod
+    def GetLeakReport(
+        self,
+        request: _preprocess_pb2.GetLeakReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_preprocess_pb2.LeakReport, _abc.Awaitable[_preprocess_pb2.LeakReport]]:
+        """Gets the leak report of a preprocessed version."""
+
+    @_abc_1.abstractmethod
+    def DownloadReplay(
+        self,
+        request: _preprocess_pb2.DownloadReplayRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
+        """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
+        the commands. JSON.
+        """
 
 def add_PreprocessServiceServicer_to_server(servicer: PreprocessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

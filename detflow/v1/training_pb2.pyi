@@ -134,7 +134,7 @@ class Training(_message.Message):
     revision: _builtins.int
     """Increases by one with every change of state."""
     model: _builtins.str
-    """Id of the model, e.g. yolov8n; empty means yolov5s."""
+    """Id of the model, e.g. yolov8n; empty means that of `warm_start` where it says so, else yolov5s."""
     batch_size: _builtins.int
     """Images per step; 16 if absent."""
     epochs: _builtins.int

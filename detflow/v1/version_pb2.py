@@ -31,7 +31,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/version.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\nSplitRatio\x12\x18\n\x05train\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x62(\x01\x12\x16\n\x03val\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x62(\x01\x12\x17\n\x04test\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x62(\x01:h\xbaHe\x1a\x63\n\x0fsplit_ratio.sum\x12&train, val and test must add up to 100\x1a(this.train + this.val + this.test == 100\"\x9b\x02\n\x06Recipe\x12%\n\x05split\x18\x01 \x01(\x0b\x32\x16.detflow.v1.SplitRatio\x12\x82\x01\n\x0bmax_side_px\x18\x02 \x01(\x05\x42m\xbaHj\xba\x01g\n\x11max_side_px.range\x12\'must be 0 (keep the size) or 32 to 8192\x1a)this == 0 || (this >= 32 && this <= 8192)\x12\x11\n\tgrayscale\x18\x03 \x01(\x08\x12\x44\n\raugmentations\x18\x04 \x03(\x0e\x32\x18.detflow.v1.AugmentationB\x13\xbaH\x10\x92\x01\r\x10\x05\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x0c\n\x04seed\x18\x05 \x01(\x03\"7\n\x0bSplitCounts\x12\r\n\x05train\x18\x01 \x01(\x03\x12\x0b\n\x03val\x18\x02 \x01(\x03\x12\x0c\n\x04test\x18\x03 \x01(\x03\"\xa8\x08\n\x07Version\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\xde\x01\n\x0c\x64isplay_name\x18\x02 \x01(\tB\xc7\x01\xbaH\xc3\x01r\x02\x18?\xba\x01\xbb\x01\n\x17\x64isplay_name.characters\x12=must not contain control or bidirectional-override characters\x1a\x61!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x19.detflow.v1.Version.StateB\x04\xe2\x41\x01\x03\x12S\n\x07\x64\x61taset\x18\x04 \x01(\tBB\xe2\x41\x02\x02\x05\xbaH:r826^(projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63})?$\x12(\n\x06recipe\x18\x05 \x01(\x0b\x32\x12.detflow.v1.RecipeB\x04\xe2\x41\x01\x05\x12\x19\n\x0b\x63lass_names\x18\x06 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\nnum_images\x18\x07 \x01(\x0b\x32\x17.detflow.v1.SplitCountsB\x04\xe2\x41\x01\x03\x12\x30\n\x08manifest\x18\x08 \x01(\x0b\x32\x18.detflow.v1.StoredObjectB\x04\xe2\x41\x01\x03\x12\x16\n\x08training\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12*\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x13.detflow.v1.FailureB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65lete_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xac\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rPREPROCESSING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06QUEUED\x10\x03\x12\x10\n\x0cPROVISIONING\x10\x04\x12\x0c\n\x08TRAINING\x10\x05\x12\x0e\n\nEVALUATING\x10\x06\x12\r\n\tCOMPLETED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x12\x0b\n\x07STOPPED\x10\t\x12\n\n\x06PAUSED\x10\n:;\xea\x41\x38\n\x0f\x64\x65tflow/Version\x12%projects/{project}/versions/{version}\"\x9c\x01\n\x14\x43reateVersionRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x30\n\x07version\x18\x02 \x01(\x0b\x32\x13.detflow.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"a\n\x11GetVersionRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"\x9c\x01\n\x13ListVersionsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x14\n\x0cshow_deleted\x18\x04 \x01(\x08\"V\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\x14UpdateVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x13.detflow.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"{\n\x14\x44\x65leteVersionRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"f\n\x16UndeleteVersionRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"g\n\x14WatchVersionsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xb5\x01\n\x15WatchVersionsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x30\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1c.detflow.v1.VersionsSnapshotH\x00\x12&\n\x07version\x18\x03 \x01(\x0b\x32\x13.detflow.v1.VersionH\x00\x12*\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what\"G\n\x10VersionsSnapshot\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Version\x12\x0c\n\x04more\x18\x02 \x01(\x08*\xc3\x01\n\x0c\x41ugmentation\x12\x1c\n\x18\x41UGMENTATION_UNSPECIFIED\x10\x00\x12 \n\x1c\x41UGMENTATION_FLIP_LEFT_RIGHT\x10\x01\x12\x1d\n\x19\x41UGMENTATION_FLIP_UP_DOWN\x10\x02\x12\x1a\n\x16\x41UGMENTATION_ROTATE_90\x10\x03\x12\x1b\n\x17\x41UGMENTATION_ROTATE_180\x10\x04\x12\x1b\n\x17\x41UGMENTATION_ROTATE_270\x10\x05\x32\xf6\x06\n\x0eVersionService\x12y\n\rCreateVersion\x12 .detflow.v1.CreateVersionRequest\x1a\x13.detflow.v1.Version\"1\x82\xd3\xe4\x93\x02+\" /v1/{parent=projects/*}/versions:\x07version\x12j\n\nGetVersion\x12\x1d.detflow.v1.GetVersionRequest\x1a\x13.detflow.v1.Version\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=projects/*/versions/*}\x12{\n\x0cListVersions\x12\x1f.detflow.v1.ListVersionsRequest\x1a .detflow.v1.ListVersionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=projects/*}/versions\x12\x81\x01\n\rUpdateVersion\x12 .detflow.v1.UpdateVersionRequest\x1a\x13.detflow.v1.Version\"9\x82\xd3\xe4\x93\x02\x33\x32(/v1/{version.name=projects/*/versions/*}:\x07version\x12p\n\rDeleteVersion\x12 .detflow.v1.DeleteVersionRequest\x1a\x13.detflow.v1.Version\"(\x82\xd3\xe4\x93\x02\"* /v1/{name=projects/*/versions/*}\x12\x80\x01\n\x0fUndeleteVersion\x12\".detflow.v1.UndeleteVersionRequest\x1a\x13.detflow.v1.Version\"4\x82\xd3\xe4\x93\x02.\")/v1/{name=projects/*/versions/*}:undelete:\x01*\x12\x86\x01\n\rWatchVersions\x12 .detflow.v1.WatchVersionsRequest\x1a!.detflow.v1.WatchVersionsResponse\".\x82\xd3\xe4\x93\x02(\x12&/v1/{parent=projects/*}/versions:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/version.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x01\n\nSplitRatio\x12\x18\n\x05train\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x62(\x01\x12\x16\n\x03val\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x62(\x01\x12\x17\n\x04test\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x62(\x01:h\xbaHe\x1a\x63\n\x0fsplit_ratio.sum\x12&train, val and test must add up to 100\x1a(this.train + this.val + this.test == 100\"\xba\x01\n\tExactSize\x12\x1c\n\x08width_px\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@( \x12\x1d\n\theight_px\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x80@( \x12\x30\n\x03\x66it\x18\x03 \x01(\x0e\x32\x19.detflow.v1.ExactSize.FitB\x08\xbaH\x05\x82\x01\x02\x10\x01\">\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x11\n\rFIT_LETTERBOX\x10\x01\x12\x0f\n\x0b\x46IT_STRETCH\x10\x02\"\x94\x06\n\x06Recipe\x12%\n\x05split\x18\x01 \x01(\x0b\x32\x16.detflow.v1.SplitRatio\x12\x82\x01\n\x0bmax_side_px\x18\x02 \x01(\x05\x42m\xbaHj\xba\x01g\n\x11max_side_px.range\x12\'must be 0 (keep the size) or 32 to 8192\x1a)this == 0 || (this >= 32 && this <= 8192)\x12\x11\n\tgrayscale\x18\x03 \x01(\x08\x12\x44\n\raugmentations\x18\x04 \x03(\x0e\x32\x18.detflow.v1.AugmentationB\x13\xbaH\x10\x92\x01\r\x10\x06\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x1b\n\x13keep_existing_split\x18\x06 \x01(\x08\x12/\n\x08group_by\x18\x07 \x01(\x0e\x32\x13.detflow.v1.GroupByB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12 \n\x0fgroup_separator\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18\x10\x12)\n\nexact_size\x18\t \x01(\x0b\x32\x15.detflow.v1.ExactSize\x12\x31\n\nbrightness\x18\n \x03(\x05\x42\x1d\xbaH\x1a\x92\x01\x17\x10\x08\x18\x01\"\x11\x1a\x0f\x18Z(\xa6\xff\xff\xff\xff\xff\xff\xff\xff\x01\x38\x00\x12=\n\x08\x63ontrast\x18\x0b \x03(\x01\x42+\xbaH(\x92\x01%\x10\x08\x18\x01\"\x1f\x12\x1d\x19\x00\x00\x00\x00\x00\x00\x08@)\x00\x00\x00\x00\x00\x00\x00\x00\x39\x00\x00\x00\x00\x00\x00\xf0?@\x01:\xe9\x01\xbaH\xe5\x01\x1a\x63\n\x0brecipe.size\x12$set either max_side_px or exact_size\x1a.this.max_side_px == 0 || !has(this.exact_size)\x1a~\n\x16recipe.group_separator\x12.goes with GROUP_BY_NAME_PREFIX, which needs it\x1a\x34(this.group_by == 4) == (this.group_separator != \'\')\"7\n\x0bSplitCounts\x12\r\n\x05train\x18\x01 \x01(\x03\x12\x0b\n\x03val\x18\x02 \x01(\x03\x12\x0c\n\x04test\x18\x03 \x01(\x03\"\x97\x0b\n\x07Version\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\xde\x01\n\x0c\x64isplay_name\x18\x02 \x01(\tB\xc7\x01\xbaH\xc3\x01r\x02\x18?\xba\x01\xbb\x01\n\x17\x64isplay_name.characters\x12=must not contain control or bidirectional-override characters\x1a\x61!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x19.detflow.v1.Version.StateB\x04\xe2\x41\x01\x03\x12S\n\x07\x64\x61taset\x18\x04 \x01(\tBB\xe2\x41\x02\x02\x05\xbaH:r826^(projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63})?$\x12(\n\x06recipe\x18\x05 \x01(\x0b\x32\x12.detflow.v1.RecipeB\x04\xe2\x41\x01\x05\x12\x19\n\x0b\x63lass_names\x18\x06 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\nnum_images\x18\x07 \x01(\x0b\x32\x17.detflow.v1.SplitCountsB\x04\xe2\x41\x01\x03\x12\x30\n\x08manifest\x18\x08 \x01(\x0b\x32\x18.detflow.v1.StoredObjectB\x04\xe2\x41\x01\x03\x12\x16\n\x08training\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12*\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x13.detflow.v1.FailureB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65lete_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\npurge_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\\\n\x06labels\x18\x11 \x03(\x0b\x32\x1f.detflow.v1.Version.LabelsEntryB+\xbaH(\x9a\x01%\x10@\"\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,62}$*\x04r\x02\x18?\x12\x1c\n\x0e\x64\x61taset_sha256\x18\x12 \x01(\tB\x04\xe2\x41\x01\x03\x12Y\n\x0eparent_version\x18\x13 \x01(\tBA\xe2\x41\x01\x05\xbaH:r826^(projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63})?$\x12\x31\n\x07metrics\x18\x14 \x01(\x0b\x32\x1a.detflow.v1.VersionMetricsB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xac\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rPREPROCESSING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06QUEUED\x10\x03\x12\x10\n\x0cPROVISIONING\x10\x04\x12\x0c\n\x08TRAINING\x10\x05\x12\x0e\n\nEVALUATING\x10\x06\x12\r\n\tCOMPLETED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x12\x0b\n\x07STOPPED\x10\t\x12\n\n\x06PAUSED\x10\n:;\xea\x41\x38\n\x0f\x64\x65tflow/Version\x12%projects/{project}/versions/{version}\"f\n\x0eVersionMetrics\x12\x10\n\x08training\x18\x01 \x01(\t\x12\r\n\x05map50\x18\x02 \x01(\x01\x12\x10\n\x08map50_95\x18\x03 \x01(\x01\x12\x11\n\tprecision\x18\x04 \x01(\x01\x12\x0e\n\x06recall\x18\x05 \x01(\x01\"\x9c\x01\n\x14\x43reateVersionRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x30\n\x07version\x18\x02 \x01(\x0b\x32\x13.detflow.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"a\n\x11GetVersionRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"\xd2\x01\n\x13ListVersionsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x14\n\x0cshow_deleted\x18\x04 \x01(\x08\x12\x18\n\x06\x66ilter\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x1a\n\x08order_by\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"V\n\x14ListVersionsResponse\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\x14UpdateVersionRequest\x12\x30\n\x07version\x18\x01 \x01(\x0b\x32\x13.detflow.v1.VersionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"{\n\x14\x44\x65leteVersionRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x15\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"f\n\x16UndeleteVersionRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"g\n\x14WatchVersionsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xb5\x01\n\x15WatchVersionsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x30\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1c.detflow.v1.VersionsSnapshotH\x00\x12&\n\x07version\x18\x03 \x01(\x0b\x32\x13.detflow.v1.VersionH\x00\x12*\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what\"G\n\x10VersionsSnapshot\x12%\n\x08versions\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Version\x12\x0c\n\x04more\x18\x02 \x01(\x08*\xdf\x01\n\x0c\x41ugmentation\x12\x1c\n\x18\x41UGMENTATION_UNSPECIFIED\x10\x00\x12 \n\x1c\x41UGMENTATION_FLIP_LEFT_RIGHT\x10\x01\x12\x1d\n\x19\x41UGMENTATION_FLIP_UP_DOWN\x10\x02\x12\x1a\n\x16\x41UGMENTATION_ROTATE_90\x10\x03\x12\x1b\n\x17\x41UGMENTATION_ROTATE_180\x10\x04\x12\x1b\n\x17\x41UGMENTATION_ROTATE_270\x10\x05\x12\x1a\n\x16\x41UGMENTATION_GRAYSCALE\x10\x06*\x86\x01\n\x07GroupBy\x12\x18\n\x14GROUP_BY_UNSPECIFIED\x10\x00\x12\x1c\n\x18GROUP_BY_NEAR_DUPLICATES\x10\x01\x12\x14\n\x10GROUP_BY_NOTHING\x10\x02\x12\x13\n\x0fGROUP_BY_FOLDER\x10\x03\x12\x18\n\x14GROUP_BY_NAME_PREFIX\x10\x04\x32\xf6\x06\n\x0eVersionService\x12y\n\rCreateVersion\x12 .detflow.v1.CreateVersionRequest\x1a\x13.detflow.v1.Version\"1\x82\xd3\xe4\x93\x02+\" /v1/{parent=projects/*}/versions:\x07version\x12j\n\nGetVersion\x12\x1d.detflow.v1.GetVersionRequest\x1a\x13.detflow.v1.Version\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=projects/*/versions/*}\x12{\n\x0cListVersions\x12\x1f.detflow.v1.ListVersionsRequest\x1a .detflow.v1.ListVersionsResponse\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=projects/*}/versions\x12\x81\x01\n\rUpdateVersion\x12 .detflow.v1.UpdateVersionRequest\x1a\x13.detflow.v1.Version\"9\x82\xd3\xe4\x93\x02\x33\x32(/v1/{version.name=projects/*/versions/*}:\x07version\x12p\n\rDeleteVersion\x12 .detflow.v1.DeleteVersionRequest\x1a\x13.detflow.v1.Version\"(\x82\xd3\xe4\x93\x02\"* /v1/{name=projects/*/versions/*}\x12\x80\x01\n\x0fUndeleteVersion\x12\".detflow.v1.UndeleteVersionRequest\x1a\x13.detflow.v1.Version\"4\x82\xd3\xe4\x93\x02.\")/v1/{name=projects/*/versions/*}:undelete:\x01*\x12\x86\x01\n\rWatchVersions\x12 .detflow.v1.WatchVersionsRequest\x1a!.detflow.v1.WatchVersionsResponse\".\x82\xd3\xe4\x93\x02(\x12&/v1/{parent=projects/*}/versions:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,10 +46,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SPLITRATIO'].fields_by_name['test']._serialized_options = b'\272H\006\032\004\030b(\001'
   _globals['_SPLITRATIO']._loaded_options = None
   _globals['_SPLITRATIO']._serialized_options = b'\272He\032c\n\017split_ratio.sum\022&train, val and test must add up to 100\032(this.train + this.val + this.test == 100'
+  _globals['_EXACTSIZE'].fields_by_name['width_px']._loaded_options = None
+  _globals['_EXACTSIZE'].fields_by_name['width_px']._serialized_options = b'\272H\007\032\005\030\200@( '
+  _globals['_EXACTSIZE'].fields_by_name['height_px']._loaded_options = None
+  _globals['_EXACTSIZE'].fields_by_name['height_px']._serialized_options = b'\272H\007\032\005\030\200@( '
+  _globals['_EXACTSIZE'].fields_by_name['fit']._loaded_options = None
+  _globals['_EXACTSIZE'].fields_by_name['fit']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_RECIPE'].fields_by_name['max_side_px']._loaded_options = None
   _globals['_RECIPE'].fields_by_name['max_side_px']._serialized_options = b'\272Hj\272\001g\n\021max_side_px.range\022\'must be 0 (keep the size) or 32 to 8192\032)this == 0 || (this >= 32 && this <= 8192)'
   _globals['_RECIPE'].fields_by_name['augmentations']._loaded_options = None
-  _globals['_RECIPE'].fields_by_name['augmentations']._serialized_options = b'\272H\020\222\001\r\020\005\030\001\"\007\202\001\004\020\001 \000'
+  _globals['_RECIPE'].fields_by_name['augmentations']._serialized_options = b'\272H\020\222\001\r\020\006\030\001\"\007\202\001\004\020\001 \000'
+  _globals['_RECIPE'].fields_by_name['group_by']._loaded_options = None
+  _globals['_RECIPE'].fields_by_name['group_by']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RECIPE'].fields_by_name['group_separator']._loaded_options = None
+  _globals['_RECIPE'].fields_by_name['group_separator']._serialized_options = b'\272H\004r\002\030\020'
+  _globals['_RECIPE'].fields_by_name['brightness']._loaded_options = None
+  _globals['_RECIPE'].fields_by_name['brightness']._serialized_options = b'\272H\032\222\001\027\020\010\030\001\"\021\032\017\030Z(\246\377\377\377\377\377\377\377\377\0018\000'
+  _globals['_RECIPE'].fields_by_name['contrast']._loaded_options = None
+  _globals['_RECIPE'].fields_by_name['contrast']._serialized_options = b'\272H(\222\001%\020\010\030\001\"\037\022\035\031\000\000\000\000\000\000\010@)\000\000\000\000\000\000\000\0009\000\000\000\000\000\000\360?@\001'
+  _globals['_RECIPE']._loaded_options = None
+  _globals['_RECIPE']._serialized_options = b'\272H\345\001\032c\n\013recipe.size\022$set either max_side_px or exact_size\032.this.max_side_px == 0 || !has(this.exact_size)\032~\n\026recipe.group_separator\022.goes with GROUP_BY_NAME_PREFIX, which needs it\0324(this.group_by == 4) == (this.group_separator != \'\')'
+  _globals['_VERSION_LABELSENTRY']._loaded_options = None
+  _globals['_VERSION_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_VERSION'].fields_by_name['name']._loaded_options = None
   _globals['_VERSION'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_VERSION'].fields_by_name['display_name']._loaded_options = None
@@ -78,6 +96,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSION'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_VERSION'].fields_by_name['delete_time']._loaded_options = None
   _globals['_VERSION'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['purge_time']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['purge_time']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['labels']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['labels']._serialized_options = b'\272H(\232\001%\020@\"\033r\0312\027^[a-z][a-z0-9_-]{0,62}$*\004r\002\030?'
+  _globals['_VERSION'].fields_by_name['dataset_sha256']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['dataset_sha256']._serialized_options = b'\342A\001\003'
+  _globals['_VERSION'].fields_by_name['parent_version']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['parent_version']._serialized_options = b'\342A\001\005\272H:r826^(projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63})?$'
+  _globals['_VERSION'].fields_by_name['metrics']._loaded_options = None
+  _globals['_VERSION'].fields_by_name['metrics']._serialized_options = b'\342A\001\003'
   _globals['_VERSION']._loaded_options = None
   _globals['_VERSION']._serialized_options = b'\352A8\n\017detflow/Version\022%projects/{project}/versions/{version}'
   _globals['_CREATEVERSIONREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -94,6 +122,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTVERSIONSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['filter']._serialized_options = b'\272H\005r\003\030\200\020'
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['order_by']._loaded_options = None
+  _globals['_LISTVERSIONSREQUEST'].fields_by_name['order_by']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_UPDATEVERSIONREQUEST'].fields_by_name['version']._loaded_options = None
   _globals['_UPDATEVERSIONREQUEST'].fields_by_name['version']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
   _globals['_DELETEVERSIONREQUEST'].fields_by_name['name']._loaded_options = None
@@ -120,38 +152,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERSIONSERVICE'].methods_by_name['UndeleteVersion']._serialized_options = b'\202\323\344\223\002.\")/v1/{name=projects/*/versions/*}:undelete:\001*'
   _globals['_VERSIONSERVICE'].methods_by_name['WatchVersions']._loaded_options = None
   _globals['_VERSIONSERVICE'].methods_by_name['WatchVersions']._serialized_options = b'\202\323\344\223\002(\022&/v1/{parent=projects/*}/versions:watch'
-  _globals['_AUGMENTATION']._serialized_start=3077
-  _globals['_AUGMENTATION']._serialized_end=3272
+  _globals['_AUGMENTATION']._serialized_start=4296
+  _globals['_AUGMENTATION']._serialized_end=4519
+  _globals['_GROUPBY']._serialized_start=4522
+  _globals['_GROUPBY']._serialized_end=4656
   _globals['_SPLITRATIO']._serialized_start=252
   _globals['_SPLITRATIO']._serialized_end=445
-  _globals['_RECIPE']._serialized_start=448
-  _globals['_RECIPE']._serialized_end=731
-  _globals['_SPLITCOUNTS']._serialized_start=733
-  _globals['_SPLITCOUNTS']._serialized_end=788
-  _globals['_VERSION']._serialized_start=791
-  _globals['_VERSION']._serialized_end=1855
-  _globals['_VERSION_STATE']._serialized_start=1622
-  _globals['_VERSION_STATE']._serialized_end=1794
-  _globals['_CREATEVERSIONREQUEST']._serialized_start=1858
-  _globals['_CREATEVERSIONREQUEST']._serialized_end=2014
-  _globals['_GETVERSIONREQUEST']._serialized_start=2016
-  _globals['_GETVERSIONREQUEST']._serialized_end=2113
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=2116
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=2272
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2274
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2360
-  _globals['_UPDATEVERSIONREQUEST']._serialized_start=2362
-  _globals['_UPDATEVERSIONREQUEST']._serialized_end=2483
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=2485
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=2608
-  _globals['_UNDELETEVERSIONREQUEST']._serialized_start=2610
-  _globals['_UNDELETEVERSIONREQUEST']._serialized_end=2712
-  _globals['_WATCHVERSIONSREQUEST']._serialized_start=2714
-  _globals['_WATCHVERSIONSREQUEST']._serialized_end=2817
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=2820
-  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=3001
-  _globals['_VERSIONSSNAPSHOT']._serialized_start=3003
-  _globals['_VERSIONSSNAPSHOT']._serialized_end=3074
-  _globals['_VERSIONSERVICE']._serialized_start=3275
-  _globals['_VERSIONSERVICE']._serialized_end=4161
+  _globals['_EXACTSIZE']._serialized_start=448
+  _globals['_EXACTSIZE']._serialized_end=634
+  _globals['_EXACTSIZE_FIT']._serialized_start=572
+  _globals['_EXACTSIZE_FIT']._serialized_end=634
+  _globals['_RECIPE']._serialized_start=637
+  _globals['_RECIPE']._serialized_end=1425
+  _globals['_SPLITCOUNTS']._serialized_start=1427
+  _globals['_SPLITCOUNTS']._serialized_end=1482
+  _globals['_VERSION']._serialized_start=1485
+  _globals['_VERSION']._serialized_end=2916
+  _globals['_VERSION_LABELSENTRY']._serialized_start=2635
+  _globals['_VERSION_LABELSENTRY']._serialized_end=2680
+  _globals['_VERSION_STATE']._serialized_start=2683
+  _globals['_VERSION_STATE']._serialized_end=2855
+  _globals['_VERSIONMETRICS']._serialized_start=2918
+  _globals['_VERSIONMETRICS']._serialized_end=3020
+  _globals['_CREATEVERSIONREQUEST']._serialized_start=3023
+  _globals['_CREATEVERSIONREQUEST']._serialized_end=3179
+  _globals['_GETVERSIONREQUEST']._serialized_start=3181
+  _globals['_GETVERSIONREQUEST']._serialized_end=3278
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=3281
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=3491
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=3493
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=3579
+  _globals['_UPDATEVERSIONREQUEST']._serialized_start=3581
+  _globals['_UPDATEVERSIONREQUEST']._serialized_end=3702
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=3704
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=3827
+  _globals['_UNDELETEVERSIONREQUEST']._serialized_start=3829
+  _globals['_UNDELETEVERSIONREQUEST']._serialized_end=3931
+  _globals['_WATCHVERSIONSREQUEST']._serialized_start=3933
+  _globals['_WATCHVERSIONSREQUEST']._serialized_end=4036
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=4039
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=4220
+  _globals['_VERSIONSSNAPSHOT']._serialized_start=4222
+  _globals['_VERSIONSSNAPSHOT']._serialized_end=4293
+  _globals['_VERSIONSERVICE']._serialized_start=4659
+  _globals['_VERSIONSERVICE']._serialized_end=5545
 # @@protoc_insertion_point(module_scope)

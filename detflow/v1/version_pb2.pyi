@@ -40,6 +40,8 @@ class _AugmentationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Augmenta
     """Rotate 180 degrees."""
     AUGMENTATION_ROTATE_270: _Augmentation.ValueType  # 5
     """Rotate 270 degrees clockwise."""
+    AUGMENTATION_GRAYSCALE: _Augmentation.ValueType  # 6
+    """Make it gray."""
 
 class Augmentation(_Augmentation, metaclass=_AugmentationEnumTypeWrapper):
     """Offline augmentation of the training split: each entry adds one transformed copy of every training image."""
@@ -56,7 +58,41 @@ AUGMENTATION_ROTATE_180: Augmentation.ValueType  # 4
 """Rotate 180 degrees."""
 AUGMENTATION_ROTATE_270: Augmentation.ValueType  # 5
 """Rotate 270 degrees clockwise."""
+AUGMENTATION_GRAYSCALE: Augmentation.ValueType  # 6
+"""Make it gray."""
 Global___Augmentation: _TypeAlias = Augmentation  # noqa: Y015
+
+class _GroupBy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupBy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUP_BY_UNSPECIFIED: _GroupBy.ValueType  # 0
+    """The default: near duplicates."""
+    GROUP_BY_NEAR_DUPLICATES: _GroupBy.ValueType  # 1
+    """Images that look the same, by a perceptual hash."""
+    GROUP_BY_NOTHING: _GroupBy.ValueType  # 2
+    """Every image by itself."""
+    GROUP_BY_FOLDER: _GroupBy.ValueType  # 3
+    """Images of one folder of the archive."""
+    GROUP_BY_NAME_PREFIX: _GroupBy.ValueType  # 4
+    """Images whose file names are the same up to the last group_separator, e.g. frames of one film."""
+
+class GroupBy(_GroupBy, metaclass=_GroupByEnumTypeWrapper):
+    """Which images stay on one side of the split."""
+
+GROUP_BY_UNSPECIFIED: GroupBy.ValueType  # 0
+"""The default: near duplicates."""
+GROUP_BY_NEAR_DUPLICATES: GroupBy.ValueType  # 1
+"""Images that look the same, by a perceptual hash."""
+GROUP_BY_NOTHING: GroupBy.ValueType  # 2
+"""Every image by itself."""
+GROUP_BY_FOLDER: GroupBy.ValueType  # 3
+"""Images of one folder of the archive."""
+GROUP_BY_NAME_PREFIX: GroupBy.ValueType  # 4
+"""Images whose file names are the same up to the last group_separator, e.g. frames of one film."""
+Global___GroupBy: _TypeAlias = GroupBy  # noqa: Y015
 
 @_typing.final
 class SplitRatio(_message.Message):
@@ -89,8 +125,61 @@ class SplitRatio(_message.Message):
 Global___SplitRatio: _TypeAlias = SplitRatio  # noqa: Y015
 
 @_typing.final
+class ExactSize(_message.Message):
+    """Exact size of every image after preprocessing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Fit:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExactSize._Fit.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FIT_UNSPECIFIED: ExactSize._Fit.ValueType  # 0
+        """The default: letterbox."""
+        FIT_LETTERBOX: ExactSize._Fit.ValueType  # 1
+        """Keep its shape, centre it and fill the rest with gray (114)."""
+        FIT_STRETCH: ExactSize._Fit.ValueType  # 2
+        """Stretch it."""
+
+    class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
+        """How an image of another shape is made to fit."""
+
+    FIT_UNSPECIFIED: ExactSize.Fit.ValueType  # 0
+    """The default: letterbox."""
+    FIT_LETTERBOX: ExactSize.Fit.ValueType  # 1
+    """Keep its shape, centre it and fill the rest with gray (114)."""
+    FIT_STRETCH: ExactSize.Fit.ValueType  # 2
+    """Stretch it."""
+
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    width_px: _builtins.int
+    """Width in pixels."""
+    height_px: _builtins.int
+    """Height in pixels."""
+    fit: Global___ExactSize.Fit.ValueType
+    """How it is made to fit."""
+    def __init__(
+        self,
+        *,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
+        fit: Global___ExactSize.Fit.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fit", b"fit", "height_px", b"height_px", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExactSize: _TypeAlias = ExactSize  # noqa: Y015
+
+@_typing.final
 class Recipe(_message.Message):
-    """What turns a dataset into a version. Fixed at creation."""
+    """What turns a dataset into a version, in this order: upright by EXIF, resize, grayscale, copies. Fixed at creation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -99,12 +188,24 @@ class Recipe(_message.Message):
     GRAYSCALE_FIELD_NUMBER: _builtins.int
     AUGMENTATIONS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    KEEP_EXISTING_SPLIT_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    GROUP_SEPARATOR_FIELD_NUMBER: _builtins.int
+    EXACT_SIZE_FIELD_NUMBER: _builtins.int
+    BRIGHTNESS_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
     max_side_px: _builtins.int
     """Longest side of every image after preprocessing, in pixels; images are never enlarged. 0 keeps the size."""
     grayscale: _builtins.bool
     """Make every image gray (kept as three equal channels)."""
     seed: _builtins.int
     """Seed of the split."""
+    keep_existing_split: _builtins.bool
+    """Keep the splits that the dataset's archive had; its images without one are dealt out by `split`."""
+    group_by: Global___GroupBy.ValueType
+    """Which images stay on one side of the split."""
+    group_separator: _builtins.str
+    """Part of file names that ends the name of a group, e.g. "_"; with GROUP_BY_NAME_PREFIX."""
     @_builtins.property
     def split(self) -> Global___SplitRatio:
         """Shares of the splits; absent means 70/20/10."""
@@ -112,6 +213,18 @@ class Recipe(_message.Message):
     @_builtins.property
     def augmentations(self) -> _containers.RepeatedScalarFieldContainer[Global___Augmentation.ValueType]:
         """Offline augmentations, each at most once, in this order."""
+
+    @_builtins.property
+    def exact_size(self) -> Global___ExactSize:
+        """Exact size of every image; absent keeps the shape."""
+
+    @_builtins.property
+    def brightness(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One more copy of every training image for each entry: added to all samples, in percent of their range."""
+
+    @_builtins.property
+    def contrast(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One more copy of every training image for each entry: factor of the difference from mid-gray."""
 
     def __init__(
         self,
@@ -121,10 +234,16 @@ class Recipe(_message.Message):
         grayscale: _builtins.bool = ...,
         augmentations: _abc.Iterable[Global___Augmentation.ValueType] | None = ...,
         seed: _builtins.int = ...,
+        keep_existing_split: _builtins.bool = ...,
+        group_by: Global___GroupBy.ValueType = ...,
+        group_separator: _builtins.str = ...,
+        exact_size: Global___ExactSize | None = ...,
+        brightness: _abc.Iterable[_builtins.int] | None = ...,
+        contrast: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exact_size", b"exact_size", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["augmentations", b"augmentations", "grayscale", b"grayscale", "max_side_px", b"max_side_px", "seed", b"seed", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["augmentations", b"augmentations", "brightness", b"brightness", "contrast", b"contrast", "exact_size", b"exact_size", "grayscale", b"grayscale", "group_by", b"group_by", "group_separator", b"group_separator", "keep_existing_split", b"keep_existing_split", "max_side_px", b"max_side_px", "seed", b"seed", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +343,26 @@ class Version(_message.Message):
     PAUSED: Version.State.ValueType  # 10
     """The user paused the training; it can be resumed."""
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -239,6 +378,11 @@ class Version(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DATASET_SHA256_FIELD_NUMBER: _builtins.int
+    PARENT_VERSION_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/versions/{version}"""
     display_name: _builtins.str
@@ -253,6 +397,10 @@ class Version(_message.Message):
     """Increases by one with every change."""
     etag: _builtins.str
     """Changes with every change; send it back to update or delete only what you saw (AIP-154)."""
+    dataset_sha256: _builtins.str
+    """content_sha256 of the dataset when the version was made."""
+    parent_version: _builtins.str
+    """The version that this one was made after, if the user said so."""
     @_builtins.property
     def recipe(self) -> Global___Recipe:
         """What was done to the dataset."""
@@ -285,6 +433,18 @@ class Version(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """When it was moved to the trash; absent otherwise."""
 
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will be removed for good with its trainings; set while it is in the trash."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The user's own notes: at most 64 keys."""
+
+    @_builtins.property
+    def metrics(self) -> Global___VersionMetrics:
+        """Figures of the newest training that succeeded; absent if none did."""
+
     def __init__(
         self,
         *,
@@ -303,14 +463,57 @@ class Version(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        dataset_sha256: _builtins.str = ...,
+        parent_version: _builtins.str = ...,
+        metrics: Global___VersionMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "failure", b"failure", "manifest", b"manifest", "num_images", b"num_images", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "failure", b"failure", "manifest", b"manifest", "metrics", b"metrics", "num_images", b"num_images", "purge_time", b"purge_time", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "create_time", b"create_time", "dataset", b"dataset", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "failure", b"failure", "manifest", b"manifest", "name", b"name", "num_images", b"num_images", "recipe", b"recipe", "revision", b"revision", "state", b"state", "training", b"training", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "create_time", b"create_time", "dataset", b"dataset", "dataset_sha256", b"dataset_sha256", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "failure", b"failure", "labels", b"labels", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "num_images", b"num_images", "parent_version", b"parent_version", "purge_time", b"purge_time", "recipe", b"recipe", "revision", b"revision", "state", b"state", "training", b"training", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class VersionMetrics(_message.Message):
+    """The figures by which versions are compared, measured on the test split."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: _builtins.int
+    MAP50_FIELD_NUMBER: _builtins.int
+    MAP50_95_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    training: _builtins.str
+    """The training they belong to."""
+    map50: _builtins.float
+    """AP at IoU 0.5, mean over classes, 0..1."""
+    map50_95: _builtins.float
+    """AP at IoU 0.5 to 0.95, mean over classes, 0..1."""
+    precision: _builtins.float
+    """Precision at the threshold of the best F1, 0..1."""
+    recall: _builtins.float
+    """Recall at the threshold of the best F1, 0..1."""
+    def __init__(
+        self,
+        *,
+        training: _builtins.str = ...,
+        map50: _builtins.float = ...,
+        map50_95: _builtins.float = ...,
+        precision: _builtins.float = ...,
+        recall: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["map50", b"map50", "map50_95", b"map50_95", "precision", b"precision", "recall", b"recall", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VersionMetrics: _TypeAlias = VersionMetrics  # noqa: Y015
 
 @_typing.final
 class CreateVersionRequest(_message.Message):
@@ -376,6 +579,8 @@ class ListVersionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     page_size: _builtins.int
@@ -384,6 +589,15 @@ class ListVersionsRequest(_message.Message):
     """Token of the page before."""
     show_deleted: _builtins.bool
     """Versions in the trash too."""
+    filter: _builtins.str
+    """Which ones, by AIP-160: comparisons of state, display_name, dataset, create_time, update_time, labels.KEY,
+    metrics.map50, metrics.map50_95, metrics.precision and metrics.recall, joined by AND, OR, NOT and parentheses, e.g.
+    `state = COMPLETED AND metrics.map50 >= 0.8 AND labels.site = "hall-2"`.
+    """
+    order_by: _builtins.str
+    """Order by AIP-132: create_time, update_time, display_name, state or a metric, with " desc" for the other way round.
+    Empty means "create_time desc"; versions without the metric come last.
+    """
     def __init__(
         self,
         *,
@@ -391,10 +605,12 @@ class ListVersionsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         show_deleted: _builtins.bool = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,11 +654,11 @@ class UpdateVersionRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def version(self) -> Global___Version:
-        """The version with its new display_name; its etag, if set, must be current."""
+        """The version with its new display_name or labels; its etag, if set, must be current."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to change; only display_name can be. Empty means those that are set."""
+        """Fields to change: display_name, labels or one label (labels.KEY). Empty means those that are set."""
 
     def __init__(
         self,

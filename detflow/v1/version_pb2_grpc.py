@@ -98,7 +98,7 @@ class VersionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVersion(self, request, context):
-        """Renames a version.
+        """Changes the name or the labels of a version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class VersionServiceStub:
     ListVersions: _grpc.UnaryUnaryMultiCallable[_version_pb2.ListVersionsRequest, _version_pb2.ListVersionsResponse]
     """Lists a project's versions, newest first."""
     UpdateVersion: _grpc.UnaryUnaryMultiCallable[_version_pb2.UpdateVersionRequest, _version_pb2.Version]
-    """Renames a version."""
+    """Changes the name or the labels of a version."""
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_version_pb2.DeleteVersionRequest, _version_pb2.Version]
     """Moves a version to the trash; a running training is stopped."""
     UndeleteVersion: _grpc.UnaryUnaryMultiCallable[_version_pb2.UndeleteVersionRequest, _version_pb2.Version]
@@ -60,7 +60,7 @@ class VersionServiceAsyncStub(VersionServiceStub):
     ListVersions: _aio.UnaryUnaryMultiCallable[_version_pb2.ListVersionsRequest, _version_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists a project's versions, newest first."""
     UpdateVersion: _aio.UnaryUnaryMultiCallable[_version_pb2.UpdateVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
-    """Renames a version."""
+    """Changes the name or the labels of a version."""
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_version_pb2.DeleteVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
     """Moves a version to the trash; a running training is stopped."""
     UndeleteVersion: _aio.UnaryUnaryMultiCallable[_version_pb2.UndeleteVersionRequest, _version_pb2.Version]  # type: ignore[assignment]
@@ -101,7 +101,7 @@ class VersionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _version_pb2.UpdateVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_version_pb2.Version, _abc.Awaitable[_version_pb2.Version]]:
-        """Renames a version."""
+        """Changes the name or the labels of a version."""
 
     @_abc_1.abstractmethod
     def DeleteVersion(
