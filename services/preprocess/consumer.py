@@ -9,10 +9,10 @@ from detflow.consumer import AfterCommit, Consumer
 from detflow.events import EVENTS_STREAM, Bus, Delivered, TooEarly
 from detflow.names import last_segment
 from detflow.postgres import Connection, Database
+from detflow.recipes import resolve_recipe
 from detflow.v1 import events_pb2
 from services.preprocess import bundle_store as sql
 from services.preprocess.events import append_state
-from services.preprocess.messages import resolve_recipe
 
 log = telemetry.get_logger(__name__)
 

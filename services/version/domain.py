@@ -15,7 +15,6 @@ from datetime import datetime
 from enum import StrEnum
 
 AUTOMATIC_NAME = "V_{}"
-DEFAULT_PERCENTAGES = (70, 20, 10)
 
 
 class State(StrEnum):
@@ -106,25 +105,6 @@ class IllegalTransition(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """How a dataset becomes a version.
-
-    Attributes:
-        percentages: Shares of train, val and test; they add up to 100.
-        max_side_px: Longest side of an image; 0 keeps the size.
-        grayscale: Whether images are made gray.
-        augmentations: Names of detflow.v1.Augmentation, in order.
-        seed: Seed of the split.
-    """
-
-    percentages: tuple[int, int, int] = DEFAULT_PERCENTAGES
-    max_side_px: int = 0
-    grayscale: bool = False
-    augmentations: tuple[str, ...] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class StoredObject:
     """An object in the object store."""
 
@@ -162,7 +142,7 @@ class Version:
         state: Where it stands.
         dataset: Resource name of its dataset.
         class_names: Classes of the dataset.
-        recipe: Resolved recipe.
+        recipe: Serialized detflow.v1.Recipe, defaults resolved.
         bundle: Result of preprocessing, from READY on.
         training_id: Training whose state it follows, if any.
         run_time: When that training was queued, first or by a resume; it tells a later run from an
@@ -182,7 +162,7 @@ class Version:
     state: State
     dataset: str
     class_names: tuple[str, ...]
-    recipe: Recipe
+    recipe: bytes
     bundle: Bundle | None = None
     training_id: str | None = None
     run_time: datetime | None = None

@@ -24,6 +24,7 @@ from detflow.masks import check_mask
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
+from detflow.recipes import resolve_recipe
 from detflow.sharing import SharedRead
 from detflow.times import timestamp
 from detflow.v1 import (
@@ -66,7 +67,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         display_name = wanted.display_name and check_display_name(
             wanted.display_name, "version.display_name"
         )
-        recipe = recipe_from_proto(wanted.recipe)
+        recipe = resolve_recipe(wanted.recipe).SerializeToString(deterministic=True)
         request_id = request.request_id or None
         request_sha256 = _fingerprint(wanted.dataset, display_name, recipe)
         async with self._db.connection() as conn:
@@ -280,20 +281,12 @@ async def announce(conn: Connection, version: domain.Version, what: str) -> None
 
 def version_to_proto(version: domain.Version) -> version_pb2.Version:
     """Converts a version to its message."""
-    recipe = version.recipe
-    train, val, test = recipe.percentages
     message = version_pb2.Version(
         name=version.name,
         display_name=version.display_name,
         state=version_pb2.Version.State.Value(version.state),
         dataset=version.dataset,
-        recipe=version_pb2.Recipe(
-            split=version_pb2.SplitRatio(train=train, val=val, test=test),
-            max_side_px=recipe.max_side_px,
-            grayscale=recipe.grayscale,
-            augmentations=[version_pb2.Augmentation.Value(a) for a in recipe.augmentations],
-            seed=recipe.seed,
-        ),
+        recipe=version_pb2.Recipe.FromString(version.recipe),
         class_names=version.class_names,
         revision=version.revision,
         etag=version.etag,
@@ -315,21 +308,7 @@ def version_to_proto(version: domain.Version) -> version_pb2.Version:
     return message
 
 
-def recipe_from_proto(recipe: version_pb2.Recipe) -> domain.Recipe:
-    """Converts a recipe, resolving what is not stated: the split is 70/20/10."""
-    split = recipe.split
-    return domain.Recipe(
-        percentages=(split.train, split.val, split.test)
-        if recipe.HasField("split")
-        else domain.DEFAULT_PERCENTAGES,
-        max_side_px=recipe.max_side_px,
-        grayscale=recipe.grayscale,
-        augmentations=tuple(version_pb2.Augmentation.Name(a) for a in recipe.augmentations),
-        seed=recipe.seed,
-    )
-
-
-def _fingerprint(dataset: str, display_name: str, recipe: domain.Recipe) -> bytes:
+def _fingerprint(dataset: str, display_name: str, recipe: bytes) -> bytes:
     """Hashes what a request asks for, with defaults resolved."""
     return hashlib.sha256(repr((dataset, display_name, recipe)).encode()).digest()
 

@@ -15,7 +15,6 @@ from services.version.domain import (
     Bundle,
     FollowedTraining,
     Project,
-    Recipe,
     State,
     StoredObject,
     TrainingState,
@@ -98,7 +97,7 @@ async def insert_version(
     display_name: str,
     dataset: str,
     class_names: Sequence[str],
-    recipe: Recipe,
+    recipe: bytes,
     request_id: str | None,
     request_sha256: bytes,
 ) -> Version:
@@ -111,9 +110,9 @@ async def insert_version(
         (row,) = await conn.fetch(
             """
             insert into version (
-              id, project_id, display_name, name_key, state, dataset, class_names, percentages,
-              max_side_px, grayscale, augmentations, seed, request_id, request_sha256)
-            values ($1, $2, $3, $4, 'PREPROCESSING', $5, $6, $7, $8, $9, $10, $11, $12, $13)
+              id, project_id, display_name, name_key, state, dataset, class_names, recipe,
+              request_id, request_sha256)
+            values ($1, $2, $3, $4, 'PREPROCESSING', $5, $6, $7, $8, $9)
             returning *
             """,
             version_id,
@@ -122,11 +121,7 @@ async def insert_version(
             name_key(display_name),
             dataset,
             list(class_names),
-            list(recipe.percentages),
-            recipe.max_side_px,
-            recipe.grayscale,
-            list(recipe.augmentations),
-            recipe.seed,
+            recipe,
             request_id,
             request_sha256,
         )
@@ -369,7 +364,6 @@ def _version(row: asyncpg.Record) -> Version:
         )
         num_train, num_val, num_test = row["num_images"]
         bundle = Bundle(manifest=manifest, num_images=(num_train, num_val, num_test))
-    train, val, test = row["percentages"]
     return Version(
         id=row["id"],
         project_id=row["project_id"],
@@ -377,13 +371,7 @@ def _version(row: asyncpg.Record) -> Version:
         state=State(row["state"]),
         dataset=row["dataset"],
         class_names=tuple(row["class_names"]),
-        recipe=Recipe(
-            percentages=(train, val, test),
-            max_side_px=row["max_side_px"],
-            grayscale=row["grayscale"],
-            augmentations=tuple(row["augmentations"]),
-            seed=row["seed"],
-        ),
+        recipe=row["recipe"],
         bundle=bundle,
         training_id=row["training_id"],
         run_time=row["run_time"],

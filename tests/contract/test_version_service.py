@@ -325,7 +325,10 @@ async def test_new_version_is_preprocessing_with_defaults_resolved(stack: Stack)
     version = await stack.create()
     assert version.display_name == "V_0"
     assert version.state == version_pb2.Version.PREPROCESSING
-    assert version.recipe.split == version_pb2.SplitRatio(train=70, val=20, test=10)
+    assert version.recipe == version_pb2.Recipe(
+        split=version_pb2.SplitRatio(train=70, val=20, test=10),
+        group_by=version_pb2.GROUP_BY_NEAR_DUPLICATES,
+    )
     assert list(version.class_names) == ["circle", "네모"]
     assert (version.revision, version.dataset) == (1, DATASET)
     assert version.etag and not version.HasField("delete_time")
@@ -335,10 +338,17 @@ async def test_new_version_is_preprocessing_with_defaults_resolved(stack: Stack)
 async def test_recipe_is_kept_and_output_only_fields_are_ignored(stack: Stack) -> None:
     recipe = version_pb2.Recipe(
         split=version_pb2.SplitRatio(train=50, val=25, test=25),
-        max_side_px=640,
         grayscale=True,
         augmentations=[version_pb2.AUGMENTATION_ROTATE_90, version_pb2.AUGMENTATION_FLIP_UP_DOWN],
         seed=-7,
+        keep_existing_split=True,
+        group_by=version_pb2.GROUP_BY_NAME_PREFIX,
+        group_separator="_",
+        exact_size=version_pb2.ExactSize(
+            width_px=640, height_px=384, fit=version_pb2.ExactSize.FIT_STRETCH
+        ),
+        brightness=[-90, 25],
+        contrast=[0.1, 2.5],
     )
     version = await stack.create(
         version=version_pb2.Version(

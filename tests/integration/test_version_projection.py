@@ -40,7 +40,7 @@ async def insert(db: Database, display_name: str = "") -> domain.Version:
             display_name=display_name or await store.take_display_name(conn, "default"),
             dataset="projects/default/datasets/d1",
             class_names=["circle"],
-            recipe=domain.Recipe(),
+            recipe=b"",
             request_id=None,
             request_sha256=b"",
         )

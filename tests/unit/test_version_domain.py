@@ -16,7 +16,6 @@ from services.version.domain import (
     IllegalTransition,
     PreprocessingEvent,
     PreprocessingState,
-    Recipe,
     State,
     StoredObject,
     TooEarly,
@@ -42,7 +41,7 @@ NEW = Version(
     state=State.PREPROCESSING,
     dataset="projects/default/datasets/d1",
     class_names=("circle",),
-    recipe=Recipe(),
+    recipe=b"",
     create_time=START,
     update_time=START,
 )
