@@ -59,6 +59,11 @@ def scale(boxes: Boxes, factor_x: float, factor_y: float) -> Boxes:
     return np.asarray(boxes * np.array([factor_x, factor_y, factor_x, factor_y], dtype=np.float64))
 
 
+def shift(boxes: Boxes, right: float, down: float) -> Boxes:
+    """Moves boxes by `right` and `down` pixels."""
+    return np.asarray(boxes + np.array([right, down, right, down], dtype=np.float64))
+
+
 def clip(boxes: Boxes, width: int, height: int) -> Boxes:
     """Cuts boxes at the edges of the image; a box outside it becomes one of area zero."""
     limit = np.array([width, height, width, height], dtype=np.float64)

@@ -9,11 +9,25 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from hypothesis import strategies as st
 
-from detflow.boxes import as_boxes, from_normalized_cxcywh
+from detflow.boxes import Boxes, as_boxes, from_normalized_cxcywh
 
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd-voc.zip"
 DATA_YAML = b"names: [disc, square]\nnc: 2\n"
+
+_SIDES = st.integers(2, 4000)
+
+
+@st.composite
+def boxed_images(draw: st.DrawFn) -> tuple[Boxes, int, int]:
+    """Boxes on whole pixels inside an image, with its width and height."""
+    width, height = draw(_SIDES), draw(_SIDES)
+    rows = []
+    for _ in range(draw(st.integers(0, 5))):
+        x1, y1 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+        rows.append([x1, y1, draw(st.integers(x1 + 1, width)), draw(st.integers(y1 + 1, height))])
+    return as_boxes(rows), width, height
 
 
 def picture(

@@ -11,7 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -22,16 +22,20 @@ import numpy as np
 import orjson
 
 from detflow import boxes as geometry
+from detflow.boxes import Boxes
 from detflow.errors import DataLoss
 from detflow.store import ObjectStore
 from services.preprocess import images as pixels
 from services.preprocess.augment import (
-    Augmentation,
+    ORIGINAL,
+    Copy,
     transform_boxes,
     transform_pixels,
     transform_size,
 )
 from services.preprocess.domain import Image
+from services.preprocess.headers import Header
+from services.preprocess.resize import KEEP_SIZE, Placement, Resize, place_boxes, place_pixels
 from services.preprocess.shards import ShardWriter, divide
 
 FORMAT = "detflow-bundle/1"
@@ -43,12 +47,17 @@ _READ_AHEAD = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transform:
-    """The part of a recipe that changes images."""
+    """The part of a recipe that changes images.
 
-    max_side_px: int
-    grayscale: bool
-    augmentations: tuple[Augmentation, ...]
-    """Copies made of each image, `Augmentation.NONE` first."""
+    Attributes:
+        resize: What becomes of their sizes.
+        grayscale: Whether they are made gray.
+        copies: What is made of each image, `ORIGINAL` first.
+    """
+
+    resize: Resize = KEEP_SIZE
+    grayscale: bool = False
+    copies: tuple[Copy, ...] = (ORIGINAL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +167,52 @@ def transform_image(image: Image, data: bytes, transform: Transform) -> Iterator
         transform: What to do.
     """
     header = pixels.check_header(image.path, data)
-    width, height = pixels.target_size(image.width, image.height, transform.max_side_px)
+    placement = transform.resize.place(image.width, image.height)
     keep = (
-        (width, height) == (image.width, image.height)
+        placement == Placement(image.width, image.height, image.width, image.height)
         and not transform.grayscale
         and pixels.is_plain_jpeg(data, header)
     )
-    decoded: pixels.Pixels | None = None
-    for augmentation in transform.augmentations:
-        if keep and augmentation is Augmentation.NONE:
-            yield data
-            continue
-        if decoded is None:
-            decoded = pixels.decode(image.path, data, header, (width, height))
-            decoded = pixels.resize(decoded, width, height)
-            if transform.grayscale:
-                decoded = pixels.to_gray(decoded)
-        yield pixels.encode_jpeg(transform_pixels(decoded, augmentation))
+    copies = transform.copies
+    if keep and copies[0] == ORIGINAL:
+        yield data
+        copies = copies[1:]
+    for copied in make_copies(image, data, header, replace(transform, copies=copies)):
+        yield pixels.encode_jpeg(copied)
+
+
+def make_copies(
+    image: Image, data: bytes, header: Header, transform: Transform
+) -> Iterator[pixels.Pixels]:
+    """Yields the pixels of each copy of an image.
+
+    Args:
+        image: The source.
+        data: Its original bytes.
+        header: Their header.
+        transform: What to do.
+    """
+    placed: dict[Placement, pixels.Pixels] = {}
+    for copy in transform.copies:
+        placement = transform.resize.place(image.width, image.height, turned=copy.is_turned)
+        if placement not in placed:
+            target = (placement.width, placement.height)
+            decoded = pixels.decode(image.path, data, header, target)
+            resized = place_pixels(decoded, placement)
+            placed[placement] = pixels.to_gray(resized) if transform.grayscale else resized
+        yield transform_pixels(placed[placement], copy)
+
+
+def copy_boxes(image: Image, transform: Transform) -> Iterator[tuple[Copy, int, int, Boxes]]:
+    """Yields each copy of an image with its width, its height and its boxes, in pixels."""
+    boxes = geometry.as_boxes(image.boxes)
+    for copy in transform.copies:
+        placement = transform.resize.place(image.width, image.height, turned=copy.is_turned)
+        width, height = placement.canvas_width, placement.canvas_height
+        placed = place_boxes(boxes, image.width, image.height, placement)
+        moved = transform_boxes(placed, width, height, copy)
+        width, height = transform_size(width, height, copy)
+        yield copy, width, height, geometry.clip(moved, width, height)
 
 
 @dataclass(slots=True)
@@ -220,30 +258,22 @@ class GroundTruth:
     def _copies(
         self, source: Image, transform: Transform
     ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        width, height = pixels.target_size(source.width, source.height, transform.max_side_px)
-        resized = geometry.scale(
-            geometry.as_boxes(source.boxes), width / source.width, height / source.height
-        )
-        for augmentation in transform.augmentations:
+        for copy, width, height, boxes in copy_boxes(source, transform):
             image_id = self.num_images + 1
-            out_width, out_height = transform_size(width, height, augmentation)
-            moved = geometry.clip(
-                transform_boxes(resized, width, height, augmentation), out_width, out_height
-            )
             entry = {
                 "id": image_id,
                 "file_name": f"{image_id:08d}.jpg",
-                "width": out_width,
-                "height": out_height,
+                "width": width,
+                "height": height,
                 "source": {
                     "path": source.path,
                     "sha256": source.sha256,
-                    "augmentation": augmentation.value,
+                    "augmentation": copy.name,
                 },
             }
             rows = zip(
-                geometry.to_xywh(moved).tolist(),
-                geometry.areas(moved).tolist(),
+                geometry.to_xywh(boxes).tolist(),
+                geometry.areas(boxes).tolist(),
                 source.class_ids,
                 strict=True,
             )

@@ -11,9 +11,9 @@ odd kind:
 - the EXIF orientation is applied, and with it width and height may swap;
 - of several pages or frames the first is taken; animated WebP is refused.
 
-Images are resized with an area filter, after the JPEG decoder has already dropped what it can (DCT
-scaling by n/8), and are never enlarged. Output is baseline JPEG, quality 95, 4:2:0, without
-metadata. The same bytes in give the same bytes out with the same library versions.
+The decoder of JPEGs may drop pixels that are not needed (DCT scaling by n/8). Output is baseline
+JPEG, quality 95, 4:2:0, without metadata. The same bytes in give the same bytes out with the same
+library versions.
 """
 
 from __future__ import annotations
@@ -139,31 +139,6 @@ def decode(path: str, data: bytes, header: Header, target: tuple[int, int] | Non
                 path, Reason.CORRUPT_IMAGE, "its size differs from its header; export it again"
             )
     return _upright(pixels, header.orientation)
-
-
-def target_size(width: int, height: int, max_side_px: int) -> tuple[int, int]:
-    """Returns width and height after a resize to a longest side; never enlarged, at least 1.
-
-    Args:
-        width: Pixels before.
-        height: Pixels before.
-        max_side_px: Longest side after; 0 keeps the size.
-    """
-    longest = max(width, height)
-    if max_side_px == 0 or longest <= max_side_px:
-        return width, height
-    # Whole-number rounding (half up), so that the result does not depend on floating point.
-    return (
-        max(1, (2 * width * max_side_px + longest) // (2 * longest)),
-        max(1, (2 * height * max_side_px + longest) // (2 * longest)),
-    )
-
-
-def resize(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Shrinks an image with an area filter; the same size returns it unchanged."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def to_gray(pixels: Pixels) -> Pixels:

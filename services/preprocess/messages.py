@@ -10,7 +10,7 @@ from detflow.errors import (
 )
 from detflow.times import timestamp
 from detflow.v1 import common_pb2, dataset_pb2, preprocess_pb2, version_pb2
-from services.preprocess.augment import Augmentation
+from services.preprocess.augment import ORIGINAL, Augmentation, Copy
 from services.preprocess.bundle import Transform
 from services.preprocess.domain import (
     LIMIT_REASONS,
@@ -21,8 +21,8 @@ from services.preprocess.domain import (
     Upload,
 )
 from services.preprocess.formats import Format
+from services.preprocess.resize import Resize
 
-_DEFAULT_SPLIT = version_pb2.SplitRatio(train=70, val=20, test=10)
 _FORMATS = {
     Format.YOLO: dataset_pb2.DATASET_FORMAT_YOLO,
     Format.VOC: dataset_pb2.DATASET_FORMAT_VOC,
@@ -33,6 +33,7 @@ _AUGMENTATIONS = {
     version_pb2.AUGMENTATION_ROTATE_90: Augmentation.ROTATE_90,
     version_pb2.AUGMENTATION_ROTATE_180: Augmentation.ROTATE_180,
     version_pb2.AUGMENTATION_ROTATE_270: Augmentation.ROTATE_270,
+    version_pb2.AUGMENTATION_GRAYSCALE: Augmentation.GRAYSCALE,
 }
 
 
@@ -95,22 +96,22 @@ def wanted_format(value: int) -> Format | None:
     return next((name for name, number in _FORMATS.items() if number == value), None)
 
 
-def resolve_recipe(recipe: version_pb2.Recipe) -> version_pb2.Recipe:
-    """Fills in the defaults of a recipe: shares of 70/20/10."""
-    resolved = version_pb2.Recipe()
-    resolved.CopyFrom(recipe)
-    if not resolved.HasField("split"):
-        resolved.split.CopyFrom(_DEFAULT_SPLIT)
-    return resolved
-
-
 def transform_of(recipe: version_pb2.Recipe, split: str) -> Transform:
     """Reads what a recipe does to the images of a split; only training images are augmented."""
-    copies = [_AUGMENTATIONS[a] for a in recipe.augmentations] if split == "train" else []
+    copies = [ORIGINAL]
+    if split == "train":
+        copies += [Copy(_AUGMENTATIONS[value]) for value in recipe.augmentations]
+        copies += [Copy(Augmentation.BRIGHTNESS, value) for value in recipe.brightness]
+        copies += [Copy(Augmentation.CONTRAST, value) for value in recipe.contrast]
+    size = recipe.exact_size
     return Transform(
-        max_side_px=recipe.max_side_px,
+        resize=Resize(
+            max_side_px=recipe.max_side_px,
+            exact_size=(size.width_px, size.height_px) if recipe.HasField("exact_size") else None,
+            stretch=size.fit == version_pb2.ExactSize.FIT_STRETCH,
+        ),
         grayscale=recipe.grayscale,
-        augmentations=(Augmentation.NONE, *copies),
+        copies=tuple(copies),
     )
 
 

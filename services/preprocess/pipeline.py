@@ -278,7 +278,7 @@ class Pipeline:
 
 
 def _num_copies(recipe: Recipe, split: str) -> int:
-    return len(transform_of(recipe, split).augmentations)
+    return len(transform_of(recipe, split).copies)
 
 
 def _plan(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import tempfile
 import time
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from services.preprocess.archive import Limits, list_entries, read_entry
-from services.preprocess.augment import Augmentation
+from services.preprocess.augment import ORIGINAL, Augmentation, Copy
 from services.preprocess.bundle import ShardJob, Transform, make_shard, plan_shards
 from services.preprocess.checking import CheckJob, SampleEntry, check_samples
 from services.preprocess.domain import Image
 from services.preprocess.formats import find_layout
+from services.preprocess.resize import Resize
 
 NUM_IMAGES = 64
 SIZE = (1920, 1080)
@@ -77,12 +77,12 @@ def _measure(folder: Path) -> dict[str, float]:
         for i in checked
     )
     (plan, *_) = plan_shards("train", range(NUM_IMAGES), [1] * NUM_IMAGES, 1)
-    as_it_is = Transform(max_side_px=0, grayscale=False, augmentations=(Augmentation.NONE,))
+    as_it_is = Transform()
     recipes = {
         "copy": as_it_is,
-        "resize to 640": replace(as_it_is, max_side_px=640),
-        "resize to 640, six copies": replace(
-            as_it_is, max_side_px=640, augmentations=tuple(Augmentation)
+        "resize to 640": Transform(resize=Resize(640)),
+        "resize to 640, six copies": Transform(
+            resize=Resize(640), copies=(ORIGINAL, *map(Copy, list(Augmentation)[1:6]))
         ),
     }
     for name, transform in recipes.items():

@@ -7,26 +7,8 @@ from hypothesis import strategies as st
 
 from detflow import boxes as geometry
 from detflow.boxes import Boxes
-from services.preprocess.augment import (
-    Augmentation,
-    transform_boxes,
-    transform_pixels,
-    transform_size,
-)
 from services.preprocess.domain import InvalidData, Reason, check_box
-
-SIDES = st.integers(2, 4000)
-
-
-@st.composite
-def boxed_images(draw: st.DrawFn) -> tuple[Boxes, int, int]:
-    """Boxes on whole pixels inside an image, with its width and height."""
-    width, height = draw(SIDES), draw(SIDES)
-    rows = []
-    for _ in range(draw(st.integers(0, 5))):
-        x1, y1 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-        rows.append([x1, y1, draw(st.integers(x1 + 1, width)), draw(st.integers(y1 + 1, height))])
-    return geometry.as_boxes(rows), width, height
+from tests.preprocess_samples import boxed_images
 
 
 @given(boxed_images())
@@ -59,18 +41,6 @@ def test_flips_undo_themselves(sample: tuple[Boxes, int, int]) -> None:
     np.testing.assert_array_equal(twice, boxes)
 
 
-@given(boxed_images(), st.sampled_from(Augmentation))
-def test_augmented_boxes_stay_inside_and_keep_their_area(
-    sample: tuple[Boxes, int, int], augmentation: Augmentation
-) -> None:
-    boxes, width, height = sample
-    moved = transform_boxes(boxes, width, height, augmentation)
-    out_width, out_height = transform_size(width, height, augmentation)
-    np.testing.assert_array_equal(moved, geometry.clip(moved, out_width, out_height))
-    np.testing.assert_array_equal(geometry.areas(moved), geometry.areas(boxes))
-    assert (moved[:, 2:] > moved[:, :2]).all()
-
-
 @given(boxed_images())
 def test_coordinate_forms_convert_there_and_back(sample: tuple[Boxes, int, int]) -> None:
     boxes, width, height = sample
@@ -78,25 +48,6 @@ def test_coordinate_forms_convert_there_and_back(sample: tuple[Boxes, int, int])
     normalized = geometry.to_normalized_cxcywh(boxes, width, height)
     back = geometry.from_normalized_cxcywh(normalized, width, height)
     np.testing.assert_allclose(back, boxes, atol=1e-9 * max(width, height))
-
-
-@pytest.mark.parametrize("augmentation", Augmentation)
-def test_a_box_covers_the_same_pixels_after_augmentation(augmentation: Augmentation) -> None:
-    pixels = np.zeros((7, 11, 3), np.uint8)
-    pixels[1:4, 2:8] = 255
-    x1, y1, x2, y2 = transform_boxes(geometry.as_boxes([2, 1, 8, 4]), 11, 7, augmentation)[
-        0
-    ].astype(int)
-    moved = transform_pixels(pixels, augmentation)
-    assert moved.shape[1::-1] == transform_size(11, 7, augmentation)
-    assert (moved[y1:y2, x1:x2] == 255).all()
-    assert moved.sum() == pixels.sum()
-
-
-def test_rotation_is_clockwise() -> None:
-    pixels = np.zeros((2, 3, 3), np.uint8)
-    pixels[0, 0] = 9  # the top left corner goes to the top right
-    assert transform_pixels(pixels, Augmentation.ROTATE_90)[0, 1, 0] == 9
 
 
 @pytest.mark.parametrize(

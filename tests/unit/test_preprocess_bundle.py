@@ -10,27 +10,31 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.preprocess.augment import Augmentation
+from services.preprocess.augment import ORIGINAL, Augmentation, Copy
 from services.preprocess.bundle import (
     GroundTruth,
     Transform,
+    copy_boxes,
     plan_shards,
     transform_image,
 )
 from services.preprocess.domain import Image
+from services.preprocess.resize import Resize
 from services.preprocess.shards import MAX_SOURCE_BYTES, MAX_SOURCES
 from tests.preprocess_samples import encode, jpeg, picture, with_orientation
 
-ALL = tuple(Augmentation)
+ALL = (
+    *(Copy(kind) for kind in list(Augmentation)[:-2]),
+    Copy(Augmentation.BRIGHTNESS, -30),
+    Copy(Augmentation.CONTRAST, 1.5),
+)
 
 
 def transform(
-    max_side_px: int = 0,
-    grayscale: bool = False,
-    augmentations: tuple[Augmentation, ...] = (Augmentation.NONE,),
+    max_side_px: int = 0, grayscale: bool = False, copies: tuple[Copy, ...] = (ORIGINAL,)
 ) -> Transform:
     """A transform that leaves out what is not said."""
-    return Transform(max_side_px=max_side_px, grayscale=grayscale, augmentations=augmentations)
+    return Transform(resize=Resize(max_side_px), grayscale=grayscale, copies=copies)
 
 
 def image(path: str, data: bytes, width: int = 64, height: int = 48) -> Image:
@@ -89,10 +93,11 @@ def test_everything_else_is_encoded_again() -> None:
 def test_every_augmentation_adds_a_copy_in_order_and_the_bytes_are_the_same_every_time() -> None:
     data = jpeg(60, 40)
     source = image("a.jpg", data, 60, 40)
-    copies = list(transform_image(source, data, transform(augmentations=ALL)))
+    copies = list(transform_image(source, data, transform(copies=ALL)))
     sizes = [simplejpeg.decode_jpeg_header(copy)[1::-1] for copy in copies]
-    assert sizes == [(60, 40), (60, 40), (60, 40), (40, 60), (60, 40), (40, 60)]
-    assert copies == list(transform_image(source, data, transform(augmentations=ALL)))
+    upright, turned = (60, 40), (40, 60)
+    assert sizes == [upright] * 3 + [turned, upright, turned] + [upright] * 3
+    assert copies == list(transform_image(source, data, transform(copies=ALL)))
     plain, flipped = (simplejpeg.decode_jpeg(copy, "BGR").astype(int) for copy in copies[:2])
     assert np.abs(plain[:, ::-1] - flipped).mean() < 3
 
@@ -100,7 +105,7 @@ def test_every_augmentation_adds_a_copy_in_order_and_the_bytes_are_the_same_ever
 def test_ground_truth_follows_size_and_augmentation(tmp_path: Path) -> None:
     data = b"1"
     truth = GroundTruth(tmp_path / "i", tmp_path / "a")
-    recipe = transform(32, augmentations=(Augmentation.NONE, Augmentation.ROTATE_90))
+    recipe = transform(32, copies=(ORIGINAL, Copy(Augmentation.ROTATE_90)))
     background = Image("b.jpg", "00", 10, 20, "k", 0, 1, (), ())
     truth.extend([image("a.jpg", data), background], recipe)
     truth.finish(["disc", "square"], tmp_path / "out.json")
@@ -148,3 +153,12 @@ def test_ground_truth_without_images_is_valid(tmp_path: Path) -> None:
         "annotations": [],
         "categories": [],
     }
+
+
+def test_copies_of_another_size_are_decoded_once_each_and_all_have_the_exact_size() -> None:
+    data = jpeg(90, 40)
+    source = image("a.jpg", data, 90, 40)
+    exact = Transform(resize=Resize(exact_size=(64, 32)), copies=ALL)
+    for copied in transform_image(source, data, exact):
+        assert simplejpeg.decode_jpeg_header(copied)[:2] == (32, 64)
+    assert {(width, height) for _, width, height, _ in copy_boxes(source, exact)} == {(64, 32)}
