@@ -1,13 +1,16 @@
 """Processes that learn together, without NATS and records: what the ranks tests look into.
 
 `python -m tests.rank_player SPEC.json` is rank 0 and starts the others. Each writes what it sees to
-rank-{rank}.json beside the specification. At last memory runs out in all but the first.
+rank-{rank}.json beside the specification: a given batch, the epochs, the end of a training that
+accumulates batches, without and with a resume. At last memory runs out in all but the first.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from detflow.errors import DetflowError
 from detflow.settings import Settings
 from detflow.store import ObjectStore
 from services.trainer.worker import library
-from services.trainer.worker.spec import read_spec
+from services.trainer.worker.spec import Spec, read_spec
 
 
 def main() -> None:
@@ -50,10 +53,7 @@ def main() -> None:
         file.write_text(json.dumps(seen))
 
     def note(values: Mapping[str, float]) -> None:
-        digest = hashlib.sha256()
-        for tensor in trainer.network.state_dict().values():
-            digest.update(tensor.contiguous().numpy().tobytes())
-        write({"state": digest.hexdigest(), "values": dict(values)})
+        write({"state": _digest(trainer), "values": dict(values)})
 
     def learn() -> None:
         with ranks.meeting(trainer.network):
@@ -64,6 +64,9 @@ def main() -> None:
                 ranks.add_up(torch.zeros(1), 1)  # what was seen is written everywhere
                 if not ranks.agree(True):
                     break
+            if spec.place.num_ranks > 1:
+                write({"resumed": _resume(spec, bundle, ranks)})
+            ranks.add_up(torch.zeros(1), 1)
             if not ranks.is_first:
                 raise MemoryError
             ranks.add_up(torch.zeros(1), 1)
@@ -78,6 +81,65 @@ def main() -> None:
         write({"reason": error.reason, "message": error.message})
     finally:
         trainer.close()
+
+
+def _digest(trainer: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in trainer.network.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _resume(spec: Spec, bundle: Any, ranks: Any) -> list[str]:
+    """Trains two epochs; and again from a checkpoint within the first one, and from its end.
+
+    An update takes three batches, so that some wait for theirs at both checkpoints.
+
+    Returns:
+        The weights at the end of each.
+    """
+    import torch
+
+    from services.trainer.worker.checkpoint import snapshot_of
+    from services.trainer.worker.loop import Trainer
+
+    # The parts of the ranks are unequal, and so are the random numbers that they draw.
+    values = {**spec.hyperparameters, "nominal_batch_size": 21, "dropout": 0.2}
+    spec = dataclasses.replace(
+        spec, hyperparameters=values, batch_size=7, step_batch_size=7, epochs=2
+    )
+    files = [spec.place.file.parent / name for name in ("within.pt", "end.pt")]
+
+    def train(begin: Path | None = None) -> str:
+        trainer, first_epoch = Trainer(spec, bundle, ranks), 1
+        if begin is not None:
+            state = torch.load(begin, weights_only=True)
+            trainer.restore(state)
+            first_epoch += state["epoch"]
+
+        def save(epoch: int) -> None:
+            state = snapshot_of(epoch, trainer.state(epoch))
+            if begin is None and ranks.is_first:
+                assert state["gradients"]
+                torch.save(state, files[epoch])
+
+        trainer.start(first_epoch)
+        try:
+            for epoch in range(first_epoch, spec.epochs + 1):
+                trainer.train_epoch(epoch, _is_second, partial(save, epoch - 1))
+                if epoch < spec.epochs:
+                    save(epoch)
+        finally:
+            trainer.close()
+        return _digest(trainer)
+
+    states = [train()]
+    ranks.agree(True)  # the files are there
+    return states + [train(file) for file in files]
+
+
+def _is_second(step: Any) -> bool:
+    return (step.epoch, step.number) == (1, 2)
 
 
 def _learn_one_batch(trainer: Any) -> dict[str, float]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 from detflow.events import Bus
@@ -27,6 +27,8 @@ _RECIPE: Mapping[str, float | bool | str] = {
     "patience": 0,
 }
 _TRAINING = "projects/p/versions/v/trainings/t1"
+
+T = TypeVar("T")
 
 
 def run(quick: bool = False) -> dict[str, Any]:
@@ -131,9 +133,9 @@ def _counted(spec: Any, bundle: Any) -> Iterator[tuple[Any, list[float]]]:
     seconds: list[float] = []
 
     class Counted(Trainer):
-        def train_epoch(self, epoch: int, on_step: Callable[[Any], None]) -> dict[str, float]:
+        def train_epoch(self, epoch: int, on_step: Any, *save: Any) -> dict[str, float]:
             with _counting(seconds):
-                return super().train_epoch(epoch, _uncounted(on_step, seconds))
+                return super().train_epoch(epoch, _uncounted(on_step, seconds), *save)
 
         def measure(self, epoch: int, on_batch: Callable[[], None]) -> dict[str, float]:
             with _counting(seconds):
@@ -163,10 +165,10 @@ def _counting(seconds: list[float], sign: int = 1) -> Iterator[None]:
         seconds.append(sign * (time.thread_time() - before))
 
 
-def _uncounted(callback: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
-    def call(*arguments: Any) -> None:
+def _uncounted(callback: Callable[..., T], seconds: list[float]) -> Callable[..., T]:
+    def call(*arguments: Any) -> T:
         with _counting(seconds, -1):
-            callback(*arguments)
+            return callback(*arguments)
 
     return call
 

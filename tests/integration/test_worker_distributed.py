@@ -96,7 +96,7 @@ def play(shared: Shared, folder: Path, num_devices: int, **more: Any) -> list[An
 
 @pytest.fixture(scope="module")
 def played(shared: Shared) -> list[Any]:
-    """What each of two ranks has seen: a given batch, two epochs, an error."""
+    """What each of two ranks has seen: a given batch, two epochs, resumes, an error."""
     return play(shared, shared.folder / "two", 2, epochs=2)
 
 
@@ -136,8 +136,17 @@ def test_both_ranks_have_the_same_weights_after_every_epoch(played: list[Any]) -
     assert len(set(states[0])) == 3
 
 
+def test_training_resumed_among_accumulated_batches_ends_as_one_that_was_not_interrupted(
+    played: list[Any],
+) -> None:
+    for rank in played:
+        uninterrupted, *resumed = rank[3]["resumed"]
+        assert resumed == [uninterrupted] * 2
+    assert played[0][3] == played[1][3]
+
+
 def test_what_a_rank_fails_with_is_what_the_attempt_fails_with(played: list[Any]) -> None:
-    assert played[0][3]["reason"] == "OUT_OF_MEMORY"
+    assert played[0][4]["reason"] == "OUT_OF_MEMORY"
 
 
 async def test_finished_training_can_go_on_with_another_number_of_devices(

@@ -187,11 +187,38 @@ class Ranks:
         with self._together():
             _exchange([*gradients, *memories], dist.all_reduce)
 
-    def agree(self, go_on: bool) -> bool:
+    @torch.no_grad()
+    def leave_to_first(self, network: nn.Module, *, pending: bool) -> None:
+        """Leaves what the ranks have apart from each other to rank 0, which writes a checkpoint.
+
+        A resume from it finds nothing else, so this makes going on the same as a resume.
+
+        Args:
+            network: What learns.
+            pending: Whether there are gradients of which no update has been made yet.
+        """
+        if not self._connected:
+            return
+        if pending:
+            self.combine(network)
+            if not self.is_first:
+                for weight in network.parameters():
+                    weight.grad = None
+        with self._together():
+            # Unequal parts of a batch draw unequally many numbers.
+            random = torch.get_rng_state()
+            _broadcast(random)
+            torch.set_rng_state(random)
+            if self._on_gpu:
+                random = torch.cuda.get_rng_state()
+                _broadcast(random)
+                torch.cuda.set_rng_state(random)
+
+    def agree(self, decision: bool) -> bool:
         """Returns what rank 0 has decided; the others wait for it."""
         if not self._connected:
-            return go_on
-        message = torch.tensor([int(go_on)])
+            return decision
+        message = torch.tensor([int(decision)])
         with self._together():
             dist.broadcast(message, src=0)
         return bool(message)

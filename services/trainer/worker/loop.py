@@ -202,12 +202,19 @@ class Trainer:
         """Ends the thread that makes images."""
         self._images.close()
 
-    def train_epoch(self, epoch: int, on_step: Callable[[Step], None]) -> dict[str, float]:
-        """Trains one epoch, or what is left of it.
+    def train_epoch(
+        self,
+        epoch: int,
+        on_step: Callable[[Step], object],
+        save: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """Trains one epoch, or what is left of it; at its end `state` may be saved.
 
         Args:
             epoch: From 1.
-            on_step: Called after every step; may raise to end the training.
+            on_step: Called after every step; may raise to end the training. If what it returns at
+                rank 0 is true, `state` is saved here as well.
+            save: Called to save it, at every rank.
 
         Returns:
             Mean of each loss, lr, data_wait_share and images_per_second, by name.
@@ -226,7 +233,11 @@ class Trainer:
             waited = self._images.wait_seconds / (time.perf_counter() - began)
             learning_rate = self.optimizer.param_groups[0]["lr"]
             shares = self.loader_shares
-            on_step(Step(epoch, index + 1, means, learning_rate, waited, shares))
+            step = Step(epoch, index + 1, means, learning_rate, waited, shares)
+            if self._ranks.agree(bool(on_step(step))):
+                self._leave_to_first(epoch, index)
+                save()
+        self._leave_to_first(epoch, self.num_steps - 1)
         self._steps_done, self._sums = 0, {}
         return {
             **{f"train/{name}": value for name, value in means.items()},
@@ -262,7 +273,7 @@ class Trainer:
             names, losses = self._learn(part, side)
             sums = sums + losses * (len(part["img"]) / num_images)
         sums = self._ranks.add_up(sums, num_images)
-        position = (epoch - 1) * self.num_steps + index
+        position = self._position(epoch, index)
         if update:
             self._update()
         elif position - self._last_update >= self._schedule.accumulate(epoch, index):
@@ -273,6 +284,14 @@ class Trainer:
             if not math.isfinite(value):
                 raise _not_finite(name, epoch, self._hyperparameters.lr0)
         return values
+
+    def _leave_to_first(self, epoch: int, index: int) -> None:
+        """Leaves to rank 0 what a checkpoint after a step shall hold."""
+        is_pending = self._position(epoch, index) > self._last_update
+        self._ranks.leave_to_first(self.network, pending=is_pending)
+
+    def _position(self, epoch: int, index: int) -> int:
+        return (epoch - 1) * self.num_steps + index
 
     def _learn(self, batch: Mapping[str, Any], side: int) -> tuple[list[str], torch.Tensor]:
         """Adds the gradients of some images, scaled; returns names and values of their losses."""

@@ -169,7 +169,7 @@ def _train(
 
     checkpoints = Checkpoints(store, spec)
 
-    def on_step(step: Step) -> None:
+    def on_step(step: Step) -> bool:
         progress.step(
             epoch=step.epoch,
             step=step.number,
@@ -180,9 +180,10 @@ def _train(
             memory_bytes=memory.used_bytes(trainer.device),
         )
         orders.check()
-        if step.number < trainer.num_steps and checkpoints.age_seconds >= CHECKPOINT_SECONDS:
-            done = step.epoch - 1
-            checkpoints.save(done, trainer.state(done), partial(_report_within, records))
+        return step.number < trainer.num_steps and checkpoints.age_seconds >= CHECKPOINT_SECONDS
+
+    def save_within(num_done: int) -> None:
+        checkpoints.save(num_done, trainer.state(num_done), partial(_report_within, records))
 
     def on_batch() -> None:
         progress.validate()
@@ -191,7 +192,7 @@ def _train(
     try:
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
-            values = trainer.train_epoch(epoch, on_step)
+            values = trainer.train_epoch(epoch, on_step, partial(save_within, epoch - 1))
             if epoch < first_epoch + _NUM_DIAGNOSED:
                 for line in diagnose(values["data_wait_share"], trainer.loader_shares):
                     records.log(line)
