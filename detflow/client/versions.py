@@ -3,12 +3,14 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from typing import Unpack
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.errors import InvalidArgument, NotFound, from_status
+from detflow.client.recipes import RecipeOptions, make_recipe
+from detflow.errors import NotFound, from_status
 from detflow.names import project_of
 from detflow.v1 import (
     common_pb2,
@@ -17,15 +19,6 @@ from detflow.v1 import (
     version_pb2,
     version_pb2_grpc,
 )
-
-AUGMENTATIONS = {
-    "hflip": version_pb2.AUGMENTATION_FLIP_LEFT_RIGHT,
-    "vflip": version_pb2.AUGMENTATION_FLIP_UP_DOWN,
-    "rot90": version_pb2.AUGMENTATION_ROTATE_90,
-    "rot180": version_pb2.AUGMENTATION_ROTATE_180,
-    "rot270": version_pb2.AUGMENTATION_ROTATE_270,
-}
-"""Short names of the offline augmentations."""
 
 _PREPROCESSING_APPEARS_SECONDS = 10.0
 
@@ -41,50 +34,45 @@ class Versions:
         )
 
     def create(
-        self,
-        dataset: str,
-        *,
-        name: str = "",
-        split: tuple[int, int, int] = (70, 20, 10),
-        augment: Sequence[str] = (),
-        grayscale: bool = False,
-        max_side_px: int = 0,
-        seed: int = 0,
+        self, dataset: str, *, name: str = "", **options: Unpack[RecipeOptions]
     ) -> version_pb2.Version:
         """Creates a version; it returns at once, in PREPROCESSING.
 
         Args:
             dataset: Resource name of the dataset.
             name: Name shown to people; by default the next V_n.
-            split: Percent of training, validation and test images.
-            augment: Short names of `AUGMENTATIONS`; each adds one copy of every training image.
-            grayscale: Make every image gray.
-            max_side_px: Longest side of the images, in pixels; 0 keeps the size.
-            seed: Seed of the split.
+            options: The recipe: see `detflow.client.recipes.RecipeOptions`.
 
         Raises:
             InvalidArgument: An augmentation is not known, or the split does not add up to 100.
         """
-        unknown = [text for text in augment if text not in AUGMENTATIONS]
-        if unknown:
-            raise InvalidArgument(
-                f"unknown augmentation {unknown[0]!r}: choose from {', '.join(AUGMENTATIONS)}",
-                reason="UNKNOWN_AUGMENTATION",
-            )
-        train, val, test = split
-        recipe = version_pb2.Recipe(
-            split=version_pb2.SplitRatio(train=train, val=val, test=test),
-            max_side_px=max_side_px,
-            grayscale=grayscale,
-            augmentations=[AUGMENTATIONS[text] for text in augment],
-            seed=seed,
-        )
+        recipe = make_recipe(**options)
         return self._connection.call(
             self._stub.CreateVersion,
             version_pb2.CreateVersionRequest(
                 parent=f"projects/{project_of(dataset)}",
                 version=version_pb2.Version(dataset=dataset, recipe=recipe, display_name=name),
                 request_id=str(uuid.uuid4()),
+            ),
+        )
+
+    def preview(
+        self, dataset: str, *, num_samples: int = 4, **options: Unpack[RecipeOptions]
+    ) -> preprocess_pb2.PreviewVersionResponse:
+        """Shows what `create` would make: images in each split, and images before and after.
+
+        Args:
+            dataset: Resource name of the dataset.
+            num_samples: Images to show, 0..12.
+            options: The recipe, as for `create`.
+        """
+        return self._connection.call(
+            self._preprocess.PreviewVersion,
+            preprocess_pb2.PreviewVersionRequest(
+                parent=f"projects/{project_of(dataset)}",
+                dataset=dataset,
+                recipe=make_recipe(**options),
+                num_samples=num_samples,
             ),
         )
 

@@ -330,7 +330,7 @@ def _read_sources(store: ObjectStore, sources: Sequence[Image]) -> Iterator[tupl
     waiting: deque[tuple[Image, Future[bytes]]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD) as readers:
         for source in sources:
-            waiting.append((source, readers.submit(_read_source, store, source)))
+            waiting.append((source, readers.submit(read_source, store, source)))
             if len(waiting) >= _READ_AHEAD:
                 image, reading = waiting.popleft()
                 yield image, reading.result()
@@ -338,7 +338,12 @@ def _read_sources(store: ObjectStore, sources: Sequence[Image]) -> Iterator[tupl
             yield image, reading.result()
 
 
-def _read_source(store: ObjectStore, source: Image) -> bytes:
+def read_source(store: ObjectStore, source: Image) -> bytes:
+    """Reads the original bytes of an image.
+
+    Raises:
+        DataLoss: They are gone or differ from their recorded hash.
+    """
     data = store.get_range(source.shard_key, source.offset, source.size_bytes)
     if hashlib.sha256(data).hexdigest() != source.sha256:
         raise DataLoss(
