@@ -23,10 +23,11 @@ _SHARDS_PER_DATASET = 24
 
 @dataclass(frozen=True, slots=True)
 class SampleEntry:
-    """An image and its label file in an archive."""
+    """An image and its label file in an archive, and the split that the archive puts it in."""
 
     image: Entry
     label: Entry | None
+    split: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,8 @@ class CheckedImage:
     size_bytes: int
     classes: tuple[ClassKey, ...]
     boxes: tuple[float, ...]
+    existing_split: str | None
+    crowds: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ def check_samples(job: CheckJob) -> CheckedShard:
                         len(data),
                         labels.classes,
                         labels.boxes,
+                        sample.split,
+                        labels.crowds,
                     )
                 )
         if job.shard_key and checked:

@@ -14,6 +14,10 @@ from enum import StrEnum
 
 _LAST_NUMBER = re.compile(r"([0-9]{1,9})\]?$")
 
+SPLITS = ("train", "val", "test")
+
+_WITH_CROWDS = 1 << 31  # in the count of boxes that is hashed: one byte per box follows them
+
 MAX_PROBLEMS = 100
 """Problems kept and shown of any number found."""
 
@@ -120,6 +124,9 @@ class Image:
         size_bytes: How many they are.
         class_ids: One index into the dataset's class names per box.
         boxes: Flat x1, y1, x2, y2 per box, pixels of the upright image.
+        existing_split: "train", "val" or "test" if the archive says so, else None.
+        crowds: Whether each box is a crowd region; empty if none is.
+        perceptual_hash: 64 bits as a signed number; None where it is not known.
     """
 
     path: str
@@ -131,16 +138,21 @@ class Image:
     size_bytes: int
     class_ids: tuple[int, ...]
     boxes: tuple[float, ...]
+    existing_split: str | None = None
+    crowds: tuple[bool, ...] = ()
+    perceptual_hash: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a READY dataset says about itself."""
+    """What a READY dataset says about itself; `existing_split` counts images by SPLITS."""
 
     num_images: int
     num_boxes: int
     num_background_images: int
     num_boxes_by_class: tuple[int, ...]
+    num_crowd_boxes: int
+    existing_split: tuple[int, int, int] | None
     content_sha256: str
 
 
@@ -180,6 +192,9 @@ class Dataset:
     skipped: tuple[Problem, ...]
     num_skipped: int
     content_sha256: str
+    existing_split: tuple[int, int, int] | None
+    num_crowd_boxes: int
+    num_problems: int
     failure: bytes | None
     create_time: datetime
     import_time: datetime | None
@@ -313,21 +328,30 @@ def check_box(
 
 
 def describe(images: Sequence[Image], num_classes: int) -> Statistics:
-    """Counts a dataset and hashes its sorted (path, image hash, classes, boxes)."""
+    """Counts a dataset and hashes its sorted (path, image hash, classes, boxes, crowds)."""
     counts: Counter[int] = Counter()
+    split = Counter(image.existing_split for image in images)
     digest = hashlib.sha256()
     for image in sorted(images, key=lambda i: i.path.encode()):
         counts.update(image.class_ids)
         path = image.path.encode()
         digest.update(struct.pack("<I", len(path)) + path + bytes.fromhex(image.sha256))
         digest.update(
-            struct.pack(f"<I{len(image.class_ids)}i", len(image.class_ids), *image.class_ids)
+            struct.pack(
+                f"<I{len(image.class_ids)}i",
+                len(image.class_ids) | (_WITH_CROWDS if image.crowds else 0),
+                *image.class_ids,
+            )
         )
-        digest.update(struct.pack(f"<{len(image.boxes)}d", *image.boxes))
+        digest.update(struct.pack(f"<{len(image.boxes)}d", *image.boxes) + bytes(image.crowds))
     return Statistics(
         num_images=len(images),
         num_boxes=counts.total(),
         num_background_images=sum(not image.class_ids for image in images),
         num_boxes_by_class=tuple(counts[i] for i in range(num_classes)),
+        num_crowd_boxes=sum(sum(image.crowds) for image in images),
+        existing_split=(split["train"], split["val"], split["test"])
+        if len(split) > (None in split)
+        else None,
         content_sha256=digest.hexdigest(),
     )

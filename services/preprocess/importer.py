@@ -151,7 +151,7 @@ class Importer:
         wrong, warnings = _listed(layout.problems), ProblemList()
         checked: list[CheckedImage] = []
         samples = [
-            SampleEntry(entries[s.image], entries[s.label] if s.label else None)
+            SampleEntry(entries[s.image], entries[s.label] if s.label else None, s.split)
             for s in layout.samples
         ]
 
@@ -272,6 +272,8 @@ def _number_classes(
             size_bytes=image.size_bytes,
             class_ids=tuple(k if isinstance(k, int) else index[k] for k in image.classes),
             boxes=image.boxes,
+            existing_split=image.existing_split,
+            crowds=image.crowds,
         )
         for image in sorted(checked, key=lambda i: i.path)
     ]

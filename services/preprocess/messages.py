@@ -64,6 +64,8 @@ def dataset_message(dataset: Dataset) -> dataset_pb2.Dataset:
         skipped=[_problem_message(problem) for problem in dataset.skipped],
         num_skipped=dataset.num_skipped,
         content_sha256=dataset.content_sha256,
+        existing_split=_split_counts(dataset.existing_split),
+        num_crowd_boxes=dataset.num_crowd_boxes,
         failure=_failure(dataset.failure),
         create_time=timestamp(dataset.create_time),
         import_time=timestamp(dataset.import_time),
@@ -72,16 +74,11 @@ def dataset_message(dataset: Dataset) -> dataset_pb2.Dataset:
 
 def preprocessing_message(preprocessing: Preprocessing) -> preprocess_pb2.Preprocessing:
     """Renders a preprocessing."""
-    num_images = preprocessing.num_images
     return preprocess_pb2.Preprocessing(
         version=preprocessing.version_name,
         state=preprocess_pb2.Preprocessing.State.Value(preprocessing.state),
         revision=preprocessing.revision,
-        num_images=version_pb2.SplitCounts(
-            train=num_images[0], val=num_images[1], test=num_images[2]
-        )
-        if num_images
-        else None,
+        num_images=_split_counts(preprocessing.num_images),
         manifest=common_pb2.StoredObject.FromString(preprocessing.manifest)
         if preprocessing.manifest
         else None,
@@ -138,6 +135,13 @@ def _problem_message(problem: Problem) -> common_pb2.Problem:
     return common_pb2.Problem(
         field=problem.where, reason=problem.reason, description=problem.description
     )
+
+
+def _split_counts(counts: tuple[int, int, int] | None) -> version_pb2.SplitCounts | None:
+    if counts is None:
+        return None
+    train, val, test = counts
+    return version_pb2.SplitCounts(train=train, val=val, test=test)
 
 
 def _failure(data: bytes | None) -> common_pb2.Failure | None:

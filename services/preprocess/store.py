@@ -26,11 +26,12 @@ from services.preprocess.garbage_store import insert_garbage
 _DATASET = """
   id, project_id, display_name, state, upload_id, skip_invalid, wanted_format, format, class_names,
   num_images, num_boxes, num_background_images, num_boxes_by_class, skipped, num_skipped,
-  content_sha256, failure, create_time, import_time, num_failures
+  content_sha256, existing_split, num_crowd_boxes, num_problems, failure, create_time, import_time,
+  num_failures
 """
 _IMAGE_COLUMNS = tuple(
     "dataset_id position path sha256 width height shard_key shard_offset size_bytes"
-    " class_ids boxes".split()
+    " class_ids boxes existing_split crowds perceptual_hash".split()
 )
 
 
@@ -39,6 +40,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
     values["state"] = DatasetState(row["state"])
     values["class_names"] = tuple(row["class_names"])
     values["num_boxes_by_class"] = tuple(row["num_boxes_by_class"])
+    values["existing_split"] = tuple(row["existing_split"]) if row["existing_split"] else None
     values["skipped"] = tuple(
         Problem(where, Reason(reason), description)
         for where, reason, description in json.loads(row["skipped"])
@@ -265,8 +267,8 @@ async def complete_dataset(
         f"""
         update dataset set state = 'READY', format = $3, class_names = $4, num_images = $5,
                num_boxes = $6, num_background_images = $7, num_boxes_by_class = $8, skipped = $9,
-               num_skipped = $10, content_sha256 = $11, import_time = now(), claim = null,
-               lease_expires = null
+               num_skipped = $10, content_sha256 = $11, existing_split = $12,
+               num_crowd_boxes = $13, import_time = now(), claim = null, lease_expires = null
         where id = $1 and claim = $2 and state = 'IMPORTING'
         returning {_DATASET}
         """,
@@ -281,6 +283,8 @@ async def complete_dataset(
         json.dumps([[p.where, p.reason, p.description] for p in skipped]),
         num_skipped,
         statistics.content_sha256,
+        statistics.existing_split,
+        statistics.num_crowd_boxes,
     )
     if row is None:
         return None
@@ -300,6 +304,9 @@ async def complete_dataset(
                 image.size_bytes,
                 image.class_ids,
                 image.boxes,
+                image.existing_split,
+                image.crowds,
+                image.perceptual_hash,
             )
             for position, image in enumerate(images)
         ),
@@ -340,7 +347,8 @@ async def list_images(conn: Connection, dataset_id: str, positions: Sequence[int
     """Reads images by position, ascending."""
     rows = await conn.fetch(
         """
-        select path, sha256, width, height, shard_key, shard_offset, size_bytes, class_ids, boxes
+        select path, sha256, width, height, shard_key, shard_offset, size_bytes, class_ids, boxes,
+               existing_split, crowds, perceptual_hash
         from image where dataset_id = $1 and position = any($2::int[]) order by position
         """,
         dataset_id,
@@ -357,6 +365,9 @@ async def list_images(conn: Connection, dataset_id: str, positions: Sequence[int
             size_bytes=row["size_bytes"],
             class_ids=tuple(row["class_ids"]),
             boxes=tuple(row["boxes"]),
+            existing_split=row["existing_split"],
+            crowds=tuple(row["crowds"]),
+            perceptual_hash=row["perceptual_hash"],
         )
         for row in rows
     ]

@@ -38,10 +38,11 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and the label file that belongs to it, if there is one."""
+    """An image, the label file that belongs to it, and the archive's split, if there are such."""
 
     image: str
     label: str | None
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,13 @@ class Labels:
         classes: One class per box.
         boxes: Flat x1, y1, x2, y2 per box in pixels of the upright image.
         problems: Boxes that are wrong and therefore not among them, and warnings.
+        crowds: Whether each box is a crowd region; empty if none is.
     """
 
     classes: tuple[ClassKey, ...] = ()
     boxes: tuple[float, ...] = ()
     problems: tuple[Problem, ...] = ()
+    crowds: tuple[bool, ...] = ()
 
 
 class LabelsBuilder:

@@ -32,6 +32,7 @@ from services.preprocess.formats.layout import (
     replace_folder,
     stem_of,
 )
+from services.preprocess.formats.splits import split_of_folder
 
 _ANNOTATION_FOLDERS = frozenset({"annotations", "annotation"})
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "")
@@ -82,7 +83,9 @@ def find_layout(index: PathIndex, read: ReadFile) -> Layout:
         labels[image] = path
     folders = {folder_of(image) for image in labels}
     samples = tuple(
-        Sample(image, labels.get(image)) for image in index.images if folder_of(image) in folders
+        Sample(image, labels.get(image), split_of_folder(folder_of(image)))
+        for image in index.images
+        if folder_of(image) in folders
     )
     return Layout(Format.VOC, samples, None, tuple(problems))
 

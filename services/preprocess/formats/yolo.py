@@ -31,6 +31,7 @@ from services.preprocess.formats.layout import (
     replace_folder,
     stem_of,
 )
+from services.preprocess.formats.splits import split_of_folder
 
 _IMAGE_FOLDERS = frozenset({"images", "jpegimages"})
 _LABEL_FOLDERS = frozenset({"labels"})
@@ -66,7 +67,7 @@ def find_layout(index: PathIndex, read: ReadFile) -> Layout:
     labels = {image: _label_of(index, image) for image in index.images}
     labelled_folders = {folder_of(image) for image, label in labels.items() if label}
     samples = tuple(
-        Sample(image, labels[image])
+        Sample(image, labels[image], split_of_folder(folder_of(image)))
         for image in index.images
         if folder_of(image) in labelled_folders
         or replace_folder(folder_of(image), _IMAGE_FOLDERS, "labels") is not None
