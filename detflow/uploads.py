@@ -11,6 +11,9 @@ from typing import Any, BinaryIO
 
 from detflow.errors import InvalidArgument, ResourceExhausted, bad_field
 
+MAX_WEIGHTS_BYTES = 2 << 30
+"""Largest file of weights; the sandbox that looks into it has room for twice as much."""
+
 
 async def receive(
     requests: AsyncIterator[Any],
@@ -69,6 +72,15 @@ async def receive(
             reason="INCOMPLETE_UPLOAD",
         )
     return size_bytes
+
+
+def weights_too_large(max_bytes: int) -> ResourceExhausted:
+    """Makes the error for a file of weights above a limit."""
+    return ResourceExhausted(
+        f"a file of weights may have {max_bytes} bytes; upload the weights alone, without the state"
+        " of an optimizer",
+        reason="WEIGHTS_LIMIT",
+    )
 
 
 @contextlib.contextmanager

@@ -147,11 +147,14 @@ class Gateway:
         metadata = channels.metadata_of(headers, request_id)
         if binding.rpc.client_streaming:
             kind = upload.KINDS[binding.rpc.name]
-            upload.check_headers(kind, headers, self._max_upload_bytes)
-            opening = transcode.decode_request(binding, values, scope["query_string"], None)
+            max_bytes = kind.limit(self._max_upload_bytes)
+            upload.check_headers(kind, headers, max_bytes)
+            opening: Any = transcode.decode_request(binding, values, scope["query_string"], None)
+            if kind.is_resumable:
+                opening.start.offset = upload.read_offset(headers)
             call = self._backends.upload(binding, metadata)
-            response = await upload.pass_on(call, opening, receive, self._max_upload_bytes, kind)
-            await answer.json(200, transcode.encode(response))
+            response = await upload.pass_on(call, opening, receive, max_bytes, kind)
+            await answer.json(200, transcode.encode(response), upload.offset_headers(response))
             return
         body = await _read_json_body(headers, receive)
         request = transcode.decode_request(binding, values, scope["query_string"], body)
@@ -168,7 +171,7 @@ class Gateway:
         work = self._backends.unary(binding, request, timeout, metadata)
         # A check can take minutes of a whole machine; nobody may be waiting for it any more.
         response = await (stream.unless_gone(work, receive) if check else work)
-        await answer.json(200, transcode.encode(response))
+        await answer.json(200, transcode.encode(response), upload.offset_headers(response))
 
     async def _stream(
         self,

@@ -40,6 +40,9 @@ HTTP_CODES = {
 }
 """google.rpc.Code by name -> HTTP status, as google/rpc/code.proto says."""
 
+_WRONG_OFFSET = "WRONG_OFFSET"
+"""Reason of a write that does not begin where the upload ends: 409, as the drafts have it."""
+
 # Said instead of gRPC's own text.
 _PLAIN = {
     "UNAVAILABLE": "a service of detflow cannot be reached; retry",
@@ -152,8 +155,11 @@ def answer(error: BaseException, request_id: str) -> tuple[int, dict[str, str], 
     status = status_of(error, request_id)
     http = error.http if isinstance(error, HttpError) else http_of(status)
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
-    retry = error_details_pb2.RetryInfo()
+    retry, info = error_details_pb2.RetryInfo(), error_details_pb2.ErrorInfo()
     for detail in status.details:
+        if detail.Unpack(info) and info.reason == _WRONG_OFFSET:
+            http = 409
+            headers["upload-offset"] = info.metadata["committed_bytes"]
         if detail.Unpack(retry):
             delay = retry.retry_delay
             headers["retry-after"] = str(max(delay.seconds + (delay.nanos > 0), 1))

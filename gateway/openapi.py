@@ -59,6 +59,14 @@ _ERRORS = {
     "504": "The answer took too long.",
 }
 _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD_OFFSET: Json = {
+    "name": "Upload-Offset",
+    "in": "header",
+    "required": True,
+    "description": "Place of the first byte: the upload's committedBytes. Another is 409, and the"
+    " answer has the right one in the same header.",
+    "schema": {"type": "integer", "format": "int64", "minimum": 0},
+}
 _ID_PATTERN = "^[a-z0-9-]{1,63}$"
 
 
@@ -188,6 +196,8 @@ def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
     codes: tuple[str, ...] = ("413", "415")
     if rpc.client_streaming:
         codes = ("408", *codes)
+        if upload.KINDS[rpc.name].is_resumable:
+            operation["parameters"].append(dict(_UPLOAD_OFFSET))
         operation["description"] += " The body is streamed; the gateway never holds it whole."
         content = dict.fromkeys(upload.KINDS[rpc.name].content_types, _BINARY)
         operation["requestBody"] = {"required": True, "content": content}

@@ -49,8 +49,9 @@ SERVICES: dict[str, tuple[ServiceDescriptor, ...]] = {
 METHODS = ("get", "put", "post", "delete", "patch")
 ANY = "*"
 UPLOADS = {
-    "UploadArchive": "/v1/{parent=projects/*}/uploads",
-    "UploadWeights": "/v1/{header.parent=projects/*}/weights",
+    "UploadArchive": ("post", "/v1/{parent=projects/*}/uploads"),
+    "WriteUpload": ("patch", "/v1/{start.name=projects/*/uploads/*}"),
+    "UploadWeights": ("post", "/v1/{header.parent=projects/*}/weights"),
 }
 """The routes without an annotation, which cannot describe a raw body (see the protos)."""
 RAW = "google.api.HttpBody"
@@ -114,10 +115,13 @@ class Binding:
     def query(self) -> str | None:
         """Where query parameters go: "" for the request, a field of it, or None for nowhere.
 
-        Of an upload they go beside the path variable, if that is in a message of its own.
+        Of an upload they go beside the path variable, if that is in a message of its own; where
+        the bytes of a PATCH belong is said by a header.
         """
         if not self.rpc.client_streaming:
             return ""
+        if self.http_method == "PATCH":
+            return None
         return self.template.variables[0].path.rpartition(".")[0] or None
 
 
@@ -162,7 +166,7 @@ def bindings() -> Iterator[Binding]:
         for descriptor in descriptors:
             for rpc in descriptor.methods:
                 if rpc.name in UPLOADS:
-                    yield _bind(service, rpc, "post", UPLOADS[rpc.name], "")
+                    yield _bind(service, rpc, *UPLOADS[rpc.name], "")
                 rule = rpc.GetOptions().Extensions[annotations_pb2.http]
                 for one in (rule, *rule.additional_bindings):
                     http_method = one.WhichOneof("pattern")

@@ -39,6 +39,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "CreateProject": {"displayName": "Shapes"},
     "CreateVersion": {"dataset": "projects/x1/datasets/d1"},
     "UpdateVersion": {"displayName": "new"},
+    "CreateUpload": {"sizeBytes": "1"},
     "CreateDataset": {"dataset": {"displayName": "d"}, "upload": "projects/x1/uploads/u1"},
     "CreateExport": {"format": "ONNX"},
 }
@@ -53,7 +54,8 @@ async def test_every_annotated_route_reaches_its_rpc(rig: Rig, subtests: pytest.
 
 async def reach(rig: Rig, binding: Binding) -> None:
     if binding.rpc.client_streaming:
-        arguments: dict[str, Any] = {"content": b"", "headers": {"content-type": "application/zip"}}
+        headers = {"content-type": "application/zip", "upload-offset": "0"}
+        arguments: dict[str, Any] = {"content": b"", "headers": headers}
     elif binding.body:
         arguments = {"json": BODIES.get(binding.rpc.name, {})}
     else:
