@@ -12,6 +12,7 @@ from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.upload import OnProgress, upload
 from detflow.errors import InvalidArgument, NotFound
 from detflow.names import MAX_NAME_LENGTH, check_display_name
+from detflow.uploads import MAX_WEIGHTS_BYTES, weights_too_large
 from detflow.v1 import weights_pb2, weights_pb2_grpc
 
 
@@ -40,6 +41,7 @@ class Weights:
 
         Raises:
             InvalidArgument: There is no such file, or it holds anything but tensors.
+            ResourceExhausted: WEIGHTS_LIMIT, it is larger than 2 GiB.
         """
         with _opened(source) as file:
             return self._upload(file, source, project, name, progress)
@@ -124,9 +126,13 @@ class Weights:
 
 def _opened(source: str | os.PathLike[str]) -> BufferedReader:
     try:
-        return open(source, "rb")
+        file = open(source, "rb")
     except OSError as error:
         raise InvalidArgument(
             f"cannot read {os.fspath(source)} ({error.strerror}): give a weights file",
             reason="NO_SUCH_FILE",
         ) from error
+    if os.fstat(file.fileno()).st_size > MAX_WEIGHTS_BYTES:  # not only after a long upload
+        file.close()
+        raise weights_too_large(MAX_WEIGHTS_BYTES)
+    return file

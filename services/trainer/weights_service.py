@@ -11,7 +11,6 @@ from detflow.errors import (
     Aborted,
     Internal,
     InvalidArgument,
-    ResourceExhausted,
     Unavailable,
 )
 from detflow.names import check_display_name, new_id, project_of
@@ -21,7 +20,7 @@ from detflow.projects import Projects
 from detflow.scratch import Scratch
 from detflow.settings import Settings
 from detflow.store import ObjectStore
-from detflow.uploads import full_disk_refused, receive
+from detflow.uploads import MAX_WEIGHTS_BYTES, full_disk_refused, receive, weights_too_large
 from detflow.v1 import weights_pb2, weights_pb2_grpc
 from detflow.v1.worker_pb2 import InspectJob, JobSpec
 from services.trainer import weights as sql
@@ -30,9 +29,6 @@ from services.trainer.trials import RunJob
 from services.trainer.weights import to_message
 
 log = telemetry.get_logger(__name__)
-
-MAX_BYTES = 2 << 30
-"""Largest file; the sandbox has room for twice as much."""
 
 _DEFAULT_NAME = "weights"
 
@@ -64,7 +60,7 @@ class WeightsService(weights_pb2_grpc.WeightsServiceServicer):
         self._scratch = scratch
         self._projects = projects
         self._settings = settings
-        self._max_bytes = min(settings.max_upload_bytes, MAX_BYTES)
+        self._max_bytes = min(settings.max_upload_bytes, MAX_WEIGHTS_BYTES)
         self._run = run
         self._looking = asyncio.Lock()  # each look may take gigabytes of memory
 
@@ -110,11 +106,7 @@ class WeightsService(weights_pb2_grpc.WeightsServiceServicer):
             opening="header",
             opened=opened,
             max_bytes=self._max_bytes,
-            too_large=ResourceExhausted(
-                f"the file is larger than {self._max_bytes} bytes; upload the weights"
-                " alone, without the state of an optimizer",
-                reason="WEIGHTS_LIMIT",
-            ),
+            too_large=weights_too_large(self._max_bytes),
             noun="file",
         )
         return header

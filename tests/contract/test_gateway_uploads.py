@@ -1,6 +1,7 @@
 """Archives and weights through a real gateway: streamed, bounded, broken off, refused early."""
 
 import asyncio
+import dataclasses
 import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -113,6 +114,19 @@ async def test_weights_have_the_limits_of_archives(rig: Rig) -> None:
     assert long_name.status_code == 400
 
 
+async def test_weights_above_their_own_limit_are_413_whatever_the_settings_allow(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = upload.KINDS["UploadWeights"]
+    assert kind.max_bytes == 2 << 30
+    monkeypatch.setitem(upload.KINDS, "UploadWeights", dataclasses.replace(kind, max_bytes=MIB))
+    for content in (b"x" * (MIB + 1), blocks(2, MIB)):
+        answer = await rig.http.post(WEIGHTS, content=content, headers=BYTES)
+        assert answer.status_code == 413
+        assert details(answer, "ErrorInfo")["reason"] == "WEIGHTS_LIMIT"
+        assert "DETFLOW_MAX_UPLOAD_BYTES" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "key"),
     [
@@ -131,15 +145,21 @@ async def test_uploads_take_no_other_query(rig: Rig, path: str, key: str) -> Non
 
 
 async def test_early_refusal_of_the_service_is_the_answer(rig: Rig) -> None:
+    reason = "STORE_FULL"
+
     async def refuse(requests: Any, _context: Any) -> Any:
         async for one in requests:
             if one.chunk:
-                raise errors.ResourceExhausted("the store is full", reason="STORE_FULL")
+                raise errors.ResourceExhausted("the store is full", reason=reason)
 
     rig.backend.replies["UploadArchive"] = refuse
     answer = await rig.http.post(PATH, content=blocks(50, MIB), headers=ZIP)
     assert answer.status_code == 429
     assert details(answer, "ErrorInfo")["reason"] == "STORE_FULL"
+    reason = "ARCHIVE_LIMIT"
+    answer = await rig.http.post(PATH, content=blocks(50, MIB), headers=ZIP)
+    assert answer.status_code == 413
+    assert details(answer, "ErrorInfo")["reason"] == "ARCHIVE_LIMIT"
     missing = await rig.http.post("/v1/projects/UPPER/uploads", content=b"PK", headers=ZIP)
     assert missing.status_code == 400
 

@@ -164,7 +164,7 @@ async def test_upload_is_refused_where_it_is_cut_off_too_large_or_of_nowhere(
     for parts in ([first, chunk], [chunk], [first, first], []):
         with pytest.raises(InvalidArgument), channels.translate():
             await rig.weights.UploadWeights(iter(parts))
-    monkeypatch.setattr(weights_service, "MAX_BYTES", 10)
+    monkeypatch.setattr(weights_service, "MAX_WEIGHTS_BYTES", 10)
     async with rig.replica_weights() as limited:
         with pytest.raises(ResourceExhausted) as caught, channels.translate():
             await limited.UploadWeights(

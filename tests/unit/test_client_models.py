@@ -137,6 +137,19 @@ def test_download_says_where_it_cannot_write_and_what_has_no_file(rig: Rig, tmp_
         rig.client.exports.download(waiting.name, tmp_path)
 
 
+def test_weights_larger_than_the_limit_are_refused_before_anything_is_sent(
+    rig: Rig, tmp_path: Path
+) -> None:
+    file = tmp_path / "best.pt"
+    with file.open("wb") as opened:
+        opened.truncate((2 << 30) + 1)  # of nothing but a hole
+    for send in (rig.client.weights.upload, rig.client.weights.ensure):
+        with pytest.raises(errors.ResourceExhausted) as caught:
+            send(file)
+        assert caught.value.reason == "WEIGHTS_LIMIT"
+    assert not rig.client.weights.list()
+
+
 def test_weights_are_uploaded_with_progress_under_the_files_name(rig: Rig, tmp_path: Path) -> None:
     file = tmp_path / "best.pt"
     file.write_bytes(b"x" * (2 * MIB + 1))
