@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from detflow.errors import DataLoss
+from detflow.errors import DataLoss, FailedPrecondition, failure
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import Checkpoint
@@ -66,6 +66,24 @@ def test_checkpoint_with_any_byte_of_its_end_changed_is_refused(
         with pytest.raises(DataLoss):
             load(store, stored, tmp_path)
         content[place] ^= 1
+
+
+def test_checkpoint_of_another_release_is_refused_with_what_to_do(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    import torch
+
+    from services.trainer.domain import is_retried
+
+    # As the first release wrote them: another format has other contents.
+    torch.save({"format": "detflow-checkpoint/1", "epoch": 3, "train_args": {}}, tmp_path / "old")
+    stored = store.put(KEY, tmp_path / "old")
+    with pytest.raises(FailedPrecondition, match="start a new training of the version") as caught:
+        load(store, stored, tmp_path)
+    assert caught.value.reason == "CHECKPOINT_FORMAT"
+    assert "detflow-checkpoint/1" in caught.value.message and KEY in caught.value.message
+    # It ends the attempt for good, instead of being given up for an older one.
+    assert not is_retried(failure(caught.value))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, -1, -100])

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from detflow.errors import DataLoss
+from detflow.errors import DataLoss, FailedPrecondition
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import Checkpoint
 from services.trainer.worker.failures import is_out_of_memory
 from services.trainer.worker.spec import Spec
 
-FORMAT = "detflow-checkpoint/2"
+_FORMATS = "detflow-checkpoint/"
+FORMAT = f"{_FORMATS}2"
 WEIGHTS_FORMAT = "detflow-weights/1"
 _NUM_KEPT = 2
 
@@ -123,12 +124,15 @@ def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) ->
 
     Raises:
         DataLoss: It is gone, differs from its recorded hash or cannot be read.
+        FailedPrecondition: CHECKPOINT_FORMAT, another release wrote it.
     """
     path = folder / "checkpoint.pt"
     store.download(checkpoint.object, path)
     try:
         # Only tensors and plain values: a checkpoint never runs code.
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT and str(state["format"]).startswith(_FORMATS):
+            raise _of_another_release(checkpoint, state["format"])
         position = state["epoch"], state["step"]
         if state["format"] != FORMAT or position != (checkpoint.epoch, checkpoint.step):
             raise ValueError(f"format {state['format']!r}, epoch and step {position}")
@@ -152,6 +156,17 @@ def load_checkpoint(store: ObjectStore, checkpoint: Checkpoint, folder: Path) ->
     finally:
         path.unlink(missing_ok=True)
     return state
+
+
+def _of_another_release(checkpoint: Checkpoint, found: str) -> FailedPrecondition:
+    """Makes the error for a checkpoint that is all right, but not for this release."""
+    return FailedPrecondition(
+        f"checkpoint {checkpoint.object.key} of epoch {checkpoint.epoch} is of another release of "
+        f"detflow ({found}, this one reads {FORMAT}); resume with the release that wrote it, or "
+        "start a new training of the version, which may begin with the weights of a finished one",
+        reason="CHECKPOINT_FORMAT",
+        metadata={"key": checkpoint.object.key, "format": found},
+    )
 
 
 def save_weights(store: ObjectStore, spec: Spec, weights: dict[str, Any]) -> StoredObject:
