@@ -32,10 +32,14 @@ class Settings:
         metrics_address: gRPC address of the metrics service.
         data_dir: Scratch space: uploads under way, bundle cache, training work folders. Nothing in
             it is needed after a restart.
-        executor: Where trainings run: local, or ray for a Ray cluster.
+        executor: Where trainings run and shards are made: local, or ray for a Ray cluster.
         ray_address: http:// address of the Ray cluster's Jobs API (its dashboard).
+        ray_client_address: ray:// address of the cluster's client server, for preprocessing; by
+            default port 10001 of the machine in ray_address.
         num_cpu_slots: Trainings that run on CPUs at once.
         num_gpu_slots: GPUs that trainings may use; -1 means all that are found.
+        num_queued_preflights: Trainings in the queue that are tried at once, on the CPU and at the
+            lowest priority; 0 leaves all trying to their turn.
         worker_memory_bytes: Memory a training worker on a CPU may have, so that running out of it
             is an error it reports; 0 sets no limit.
         pretrained_dir: Folder of the machines that train with weights to begin with, named
@@ -60,8 +64,10 @@ class Settings:
     data_dir: Path = Path("/var/tmp/detflow")
     executor: str = "local"
     ray_address: str = ""
+    ray_client_address: str = ""
     num_cpu_slots: int = 1
     num_gpu_slots: int = -1
+    num_queued_preflights: int = 1
     worker_memory_bytes: int = 0
     pretrained_dir: str = ""
     preprocess_processes: int = 0

@@ -176,6 +176,7 @@ async def running(
     *,
     limits: Limits | None = None,
     max_upload_bytes: int = 1 << 30,
+    **others: Any,
 ) -> AsyncIterator[Rig]:
     """Runs the service on a free port; at the end it drains."""
     settings = Settings(
@@ -187,6 +188,7 @@ async def running(
         max_upload_bytes=max_upload_bytes,
         drain_seconds=1.0,
         log_level="error",
+        **others,
     )
     async with (
         version_service() as version_address,

@@ -65,11 +65,13 @@ class Cluster:
 
     Attributes:
         dashboard: Address of the Jobs API.
+        client_address: Where clients of Ray connect.
         nodes: The head first.
     """
 
     port: int
     dashboard_port: int
+    client_port: int
     folder: Path
     environment: Mapping[str, str]
     nodes: list[Node] = field(default_factory=list)
@@ -77,6 +79,10 @@ class Cluster:
     @property
     def dashboard(self) -> str:
         return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def client_address(self) -> str:
+        return f"ray://127.0.0.1:{self.client_port}"
 
     def add_node(self, *, num_cpus: int) -> Node:
         """Starts a node and waits until it is one of the cluster."""
@@ -91,7 +97,7 @@ class Cluster:
         head = (
             *("--head", "--port", str(self.port), "--include-dashboard", "true"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)),
-            *("--ray-client-server-port", str(free_port())),
+            *("--ray-client-server-port", str(self.client_port)),
         )
         role = ("--address", f"127.0.0.1:{self.port}") if number else head
         with (self.folder / f"node-{number}.log").open("wb") as log:
@@ -134,6 +140,7 @@ def cluster() -> Iterator[Cluster]:
     made = Cluster(
         port=free_port(),
         dashboard_port=free_port(),
+        client_port=free_port(),
         folder=folder,
         environment={
             **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},

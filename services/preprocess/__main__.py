@@ -15,7 +15,8 @@ from services.preprocess.consumer import VersionEvents
 from services.preprocess.garbage import GarbageCollector
 from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline
-from services.preprocess.pool import WorkerPool
+from services.preprocess.pool import Pool, WorkerPool
+from services.preprocess.ray_pool import RayPool
 from services.preprocess.service import DatasetService, PreprocessService
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -34,7 +35,8 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
     importer = Importer(
         db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch, limits=limits
     )
-    pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch)
+    shards: Pool = RayPool(s.settings) if s.settings.executor == "ray" else pool
+    pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=shards, scratch=scratch)
     s.add(
         add_DatasetServiceServicer_to_server,
         DatasetService(

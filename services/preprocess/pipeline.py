@@ -40,7 +40,7 @@ from services.preprocess.domain import Dataset, DatasetState, Image, Preprocessi
 from services.preprocess.events import append_state
 from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import transform_of
-from services.preprocess.pool import WorkerPool
+from services.preprocess.pool import Pool
 from services.preprocess.progress import ProgressReporter
 from services.preprocess.split import TooFewImages, assign
 
@@ -54,7 +54,7 @@ class Pipeline:
     """Makes bundles one after the other; several processes may do so side by side."""
 
     def __init__(
-        self, *, db: Database, bus: Bus, store: ObjectStore, pool: WorkerPool, scratch: Scratch
+        self, *, db: Database, bus: Bus, store: ObjectStore, pool: Pool, scratch: Scratch
     ) -> None:
         self._db = db
         self._bus = bus

@@ -10,12 +10,12 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
-
-import cv2
+from contextlib import aclosing
+from typing import Protocol, TypeVar
 
 from detflow.errors import ResourceExhausted
 from services.preprocess.domain import Reason
+from services.preprocess.images import use_one_thread
 
 _PR_SET_PDEATHSIG = 1
 _WAITING_PER_PROCESS = 2
@@ -26,6 +26,51 @@ R = TypeVar("R")
 
 class WorkerDied(ResourceExhausted):
     """A process of the pool was killed, most likely by the system for want of memory."""
+
+
+class Pool(Protocol):
+    """Where shards are made."""
+
+    def map(
+        self, work: Callable[[J], R], jobs: AsyncIterator[J]
+    ) -> AsyncGenerator[tuple[J, R], None]:
+        """Runs jobs side by side; yields each with its result as it is done, in any order."""
+
+
+async def side_by_side(
+    submit: Callable[[J], asyncio.Future[R]], jobs: AsyncIterator[J], num_at_once: int
+) -> AsyncGenerator[tuple[J, R], None]:
+    """Yields each job with its result as it is done; some wait so that no process has to.
+
+    Args:
+        submit: Starts a job, or has it wait.
+        jobs: Taken as there is room, so there may be many.
+        num_at_once: Jobs that can run at once.
+
+    Raises:
+        Exception: Whatever comes of a job; the others are abandoned.
+    """
+    running: dict[asyncio.Future[R], J] = {}
+    more = True
+    try:
+        while True:
+            while more and len(running) < num_at_once * _WAITING_PER_PROCESS:
+                try:
+                    job = await anext(jobs)
+                except StopAsyncIteration:
+                    more = False
+                    break
+                running[submit(job)] = job
+            if not running:
+                return
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future.result()
+    finally:
+        for future in running:
+            future.cancel()
+        # A cancelled future of a broken pool still holds its exception: look at it.
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 class WorkerPool:
@@ -54,22 +99,14 @@ class WorkerPool:
         """
         loop = asyncio.get_running_loop()
         executor = self._executor
-        running: dict[asyncio.Future[R], J] = {}
-        more = True
+
+        def submit(job: J) -> asyncio.Future[R]:
+            return loop.run_in_executor(executor, work, job)
+
         try:
-            while True:
-                while more and len(running) < self.num_processes * _WAITING_PER_PROCESS:
-                    try:
-                        job = await anext(jobs)
-                    except StopAsyncIteration:
-                        more = False
-                        break
-                    running[loop.run_in_executor(executor, work, job)] = job
-                if not running:
-                    return
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for future in done:
-                    yield running.pop(future), future.result()
+            async with aclosing(side_by_side(submit, jobs, self.num_processes)) as results:
+                async for result in results:
+                    yield result
         except BrokenProcessPool as error:
             if executor is self._executor:
                 self._executor = self._start()
@@ -78,11 +115,6 @@ class WorkerPool:
                 " give the preprocess service more memory or fewer processes",
                 reason=Reason.WORKER_DIED,
             ) from error
-        finally:
-            for future in running:
-                future.cancel()
-            # A cancelled future of a broken pool still holds its exception: look at it.
-            await asyncio.gather(*running, return_exceptions=True)
 
     async def close(self) -> None:
         """Ends the processes after the jobs they are at."""
@@ -105,5 +137,4 @@ def _begin(parent: int) -> None:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(0)  # damaged images are told to the user, not to the log
+    use_one_thread()
