@@ -46,6 +46,9 @@ class Settings:
             {model}.safetensors or {model}.pt; empty for none.
         preprocess_processes: Processes that decode and encode images; 0 means one per core.
         max_upload_bytes: Largest archive that is accepted.
+        upload_idle_hours: How long an unfinished upload is kept after its last byte.
+        import_urls: Where datasets may be imported from: prefixes such as s3://bucket/folder,
+            separated by commas, that the preprocess service can read; empty for nowhere.
         drain_seconds: How long running calls may go on after SIGTERM.
         log_format: json or console.
         log_level: debug, info, warning or error.
@@ -72,6 +75,8 @@ class Settings:
     pretrained_dir: str = ""
     preprocess_processes: int = 0
     max_upload_bytes: int = 1 << 40
+    upload_idle_hours: float = 24.0
+    import_urls: str = ""
     drain_seconds: float = 10.0
     log_format: str = "json"
     log_level: str = "info"

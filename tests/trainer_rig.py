@@ -36,7 +36,7 @@ from detflow.v1 import (
     weights_pb2,
     weights_pb2_grpc,
 )
-from services.trainer import trials
+from services.trainer import queued_preflights, trials
 from services.trainer.__main__ import MIGRATIONS, serve
 from services.trainer.attempt import Deadlines
 from services.trainer.executors import Executor
@@ -54,6 +54,7 @@ FAST = Deadlines(
     records_on_stop=1.0,
     evaluation=60.0,
     sweep=0.2,
+    queued=0.0,
     patience=Patience(),
 )
 
@@ -274,11 +275,12 @@ async def trainer(
     deadlines: Deadlines = FAST,
     make_executor: Callable[[Settings], Executor] | None = executor,
     run: trials.RunJob = run_job,
+    run_queued: queued_preflights.RunJob = run_job,
 ) -> AsyncIterator[str]:
     """Runs a trainer service in this process, by default with puppets; yields its address."""
     service = Service("trainer", migrations=MIGRATIONS, settings=settings)
     chosen = make_executor(settings) if make_executor else None
-    process = asyncio.create_task(serve(service, chosen, deadlines, run))
+    process = asyncio.create_task(serve(service, chosen, deadlines, run, run_queued))
     ready = asyncio.create_task(service.serving.wait())
     await asyncio.wait({process, ready}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     if process.done():
@@ -302,6 +304,7 @@ async def running(
     num_gpu_slots: int = 0,
     make_executor: Callable[[Settings], Executor] | None = executor,
     run: trials.RunJob = run_job,
+    run_queued: queued_preflights.RunJob = run_job,
     **more_settings: Any,
 ) -> AsyncIterator[Rig]:
     """Runs a trainer and what it depends on."""
@@ -337,6 +340,7 @@ async def running(
         data_dir=folder / "data",
         num_cpu_slots=num_slots,
         num_gpu_slots=num_gpu_slots,
+        num_queued_preflights=0,  # puppets train on bundles that there are not
         drain_seconds=2,
     )
     settings = dataclasses.replace(settings, **more_settings)
@@ -358,7 +362,7 @@ async def running(
     db = await Database.connect(database_url, "trainer", max_size=3)
     try:
         async with (
-            trainer(settings, deadlines, make_executor, run) as address,
+            trainer(settings, deadlines, make_executor, run, run_queued) as address,
             channels.channel(address) as channel,
         ):
             yield Rig(
@@ -397,7 +401,7 @@ async def rig(
 
 async def main() -> None:
     """Runs a trainer with puppets as a process of its own, to be killed."""
-    settings = Settings.load()
+    settings = dataclasses.replace(Settings.load(), num_queued_preflights=0)
     service = Service("trainer", migrations=MIGRATIONS, settings=settings)
     await serve(service, executor(settings), FAST)
 

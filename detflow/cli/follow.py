@@ -13,6 +13,7 @@ from detflow.errors import from_status
 from detflow.v1 import common_pb2, metrics_pb2, training_pb2
 
 _State = training_pb2.Training.State
+_QUEUED = training_pb2.Training.QUEUED
 _NOTABLE_WAIT_SHARE = 0.05
 
 
@@ -32,6 +33,8 @@ def follow(s: Session, name: str, *, ask: bool = True) -> training_pb2.Training:
                     display.on_progress(message.progress)
                 elif message.HasField("epoch"):
                     display.on_epoch(message.epoch)
+                elif message.HasField("log"):
+                    display.on_log(message.log.lines)
     except KeyboardInterrupt:
         if not ask:
             raise
@@ -61,28 +64,38 @@ class _Display:
     def __init__(self, bar: output.Bar) -> None:
         self._bar = bar
         self._create_time = time.time()
-        self._state = _State.Name(training_pb2.Training.QUEUED)
+        self._state = _State.Name(_QUEUED)
         self._percent = 0.0
         self._map50 = ""
         self._step_batch_size = 0
+        self._queue_position = 0
+        self._check = ""
 
     def on_training(self, training: training_pb2.Training) -> None:
         self._note_steps(training)
         self._state = _State.Name(training.state)
         self._create_time = training.create_time.ToNanoseconds() / 1e9
-        if training.state in (training_pb2.Training.QUEUED, training_pb2.Training.PROVISIONING):
+        if training.state in (_QUEUED, training_pb2.Training.PROVISIONING):
             self._percent = 0.0
             details = f"attempt {training.attempt}, " if training.attempt > 1 else ""
-            self._show(f"{details}{self._waiting(training.queue_position)}")
+            self._queue_position = training.queue_position
+            is_checked = training.state == _QUEUED and training.HasField("preflight")
+            self._check = "checked, " if is_checked else ""
+            self._show(f"{details}{self._waiting()}")
         else:
             self._show(f"elapsed {self._elapsed()}{self._map50}")
 
     def on_progress(self, progress: training_pb2.TrainingProgress) -> None:
         if progress.stage == "queue":
-            self._show(self._waiting(progress.queue_position))
+            self._queue_position = progress.queue_position
+            self._show(self._waiting())
+            return
+        if progress.stage == "preflight":
+            self._check = f"preflight {progress.step}/{progress.num_steps}, "
+            self._show(self._waiting())
             return
         if not progress.epoch:
-            self._show(f"{progress.stage}, {self._waiting(0)}")
+            self._show(f"{progress.stage}, {self._waiting()}")
             return
         self._percent = max(self._percent, progress.percent)
         left = "calculating" if self._percent < 1 else ""
@@ -104,6 +117,13 @@ class _Display:
         if "val/map50" in epoch.values:
             self._map50 = f", mAP50 {epoch.values['val/map50']:.3f}"
 
+    def on_log(self, lines: Sequence[str]) -> None:
+        """Shows why a training that waits could not be tried."""
+        if self._state == _State.Name(_QUEUED):
+            self._check = ""
+            for line in lines:
+                self._bar.note(line)
+
     def _note_steps(self, training: training_pb2.Training) -> None:
         """Says once that memory ran out, and what is done about it."""
         known = self._step_batch_size or training.batch_size
@@ -114,9 +134,9 @@ class _Display:
                 f" update of the weights still sees {training.batch_size}"
             )
 
-    def _waiting(self, queue_position: int) -> str:
-        place = f"place {queue_position} in the queue, " if queue_position else ""
-        return f"{place}elapsed {self._elapsed()}, left: calculating"
+    def _waiting(self) -> str:
+        place = f"place {self._queue_position} in the queue, " if self._queue_position else ""
+        return f"{place}{self._check}elapsed {self._elapsed()}, left: calculating"
 
     def _elapsed(self) -> str:
         """Renders the time since the training was queued: the same for every watcher."""

@@ -111,15 +111,14 @@ def say_preflight(preflight: training_pb2.Preflight) -> None:
         empty="nothing was tried",
     )
     output.say()
-    output.say_fields(
-        {
-            "device": preflight.device or "-",
-            "memory": output.size(preflight.memory_bytes),
-            "disk": output.size(preflight.disk_bytes),
-            "step": f"{preflight.step_seconds:.3g} s",
-            "whole training": f"about {output.duration(preflight.total_seconds)}",
-        }
-    )
+    fields = {"device": preflight.device or "-"}
+    if preflight.memory_bytes:  # of a device to come it is not known
+        fields["memory"] = output.size(preflight.memory_bytes)
+    fields["disk"] = output.size(preflight.disk_bytes)
+    if preflight.step_seconds:
+        fields["step"] = f"{preflight.step_seconds:.3g} s"
+        fields["whole training"] = f"about {output.duration(preflight.total_seconds)}"
+    output.say_fields(fields)
 
 
 def _weights(s: Session, text: str) -> str:

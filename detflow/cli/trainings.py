@@ -88,6 +88,7 @@ def show(
         ),
     }
     if found.queue_position:
+        fields["state"] += ", checked" if found.HasField("preflight") else ", not checked yet"
         fields["state"] += f", place {found.queue_position} in the queue"
     if found.HasField("warm_start"):
         fields["warm start"] = found.warm_start.training or found.warm_start.weights

@@ -187,7 +187,7 @@ class Training(_message.Message):
 
     @_builtins.property
     def preflight(self) -> Global___Preflight:
-        """What was checked before the first step, and what the training is expected to take."""
+        """What was checked, while it waited in the queue or before its first step, and what the training is expected to take."""
 
     def __init__(
         self,
@@ -285,7 +285,9 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class Preflight(_message.Message):
-    """What was tried on the real data before a training began."""
+    """What was tried on the real data before a training began. What waits for a GPU is tried on the CPU first: memory and
+    seconds are 0 until it was tried on the GPU too.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -299,7 +301,7 @@ class Preflight(_message.Message):
         DETAIL_FIELD_NUMBER: _builtins.int
         SECONDS_FIELD_NUMBER: _builtins.int
         name: _builtins.str
-        """What: labels, images, train_step, validation, checkpoint, memory or disk."""
+        """What: weights (to begin with), labels, images, train_step, validation, checkpoint, memory or disk."""
         detail: _builtins.str
         """What was found, for a person."""
         seconds: _builtins.float
@@ -420,7 +422,9 @@ class TrainingProgress(_message.Message):
     attempt: _builtins.int
     """Attempt that reports."""
     stage: _builtins.str
-    """What the worker does: "prepare data", "check", "train", "validate" or "predict"; "queue" before there is one."""
+    """What the worker does: "prepare data", "check", "train", "validate" or "predict"; before there is one "queue", or
+    "preflight" while it is tried in the queue: `step` of `num_steps` checks are done.
+    """
     epoch: _builtins.int
     """Epoch under way, from 1."""
     num_epochs: _builtins.int

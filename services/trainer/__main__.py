@@ -18,7 +18,7 @@ from detflow.v1 import (
     version_pb2_grpc,
     weights_pb2_grpc,
 )
-from services.trainer import jobs, trials
+from services.trainer import jobs, queued_preflights, trials
 from services.trainer.attempt import Deadlines
 from services.trainer.consumer import consumers
 from services.trainer.executors import Executor
@@ -26,6 +26,7 @@ from services.trainer.executors.local import LocalExecutor
 from services.trainer.export_service import ExportService
 from services.trainer.exporter import Exporter, RunJob
 from services.trainer.lease import LeaseDesk
+from services.trainer.queued_preflights import QueuedPreflights
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
 from services.trainer.trials import Trials
@@ -39,12 +40,26 @@ async def serve(
     executor: Executor | None = None,
     deadlines: Deadlines | None = None,
     run_job: trials.RunJob = jobs.run_job,
+    run_queued: queued_preflights.RunJob = jobs.run_job,
 ) -> None:
     """Serves trainings and carries them out until the process is told to stop."""
     async with service as s, channels.channel(s.settings.version_address) as versions:
         executor = executor or await make_executor(s.settings)
+        preflights = QueuedPreflights(
+            db=s.db,
+            bus=s.bus,
+            settings=s.settings,
+            executor=executor,
+            deadlines=deadlines,
+            run=run_queued,
+        )
         scheduler = Scheduler(
-            db=s.db, bus=s.bus, objects=s.store, executor=executor, deadlines=deadlines
+            db=s.db,
+            bus=s.bus,
+            objects=s.store,
+            executor=executor,
+            preflights=preflights,
+            deadlines=deadlines,
         )
         s.add(
             trainer_pb2_grpc.add_TrainerServiceServicer_to_server,

@@ -38,6 +38,7 @@ class Deadlines:
         records_on_stop: The same while a user waits.
         evaluation: From the predictions to their evaluations.
         sweep: Between two looks for checkpoints to delete.
+        queued: How long a training waits for a slot before it is tried in the queue.
         patience: For progress.
     """
 
@@ -48,12 +49,18 @@ class Deadlines:
     records_on_stop: float = 2.0
     evaluation: float = 600.0
     sweep: float = 5.0
+    queued: float = 2.0
     patience: Patience = field(default_factory=Patience)
 
     @property
     def lease_interval(self) -> datetime.timedelta:
         """The lease as the database takes it."""
         return datetime.timedelta(seconds=self.lease)
+
+    @property
+    def queued_interval(self) -> datetime.timedelta:
+        """The time before a training is tried in the queue as the database takes it."""
+        return datetime.timedelta(seconds=self.queued)
 
 
 class Attempt:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import google.rpc.code_pb2 as codes
 
-from detflow.errors import FailedPrecondition
+from detflow.errors import DetflowError, FailedPrecondition
 from detflow.v1.common_pb2 import Failure, StoredObject
 from detflow.v1.training_pb2 import Preflight, WarmStart
 
@@ -20,6 +20,9 @@ MAX_RESTARTS = 3
 _ID = "[a-z0-9-]{1,63}"
 _NAME = re.compile(f"projects/{_ID}/versions/{_ID}/trainings/{_ID}")
 _RETRIED_CODES = frozenset({codes.RESOURCE_EXHAUSTED, codes.UNAVAILABLE, codes.ABORTED})
+
+_CONCLUSIVE_CODES = frozenset({"INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "DATA_LOSS"})
+_PASSING_REASONS = frozenset({"DISK_FULL", "BAD_SETTING"})
 
 
 class State(StrEnum):
@@ -180,6 +183,15 @@ def training_name(project: str, version: str, training: str) -> str:
 def is_retried(failure: Failure) -> bool:
     """Says whether another attempt can help: something ran out or was away for a while."""
     return failure.status.code in _RETRIED_CODES
+
+
+def is_conclusive(error: DetflowError) -> bool:
+    """Says whether a problem that was met while trying a training in the queue will stay.
+
+    Its data, its settings and what it begins with do; memory, disks and machines may be others by
+    the time its turn comes.
+    """
+    return error.code.name in _CONCLUSIVE_CODES and error.reason not in _PASSING_REASONS
 
 
 def after_crash(stop_mode: StopMode | None, num_restarts: int) -> State:

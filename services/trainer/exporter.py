@@ -24,6 +24,7 @@ from services.trainer.attempt import Deadlines
 from services.trainer.domain import is_retried
 from services.trainer.export_domain import Export, State, after_death
 from services.trainer.jobs import remove_leftovers, run_job
+from services.trainer.owned_jobs import reporting, run_while_owned
 
 log = telemetry.get_logger(__name__)
 
@@ -189,22 +190,15 @@ class Exporter:
 
     async def _run_while_owned(self, export: Export, spec: JobSpec) -> export_pb2.Export | None:
         """Runs the job; None if the export was cancelled or another has taken over meanwhile."""
-        reporter = _Reporter(self._bus, f"detflow.progress.export.{export.id}")
-        job = asyncio.ensure_future(
-            self._run_job(spec, settings=self._settings, on_progress=reporter.hear)
-        )
-        reports = asyncio.create_task(reporter.run())
-        try:
-            while not job.done():
-                self._job_wake.clear()
-                if not await self._is_ours(export):
-                    return None
-                news = asyncio.create_task(wait(self._job_wake, self._deadlines.tick))
-                await asyncio.wait([job, news], return_when=asyncio.FIRST_COMPLETED)
-                await cancel_all([news])
-            message = job.result()
-        finally:
-            await cancel_all([job, reports])
+        async with reporting(self._bus, f"detflow.progress.export.{export.id}") as hear:
+            message = await run_while_owned(
+                self._run_job(spec, settings=self._settings, on_progress=hear),
+                lambda: self._is_ours(export),
+                self._job_wake,
+                self._deadlines.tick,
+            )
+        if message is None:
+            return None
         if not message.HasField("export"):
             raise Internal("the export job answered something else", reason="JOB_BROKEN")
         return message.export
@@ -277,29 +271,3 @@ class Exporter:
         """Wakes the loop and the job when an export changes, in whichever process."""
         self._wake.set()
         self._job_wake.set()
-
-
-class _Reporter:
-    """Publishes the newest progress of a job on core NATS."""
-
-    def __init__(self, bus: Bus, subject: str) -> None:
-        self._bus = bus
-        self._subject = subject
-        self._newest: Progress | None = None
-        self._news = asyncio.Event()
-
-    def hear(self, progress: Progress) -> None:
-        """Takes progress; only the newest is published."""
-        self._newest = progress
-        self._news.set()
-
-    async def run(self) -> None:
-        """Publishes until cancelled."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            assert self._newest is not None
-            try:
-                await self._bus.publish(self._subject, self._newest.SerializeToString())
-            except Unavailable:  # progress is a courtesy; the work goes on
-                log.debug("progress lost", subject=self._subject)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ _MAX_MESSAGE_CHARACTERS = 1 << 24
 _GRACE_SECONDS = 5.0
 _END_SECONDS = 1.0
 _NUM_SHOWN_LINES = 5
+_LOWEST_PRIORITY = 19
+_ENDED_FIRST = 1000
 _SECRET_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_", "DETFLOW_NATS_URL", "DETFLOW_STORE_URL")
 _SANDBOX_LINE = "sandbox: "
 
@@ -51,6 +54,7 @@ async def run_job(
     settings: Settings,
     on_progress: Callable[[Progress], None] = _ignore,
     sandbox: bool = False,
+    background: bool = False,
     command: Sequence[str] = JOB_COMMAND,
 ) -> JobMessage:
     """Runs a job to its end; if this is cancelled, so is the job.
@@ -61,6 +65,8 @@ async def run_job(
         on_progress: Told how far the job is.
         sandbox: Run it without network, children and credentials, and with limits on memory,
             processor time and files.
+        background: Run it behind everything else: at the lowest priority, without GPUs, and as the
+            first that the system ends when memory runs out.
         command: Program to run; the path of the spec is added.
 
     Returns:
@@ -79,6 +85,8 @@ async def run_job(
             for name, value in variables.items()
             if not name.startswith(_SECRET_PREFIXES)
         }
+    if background:
+        variables |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     arguments = [*command, str(folder / "spec.json"), *([SANDBOX_OPTION] if sandbox else [])]
     await asyncio.to_thread(_write_spec, folder, spec)
     with _held(folder):
@@ -96,6 +104,8 @@ async def run_job(
         except OSError:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
+        if background:
+            _step_back(process.pid)
         worker = LocalWorker(process, folder, process.stderr)
         log.info("job started", job=spec.WhichOneof("job"), pid=process.pid)
         said = _Said(on_progress)
@@ -113,6 +123,13 @@ async def run_job(
             await _carry_through(_close(worker, messages))
     _log_end(spec, ended)
     return _result(spec, said, ended)
+
+
+def _step_back(pid: int) -> None:
+    """Puts a process group, and what it will start, behind all others."""
+    with contextlib.suppress(OSError):  # it has ended, or the system has no such thing
+        os.setpriority(os.PRIO_PGRP, pid, _LOWEST_PRIORITY)
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(_ENDED_FIRST))
 
 
 class _Said:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from detflow.times import timestamp
 from detflow.v1 import training_pb2
-from detflow.v1.training_pb2 import Resources
+from detflow.v1.training_pb2 import Preflight, Resources
 from detflow.v1.worker_pb2 import Checkpoint, WorkerSpec
 from services.trainer.domain import Plan, Training
+from services.trainer.executors import Device
+
+_QUEUED_BATCH_SIZE = 2
 
 
 def plan_message(plan: Plan) -> training_pb2.Training:
@@ -72,14 +75,47 @@ def plan_spec(plan: Plan) -> WorkerSpec:
     return spec
 
 
-def worker_spec(training: Training, checkpoint: Checkpoint | None) -> WorkerSpec:
-    """Returns what the worker of the current attempt is told."""
+def queued_spec(training: Training, device: Device) -> WorkerSpec:
+    """Returns what the preflight of a training that waits for a device is told.
+
+    It is tried on the CPU. Where its turn will come on a GPU, few images have to do: what memory
+    and time they take there is not to be known here.
+    """
+    spec = plan_spec(training)
+    spec.step_batch_size = training.step_batch_size
+    spec.hyperparameters["device"] = Device.CPU
+    if device is not Device.CPU:
+        spec.batch_size = min(spec.batch_size, _QUEUED_BATCH_SIZE)
+        spec.step_batch_size = min(spec.step_batch_size, _QUEUED_BATCH_SIZE)
+    return spec
+
+
+def queued_preflight(found: Preflight, device: Device) -> Preflight:
+    """Returns what was found in the queue, without what says nothing of the device to come."""
+    if device is Device.CPU:
+        return found
+    checks = [check for check in found.checks if check.name != "memory"]
+    return Preflight(checks=checks, device=found.device, disk_bytes=found.disk_bytes)
+
+
+def worker_spec(training: Training, checkpoint: Checkpoint | None, device: Device) -> WorkerSpec:
+    """Returns what the worker of the current attempt is told.
+
+    Args:
+        training: As it was claimed.
+        checkpoint: What it goes on from, if anything.
+        device: What it gets.
+    """
     spec = plan_spec(training)
     spec.training = training.name
     spec.attempt = training.attempt
     spec.step_batch_size = training.step_batch_size
-    spec.preflight = training.preflight is None and checkpoint is None
+    spec.preflight = checkpoint is None and not _is_tried_on(device, training.preflight)
     if checkpoint is not None:
         spec.checkpoint.CopyFrom(checkpoint)
         spec.ClearField("warm_start_weights")
     return spec
+
+
+def _is_tried_on(device: Device, preflight: Preflight | None) -> bool:
+    return preflight is not None and preflight.device.partition(":")[0] == device

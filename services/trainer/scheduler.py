@@ -21,6 +21,7 @@ from services.trainer.executors import Device, Devices, Executor
 from services.trainer.messages import worker_spec
 from services.trainer.places import Places
 from services.trainer.queue import Room, devices_on
+from services.trainer.queued_preflights import QueuedPreflights
 from services.trainer.sweep import Sweeper
 
 log = telemetry.get_logger(__name__)
@@ -42,6 +43,7 @@ class Scheduler:
         bus: Bus,
         objects: ObjectStore,
         executor: Executor,
+        preflights: QueuedPreflights,
         deadlines: Deadlines | None = None,
     ) -> None:
         self.owner = new_id()
@@ -57,6 +59,7 @@ class Scheduler:
         self._sweeper = Sweeper(db, objects)
         self._swept = float("-inf")
         self._places = Places(db, bus, executor)
+        self._preflights = preflights
 
     def observe(self, training_id: str, request: LeaseRequest) -> None:
         """Passes a lease request to the attempt it comes from, if that is carried out here."""
@@ -76,17 +79,20 @@ class Scheduler:
                 self._wake.clear()
                 await self._retrying(self._take_over)
                 await self._retrying(self._claim)
+                await self._retrying(self._preflights.claim)
                 await self._retrying(self._places.announce)
                 await self._retrying(self._sweep)
                 await wait(self._wake, self._deadlines.tick)
         finally:
             await cancel_all([listener, *self._attempts])
+            await self._preflights.drain()
 
     async def drain(self) -> None:
         """Ends the workers of this process and gives their trainings back to the queue."""
         self._draining = True
         for attempt in self._attempts.values():
             attempt.release()
+        await self._preflights.drain()
         if self._attempts:
             await asyncio.wait(list(self._attempts), timeout=_DRAIN_SECONDS)
         self._closed = True
@@ -116,7 +122,7 @@ class Scheduler:
                     num_per_node=training.num_devices_per_node,
                 )
                 log.info("training claimed", training=training.name, attempt=training.attempt)
-                self._carry_out(training, worker_spec(training, claim.checkpoint), devices)
+                self._carry_out(training, worker_spec(training, claim.checkpoint, device), devices)
 
     def _room(self, device: Device) -> Room:
         """Returns the slots of a kind, and how many of them are free."""
@@ -221,6 +227,7 @@ class Scheduler:
     def _on_change(self, training_id: str) -> None:
         """Wakes the loop and the attempts when a training changes, in whichever process."""
         self._places.outdate()
+        self._preflights.wake(training_id)
         self._wake.set()
         for attempt in self._attempts.values():
             if attempt.training_id == training_id:

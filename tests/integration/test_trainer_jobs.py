@@ -189,6 +189,67 @@ async def test_job_dies_with_a_killed_trainer_and_its_folder_is_removed_by_the_n
     assert is_gone(settings)
 
 
+async def test_job_in_the_background_stands_behind_everything_else(
+    settings: Settings, tmp_path: Path
+) -> None:
+    command = job(
+        tmp_path,
+        """
+        child = os.fork()
+        if not child:
+            signal.pause()
+        while os.getpriority(os.PRIO_PROCESS, child) < 19 or ended_first() != "1000":
+            pass
+        gpus = os.environ["CUDA_VISIBLE_DEVICES"]
+        say(JobMessage(weights=Weights(model=gpus, class_names=[os.environ["OMP_NUM_THREADS"]])))
+        """.replace("ended_first()", "open('/proc/self/oom_score_adj').read().strip()"),
+    )
+    async with asyncio.timeout(20):
+        message = await run_job(SPEC, settings=settings, command=command, background=True)
+    assert (message.weights.model, list(message.weights.class_names)) == ("", ["1"])
+
+
+async def test_job_that_is_ended_clears_up_what_it_has_stored_for_a_moment(
+    settings: Settings, tmp_path: Path
+) -> None:
+    program, left = tmp_path / "job.py", tmp_path / "stored for a moment"
+    program.write_text(
+        textwrap.dedent(f"""
+        import os, signal, sys
+        from detflow.v1.common_pb2 import Progress
+        from detflow.v1.worker_pb2 import JobMessage
+        from services.trainer.worker import jobs
+
+        class Job:
+            def run(self, job, emit):
+                open({str(left)!r}, "w").close()
+                try:
+                    emit(JobMessage(progress=Progress(stage="stored")))
+                    signal.pause()
+                finally:
+                    os.unlink({str(left)!r})
+
+        sys.modules["services.trainer.worker.inspect"] = Job()
+        sys.exit(jobs.main(sys.argv[1:]))
+        """)
+    )
+    stored = asyncio.Event()
+    task = asyncio.create_task(
+        run_job(
+            SPEC,
+            settings=settings,
+            command=(sys.executable, str(program)),
+            on_progress=lambda _: stored.set(),
+        )
+    )
+    async with asyncio.timeout(30):
+        await stored.wait()
+        assert left.exists()
+        task.cancel()
+        await asyncio.wait([task])
+    assert not left.exists()
+
+
 async def test_sandboxed_job_reaches_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,28 @@ def test_trainings_show_queue_priority_steps_and_warm_start(rig: Rig) -> None:
     assert "memory" in shown and "fits" in shown
 
 
+def test_training_that_waits_says_whether_it_was_checked(rig: Rig) -> None:
+    found = training_pb2.Preflight(
+        checks=[training_pb2.Preflight.Check(name="labels", detail="fine")], device="cpu"
+    )
+    checked = training(state=State.QUEUED, queue_position=3, preflight=found)
+    rig.fakes.trainer.trainings = [checked]
+    shown = rig.run("trainings", "show", "t").out
+    assert "QUEUED, checked, place 3 in the queue" in shown
+    assert "fine" in shown and "whole training" not in shown  # of the GPU to come
+    rig.fakes.trainer.trainings = [training(state=State.SUCCEEDED)]
+    problem = training_pb2.LogLines(lines=["tried while it waits, without a result: out of memory"])
+    rig.fakes.trainer.watched = [
+        Watched(training=checked),
+        Watched(progress=training_pb2.TrainingProgress(stage="preflight", step=3, num_steps=7)),
+        Watched(log=problem),
+        Watched(training=training(state=State.SUCCEEDED)),
+    ]
+    lines = rig.run("trainings", "watch", "t").out.splitlines()
+    assert any(line.startswith("QUEUED 0% place 3 in the queue, checked, elap") for line in lines)
+    assert problem.lines[0] in lines
+
+
 def test_priority_may_be_negative(rig: Rig) -> None:
     rig.fakes.trainer.trainings = [training(state=State.QUEUED)]
     done = rig.run("trainings", "priority", "t", "-5")

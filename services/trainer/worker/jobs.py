@@ -1,13 +1,14 @@
 """Does a job for the trainer: `python -m services.trainer.worker.jobs SPEC.json [--sandbox]`.
 
 Every line of standard output is a JobMessage; the last is the result or the failure. Exit codes: 0
-done, 1 failed, 2 wrong usage or settings.
+done, 1 failed, 2 wrong usage or settings, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,10 +25,13 @@ from services.trainer.worker import library, sandbox
 from services.trainer.worker.failures import explain
 
 _PACKAGE = "services.trainer.worker"
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def main(arguments: list[str]) -> int:
     """Does the job and returns the exit code."""
+    # As an exception: what the job has put into the object store for a moment goes with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     emit = _take_stdout()
     if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["--sandbox"]):
         print(f"usage: python -m {_PACKAGE}.jobs SPEC.json [--sandbox]", file=sys.stderr)
