@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 
 class RayPool:
-    """The CPUs of a Ray cluster; connects when there is something to do.
+    """The CPUs of a Ray cluster; connected while there is something to do.
 
     Args:
         settings: Address of the cluster.
@@ -87,18 +87,18 @@ class RayPool:
                 async for result in results:
                     yield result
         except ConnectionError as error:
-            await asyncio.to_thread(self._ray.shutdown)
             raise Unavailable(
                 f"the Ray cluster at {self._address} does not answer; is it there?",
                 reason="RAY_UNREACHABLE",
             ) from error
+        finally:  # a client without work would keep a process of the cluster
+            await asyncio.to_thread(self._ray.shutdown)
 
     def _connect(self) -> int:
-        """Connects if it is not; returns the CPUs of the cluster, at least 1."""
-        if not self._ray.is_initialized():
-            self._ray.init(
-                self._address, runtime_env={"env_vars": self._variables}, log_to_driver=False
-            )
+        """Connects; returns the CPUs of the cluster, at least 1."""
+        self._ray.init(
+            self._address, runtime_env={"env_vars": self._variables}, log_to_driver=False
+        )
         return max(1, int(self._ray.cluster_resources().get("CPU", 0)))
 
     async def _run(self, work: Callable[[ShardJob], R], job: ShardJob) -> R:
