@@ -44,6 +44,7 @@ async def serve(
 ) -> None:
     """Serves trainings and carries them out until the process is told to stop."""
     async with service as s, channels.channel(s.settings.version_address) as versions:
+        projects = Projects(project_pb2_grpc.ProjectServiceStub(versions))
         executor = executor or await make_executor(s.settings)
         preflights = QueuedPreflights(
             db=s.db,
@@ -67,6 +68,7 @@ async def serve(
                 db=s.db,
                 watcher=s.watcher,
                 versions=version_pb2_grpc.VersionServiceStub(versions),
+                projects=projects,
                 executor=executor,
                 trials=Trials(s.settings, run_job),
             ),
@@ -84,7 +86,7 @@ async def serve(
                     db=s.db,
                     objects=s.store,
                     scratch=scratch,
-                    projects=Projects(project_pb2_grpc.ProjectServiceStub(versions)),
+                    projects=projects,
                     settings=s.settings,
                     run=run_job,
                 ),

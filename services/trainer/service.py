@@ -16,6 +16,7 @@ from detflow.masks import check_mask
 from detflow.names import new_id
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
+from detflow.projects import Projects
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.common_pb2 import Heartbeat
 from detflow.watch import Beat, Change, Gauge, Snapshot, Watcher
@@ -48,6 +49,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
 
     Args:
         versions: Stub of the version service.
+        projects: The projects there are.
         executor: Its slots decide what can be started.
         trials: Tries what is not to be started.
     """
@@ -58,12 +60,14 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         db: Database,
         watcher: Watcher,
         versions: version_pb2_grpc.VersionServiceAsyncStub,
+        projects: Projects,
         executor: Executor,
         trials: Trials,
     ) -> None:
         self._db = db
         self._watcher = watcher
         self._versions = versions
+        self._projects = projects
         self._executor = executor
         self._trials = trials
 
@@ -151,8 +155,11 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 limit=size + 1,
             )
             messages = await self._all_shown(conn, trainings[:size])
-        if not trainings and version != _ANY_VERSION:
-            await self._get_version(project, version)  # none, or no such version?
+        if not trainings:  # or is there no such parent?
+            if version == _ANY_VERSION:
+                await self._projects.check(f"projects/{project}")
+            else:
+                await self._get_version(project, version)
         more = len(trainings) > size
         return trainer_pb2.ListTrainingsResponse(
             trainings=messages,

@@ -257,6 +257,9 @@ async def test_trainings_are_paged_newest_first_for_version_and_project(rig: Rig
     assert not rest.next_page_token
     assert [t.name for t in (await rig.list_trainings()).trainings] == [names[0], names[2]]
     await refused(rig.list_trainings(parent="projects/other/versions/v1"), NotFound, "NOT_FOUND")
+    await refused(rig.list_trainings(parent="projects/other/versions/-"), NotFound, "NOT_FOUND")
+    rig.versions.put("projects/other/versions/v1")
+    assert not (await rig.list_trainings(parent="projects/other/versions/-")).trainings
     for bad in ("x", first.next_page_token + "A", first.next_page_token[:-2]):
         await refused(
             rig.list_trainings(parent=everything, page_token=bad), InvalidArgument, "BAD_PAGE_TOKEN"
