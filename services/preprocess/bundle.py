@@ -275,6 +275,7 @@ class GroundTruth:
                 geometry.to_xywh(boxes).tolist(),
                 geometry.areas(boxes).tolist(),
                 source.class_ids,
+                source.crowds or (False,) * len(source.class_ids),
                 strict=True,
             )
             yield (
@@ -286,9 +287,9 @@ class GroundTruth:
                         "category_id": class_id + 1,
                         "bbox": bbox,
                         "area": area,
-                        "iscrowd": 0,
+                        "iscrowd": int(crowd),
                     }
-                    for number, (bbox, area, class_id) in enumerate(rows, start=1)
+                    for number, (bbox, area, class_id, crowd) in enumerate(rows, start=1)
                 ],
             )
 

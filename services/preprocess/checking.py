@@ -12,7 +12,7 @@ from services.preprocess import images
 from services.preprocess.archive import Entry, Limits, read_entry
 from services.preprocess.bundle import open_store
 from services.preprocess.domain import InvalidData, Problem
-from services.preprocess.formats import Format, Labels, parse_labels
+from services.preprocess.formats import Format, Labels, Rows, parse_labels, read_rows
 from services.preprocess.formats.layout import ClassKey
 from services.preprocess.headers import Header
 from services.preprocess.shards import ShardWriter, divide
@@ -23,11 +23,12 @@ _SHARDS_PER_DATASET = 24
 
 @dataclass(frozen=True, slots=True)
 class SampleEntry:
-    """An image and its label file in an archive, and the split that the archive puts it in."""
+    """An image and its label file or rows, and the split that the archive puts it in."""
 
     image: Entry
     label: Entry | None
     split: str | None = None
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +141,8 @@ def _check_sample(
 ) -> tuple[bytes, Header, Labels]:
     data = read_entry(archive, sample.image, job.limits)
     header = images.verify(sample.image.path, data)
+    if sample.rows is not None:
+        return data, header, read_rows(sample.rows, header.upright_size)
     if sample.label is None:
         return data, header, Labels()
     labels = parse_labels(

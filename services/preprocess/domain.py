@@ -21,6 +21,9 @@ _WITH_CROWDS = 1 << 31  # in the count of boxes that is hashed: one byte per box
 MAX_PROBLEMS = 100
 """Problems kept and shown of any number found."""
 
+MAX_KEPT_PROBLEMS = 1_000_000
+"""Problems that are stored, to be listed; more are counted only."""
+
 EDGE_TOLERANCE_PX = 1.0
 """A box may reach this far over the edge of its image and is clipped; farther is BAD_BOX."""
 
@@ -72,6 +75,8 @@ class Reason(StrEnum):
     UNKNOWN_CLASS = "UNKNOWN_CLASS"
     MISSING_IMAGE = "MISSING_IMAGE"
     DTD_FORBIDDEN = "DTD_FORBIDDEN"
+    DUPLICATE_ID = "DUPLICATE_ID"
+    NOT_LISTED = "NOT_LISTED"
     TOO_FEW_IMAGES = "TOO_FEW_IMAGES"
     DATASET_NOT_READY = "DATASET_NOT_READY"
     DATASET_IN_USE = "DATASET_IN_USE"
@@ -250,6 +255,11 @@ class ProblemList:
             self.kept.append(problem)
         if len(self.kept) > 2 * MAX_PROBLEMS:
             self._trim()
+
+    def count(self, num_more: int) -> None:
+        """Counts problems that are not kept."""
+        self.total += num_more
+        self.num_left_out += num_more
 
     def first(self) -> list[Problem]:
         """Returns at most a hundred, in the order of their place."""

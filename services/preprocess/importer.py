@@ -148,10 +148,12 @@ class Importer:
         except InvalidData as error:
             raise refusal(_listed([error.problem])) from error
 
-        wrong, warnings = _listed(layout.problems), ProblemList()
+        wrong = _listed(p for p in layout.problems if p.num_left_out)
+        wrong.count(layout.num_more_problems)
+        warnings = _listed(p for p in layout.problems if not p.num_left_out)
         checked: list[CheckedImage] = []
         samples = [
-            SampleEntry(entries[s.image], entries[s.label] if s.label else None, s.split)
+            SampleEntry(entries[s.image], entries[s.label] if s.label else None, s.split, s.rows)
             for s in layout.samples
         ]
 

@@ -26,6 +26,7 @@ from services.preprocess.resize import Resize
 _FORMATS = {
     Format.YOLO: dataset_pb2.DATASET_FORMAT_YOLO,
     Format.VOC: dataset_pb2.DATASET_FORMAT_VOC,
+    Format.COCO: dataset_pb2.DATASET_FORMAT_COCO,
 }
 _AUGMENTATIONS = {
     version_pb2.AUGMENTATION_FLIP_LEFT_RIGHT: Augmentation.FLIP_LEFT_RIGHT,

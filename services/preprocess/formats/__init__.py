@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.preprocess.domain import InvalidData, Reason
-from services.preprocess.formats import voc, yolo
-from services.preprocess.formats.layout import Format, Labels, Layout, PathIndex, ReadFile
+from services.preprocess.formats import coco, voc, yolo
+from services.preprocess.formats.layout import Format, Labels, Layout, PathIndex, ReadFile, Rows
 
-__all__ = ["Format", "Labels", "Layout", "find_layout", "parse_labels"]
+__all__ = ["Format", "Labels", "Layout", "Rows", "find_layout", "parse_labels", "read_rows"]
 
+read_rows = coco.read_rows
+
+_NAMES = {Format.VOC: "Pascal VOC", Format.YOLO: "YOLO", Format.COCO: "COCO"}
 _REMEDY = (
-    "expected Pascal VOC (Annotations/*.xml beside JPEGImages/) or YOLO (images/ and labels/*.txt,"
-    " or labels beside the images)"
+    "expected COCO (a .json with images, annotations and categories), Pascal VOC (Annotations/*.xml"
+    " beside JPEGImages/) or YOLO (images/ and labels/*.txt, or labels beside the images)"
 )
 
 
@@ -31,24 +34,42 @@ def find_layout(paths: Iterable[str], read: ReadFile, wanted: Format | None = No
     index = PathIndex(paths)
     if not index.images:
         raise InvalidData("archive", Reason.EMPTY_DATASET, f"it holds no images; {_REMEDY}")
+    in_json = coco.find_files(index, read) if wanted in (None, Format.COCO) else coco.Found()
     found = [
         name
-        for name, is_there in ((Format.VOC, voc.is_there), (Format.YOLO, yolo.is_there))
-        if wanted in (None, name) and is_there(index)
+        for name, is_there in (
+            (Format.COCO, bool(in_json.files)),
+            (Format.VOC, wanted in (None, Format.VOC) and voc.is_there(index)),
+            (Format.YOLO, wanted in (None, Format.YOLO) and yolo.is_there(index)),
+        )
+        if is_there
     ]
     if len(found) > 1:
         raise InvalidData(
             "archive",
             Reason.AMBIGUOUS_LAYOUT,
-            "it holds Pascal VOC and YOLO labels; say which to use with `format`",
+            f"it holds {' and '.join(_NAMES[name] for name in found)} labels; say which to use"
+            " with `format`",
         )
     if not found:
-        raise InvalidData(
-            "archive",
-            Reason.UNKNOWN_LAYOUT,
-            f"no {wanted or 'known'} labels found among {len(index.paths)} files; {_REMEDY}",
+        meant = [*in_json.broken, *([in_json.partial] if in_json.partial else [])]
+        raise (
+            meant[0]
+            if meant
+            else InvalidData(
+                "archive",
+                Reason.UNKNOWN_LAYOUT,
+                f"no {_NAMES[wanted] if wanted else 'known'} labels found among {len(index.paths)}"
+                f" files; {_REMEDY}",
+            )
         )
-    return voc.find_layout(index, read) if found == [Format.VOC] else yolo.find_layout(index, read)
+    match found[0]:
+        case Format.COCO:
+            return coco.find_layout(index, in_json)
+        case Format.VOC:
+            return voc.find_layout(index, read)
+        case Format.YOLO:
+            return yolo.find_layout(index, read)
 
 
 def parse_labels(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from services.preprocess.domain import InvalidData, Problem, check_box
 from services.preprocess.headers import EXTENSIONS
@@ -26,7 +30,10 @@ ClassKey: TypeAlias = int | str
 """A class as a label file names it: YOLO by index, Pascal VOC by name."""
 
 # As in the names of resources: controls, and overrides that make one name look like another.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Nor lone surrogates and U+FFFE, which no text file can hold.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
 
 
 class Format(StrEnum):
@@ -34,15 +41,36 @@ class Format(StrEnum):
 
     YOLO = "YOLO"
     VOC = "VOC"
+    COCO = "COCO"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """The annotations of one image in a file that holds those of many.
+
+    Attributes:
+        path: The file.
+        numbers: Index of each annotation in the file, shape (n,).
+        classes: Index into the layout's class names, shape (n,).
+        boxes: x, y, width, height in pixels, shape (n, 4); not checked yet.
+        crowds: Whether each is a crowd region, shape (n,).
+    """
+
+    path: str
+    numbers: NDArray[np.int32]
+    classes: NDArray[np.int32]
+    boxes: NDArray[np.float64]
+    crowds: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image, the label file that belongs to it, and the archive's split, if there are such."""
+    """An image with its label file or annotations and the archive's split, where there are such."""
 
     image: str
     label: str | None
     split: str | None = None
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +81,15 @@ class Layout:
         format: The format.
         samples: Images in the order of their paths.
         class_names: Declared classes; None if only the labels tell.
-        problems: Labels without image and the like.
+        problems: Labels without image and the like, and warnings; at most MAX_KEPT_PROBLEMS.
+        num_more_problems: How many were not kept.
     """
 
     format: Format
     samples: tuple[Sample, ...]
     class_names: tuple[str, ...] | None
     problems: tuple[Problem, ...]
+    num_more_problems: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +117,17 @@ class LabelsBuilder:
         self._height = height
         self._classes: list[ClassKey] = []
         self._boxes: list[float] = []
+        self._crowds: list[bool] = []
         self._problems: list[Problem] = []
 
-    def add(self, where: str, key: ClassKey, box: tuple[float, float, float, float]) -> None:
+    def add(
+        self,
+        where: str,
+        key: ClassKey,
+        box: tuple[float, float, float, float],
+        *,
+        crowd: bool = False,
+    ) -> None:
         """Adds a box (x1, y1, x2, y2 in pixels), or the problem with it."""
         try:
             inside, warning = check_box(where, *box, self._width, self._height)
@@ -100,6 +138,7 @@ class LabelsBuilder:
             self._problems.append(warning)
         self._classes.append(key)
         self._boxes.extend(inside)
+        self._crowds.append(crowd)
 
     def refuse(self, problem: Problem) -> None:
         """Records what could not be read as a box."""
@@ -107,33 +146,71 @@ class LabelsBuilder:
 
     def build(self) -> Labels:
         """Returns what was collected."""
-        return Labels(tuple(self._classes), tuple(self._boxes), tuple(self._problems))
+        return Labels(
+            tuple(self._classes),
+            tuple(self._boxes),
+            tuple(self._problems),
+            tuple(self._crowds) if any(self._crowds) else (),
+        )
 
 
 class PathIndex:
-    """The paths of an archive, found without regard to case (names are unique in that sense)."""
+    """The paths of an archive, found without regard to case and Unicode form.
+
+    Names are unique in that sense.
+    """
 
     def __init__(self, paths: Iterable[str]) -> None:
         self.paths = sorted(paths)
-        self._by_key = {path.casefold(): path for path in self.paths}
-        self._images: dict[tuple[str, str], str] = {}
+        self._by_key = {_key(path): path for path in self.paths}
+        self._by_stem: dict[tuple[str, str], list[str]] = {}
+        self._by_name: dict[str, list[str]] = {}
         self.images = [path for path in self.paths if is_picture(path)]
         for path in self.images:
-            self._images.setdefault((folder_of(path).casefold(), stem_of(path).casefold()), path)
+            key = _key(path)
+            self._by_stem.setdefault((folder_of(key), stem_of(key)), []).append(path)
+            self._by_name.setdefault(key.rpartition("/")[2], []).append(path)
 
     def find(self, path: str) -> str | None:
         """Returns the path as it is spelt in the archive."""
-        return self._by_key.get(path.casefold())
+        return self._by_key.get(_key(path))
 
-    def find_image(self, folder: str, stem: str) -> str | None:
-        """Returns the image of this stem in a folder, whatever its extension."""
-        return self._images.get((folder.casefold(), stem.casefold()))
+    def find_images(self, folder: str, stem: str) -> list[str]:
+        """Returns the images of this stem in a folder, whatever their extension."""
+        return self._by_stem.get((_key(folder), _key(stem)), [])
+
+    def find_image(self, reference: str, near: Iterable[str] = ()) -> str | None:
+        """Returns the image that a path in some file means, wherever that path was written.
+
+        An image in one of the folders `near` comes first, then the only one whose path ends like
+        the reference, then the only one of this name. Nothing outside the archive is looked at.
+
+        Raises:
+            LookupError: Several images could be meant; the text names two.
+        """
+        parts = [p for p in reference.replace("\\", "/").split("/") if p not in ("", ".", "..")]
+        wanted = "/".join(parts)
+        named = self._by_name.get(_key(parts[-1]), []) if parts else []
+        if len(named) > 1:
+            for folder in near:
+                if (found := self.find(f"{folder}/{wanted}".lstrip("/"))) is not None:
+                    return found
+            suffix = "/" + _key(wanted)
+            ending = [path for path in named if ("/" + _key(path)).endswith(suffix)]
+            named = ending if len(ending) == 1 else named
+        if len(named) > 1:
+            raise LookupError(f"{named[0]} and {named[1]}")
+        return named[0] if named else None
 
 
 def is_picture(path: str) -> bool:
     """Says whether a name is that of a picture, of a supported format or not."""
     extension = extension_of(path)
     return extension in EXTENSIONS or extension in _OTHER_PICTURES
+
+
+def _key(path: str) -> str:
+    return path.casefold() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
 
 
 def folder_of(path: str) -> str:
@@ -165,7 +242,7 @@ def class_name_problem(name: str) -> str:
         return "a class name is empty"
     if len(name) > 200 or _CONTROLS.search(name):
         return (
-            f"class name {name[:50]!r} is longer than 200 characters, or has control characters or"
-            " such that change the direction of writing"
+            f"class name {name[:50]!r} is longer than 200 characters, or has control characters,"
+            " such that change the direction of writing, or such that are none"
         )
     return ""

@@ -209,6 +209,8 @@ def _read(folder: Path) -> Bundle:
 def _read_split(folder: Path, truth: dict[str, Any]) -> tuple[Image, ...]:
     boxes_of: dict[int, list[list[float]]] = {}
     for annotation in truth["annotations"]:
+        if annotation["iscrowd"]:  # a region of many things is no box to learn from
+            continue
         row = [annotation["category_id"] - 1, *annotation["bbox"]]
         boxes_of.setdefault(annotation["image_id"], []).append(row)
     images = []
