@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from detflow.events import TooEarly
 from detflow.postgres import Connection
 from detflow.v1 import events_pb2, training_pb2
+from detflow.v1.common_pb2 import StoredObject
 from services.trainer.domain import Training
 from services.trainer.store import append_event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedAttempt:
+    """An attempt whose worker is gone.
+
+    Attributes:
+        prefix: Of the keys of what it has stored, without the last slash.
+        recorded: The keys of these that are known, and stay as long as what they belong to.
+    """
+
+    training_id: str
+    attempt: int
+    prefix: str
+    recorded: frozenset[str]
 
 
 async def advance_attempt(conn: Connection, training_id: str, attempt: int, seq: int) -> bool:
@@ -100,3 +118,47 @@ async def predictions_age_seconds(conn: Connection, training: Training) -> float
         training.attempt,
     )
     return seconds
+
+
+async def list_unswept(conn: Connection) -> list[EndedAttempt]:
+    """Reads attempts that have ended since they were last asked for, some hundred at most."""
+    rows = await conn.fetch(
+        """
+        select a.training_id, a.attempt, a.predictions, t.weights is not null as has_weights,
+          array(select object from checkpoint c
+            where c.training_id = a.training_id and c.attempt = a.attempt) as checkpoints
+        from attempt a join training t on t.id = a.training_id
+        where a.end_time is not null and not a.swept limit 100
+        """
+    )
+    return [
+        EndedAttempt(
+            training_id=row["training_id"],
+            attempt=row["attempt"],
+            prefix=prefix,
+            recorded=frozenset(
+                [
+                    *(StoredObject.FromString(one).key for one in row["checkpoints"]),
+                    *_keys_of(row["predictions"]),
+                    # An older attempt's may be what another training begins with.
+                    *([f"{prefix}/best.pt"] if row["has_weights"] else []),
+                ]
+            ),
+        )
+        for row in rows
+        for prefix in [f"trainings/{row['training_id']}/{row['attempt']}"]
+    ]
+
+
+def _keys_of(predictions: bytes | None) -> list[str]:
+    found = training_pb2.Predictions.FromString(predictions or b"")
+    return [found.val.key, found.test.key]
+
+
+async def update_swept(conn: Connection, ended: EndedAttempt) -> None:
+    """Notes that nothing of an attempt is left but what is recorded."""
+    await conn.execute(
+        "update attempt set swept = true where training_id = $1 and attempt = $2",
+        ended.training_id,
+        ended.attempt,
+    )

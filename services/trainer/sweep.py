@@ -7,13 +7,13 @@ import asyncio
 from detflow import telemetry
 from detflow.postgres import Database
 from detflow.store import ObjectStore
-from services.trainer import checkpoints, weights
+from services.trainer import attempts, checkpoints, weights
 
 log = telemetry.get_logger(__name__)
 
 
 class Sweeper:
-    """Deletes checkpoints that no attempt goes on from, and weights that nobody can use."""
+    """Deletes what no attempt goes on from, what no record tells of and what nobody can use."""
 
     def __init__(self, db: Database, objects: ObjectStore) -> None:
         self._db = db
@@ -24,6 +24,7 @@ class Sweeper:
         async with self._db.connection() as conn:
             unused = await checkpoints.list_unused(conn)
             unstored = await weights.list_unstored(conn)
+            ended = await attempts.list_unswept(conn)
         for checkpoint in unused:
             if not await self._delete(checkpoint.object.key):
                 return
@@ -34,6 +35,23 @@ class Sweeper:
                 return
             async with self._db.transaction() as conn:
                 await weights.forget_weights(conn, one.id)
+        for attempt in ended:
+            if not await self._sweep(attempt):
+                return
+            async with self._db.transaction() as conn:
+                await attempts.update_swept(conn, attempt)
+
+    async def _sweep(self, ended: attempts.EndedAttempt) -> bool:
+        """Deletes what a worker stored and could not tell of any more; says whether that worked."""
+        try:
+            keys = await asyncio.to_thread(lambda: list(self._objects.list(ended.prefix)))
+        except Exception as error:
+            log.warning("objects not listed", prefix=ended.prefix, error=repr(error))
+            return False
+        for key in keys:
+            if key not in ended.recorded and not await self._delete(key):
+                return False
+        return True
 
     async def _delete(self, key: str) -> bool:
         """Deletes an object; says whether that worked."""

@@ -26,7 +26,7 @@ from detflow.v1.training_pb2 import (
 )
 from services.trainer.attempt import Deadlines
 from services.trainer.stall import Patience
-from tests import trainer_rig
+from tests import trainer_puppet, trainer_rig
 from tests.trainer_players import PROJECT, VERSION, Puppet
 from tests.trainer_rig import FAST, Rig, State, eventually
 
@@ -305,6 +305,46 @@ async def test_outdated_checkpoints_are_deleted_and_all_after_success(
     await puppet.finish()
     await rig.evaluate_both(training.name)
     await eventually(none_is_left)
+
+
+@pytest.mark.parametrize(
+    ("mode", "state", "kept"),
+    [
+        (STOP_MODE_DISCARD, State.STOPPED, []),
+        (STOP_MODE_PAUSE, State.PAUSED, ["checkpoint-000001.pt"]),
+    ],
+)
+async def test_stopped_training_leaves_no_object_but_checkpoints_to_resume_from(
+    rig: Rig,
+    mode: "training_pb2.StopMode.ValueType",
+    state: "training_pb2.Training.State.ValueType",
+    kept: list[str],
+) -> None:
+    objects = ObjectStore(rig.settings.store_url)
+    training, puppet = await rig.running()
+    own = f"trainings/{id_of(training.name)}/1"
+    neighbours = {
+        f"trainings/{id_of(training.name)}/10/checkpoint-000001.pt",
+        "trainings/other/1/best.pt",
+        "bundles/some/manifest.json",
+        "exports/some/model.onnx",
+    }
+    names = ("checkpoint-000001.pt", "checkpoint-000002.pt", "best.pt", "predictions-val.parquet")
+    for key in (*neighbours, *(f"{own}/{name}" for name in names)):
+        await asyncio.to_thread(objects.put, key, b"x")
+    # Of what else it has stored the worker can tell nobody any more.
+    stored = trainer_puppet.stored(f"{own}/checkpoint-000001.pt")
+    checkpoint = {"epoch": 0, "step": 5, "object": stored}
+    await puppet.tell(record={"epoch": {"checkpoint": checkpoint}})
+    await puppet.log("stored")
+    await until_stored(rig, 1)
+    await rig.stop(training.name, mode)
+    await rig.until_state(training.name, state)
+
+    async def only_these_are_left() -> bool:
+        return set(objects.list("")) == neighbours | {f"{own}/{name}" for name in kept}
+
+    await eventually(only_these_are_left)
 
 
 async def test_stalled_worker_is_killed_and_replaced(make_rig: MakeRig) -> None:
