@@ -247,7 +247,7 @@ def _number_classes(
     """
     keys = {key for image in checked for key in image.classes}
     names = layout.class_names
-    if names is None and layout.format is Format.VOC:
+    if layout.format is Format.VOC and not (names and keys <= set(names)):
         names = tuple(sorted(str(key) for key in keys))
     elif names is None:
         names = tuple(f"class_{i}" for i in range(max((int(k) for k in keys), default=-1) + 1))

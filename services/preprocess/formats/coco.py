@@ -12,19 +12,15 @@ itself says how large it is.
 from __future__ import annotations
 
 import re
-import reprlib
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.preprocess.domain import MAX_KEPT_PROBLEMS, InvalidData, Problem, Reason
-from services.preprocess.formats.json_stream import members
+from services.preprocess.domain import InvalidData, Reason
+from services.preprocess.formats.coco_file import KEYS, File, Problems, read_file
 from services.preprocess.formats.layout import (
-    MAX_CLASSES,
     Format,
     Labels,
     LabelsBuilder,
@@ -33,62 +29,15 @@ from services.preprocess.formats.layout import (
     ReadFile,
     Rows,
     Sample,
-    class_name_problem,
     folder_of,
     stem_of,
 )
 from services.preprocess.formats.splits import split_of_folder, split_of_name
 
-MAX_ANNOTATIONS = 10_000_000
-
-_KEYS = frozenset({"images", "annotations", "categories"})
 _MANY_FILES = 1000
 _HINTS = re.compile(r"coco|instances|annotation|label", re.IGNORECASE)
 _MAX_NEAR = 20
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = 60
 _UNKNOWN, _LEFT_OUT = -1, -2
-
-
-class _Problems:
-    """Problems in the order they are found, the first million kept."""
-
-    def __init__(self) -> None:
-        self.kept: list[Problem] = []
-        self.num_more = 0
-
-    def add(self, where: str, reason: Reason, description: str, num_left_out: int = 1) -> None:
-        if len(self.kept) < MAX_KEPT_PROBLEMS:
-            self.kept.append(Problem(where, reason, description, num_left_out))
-        else:
-            self.num_more += 1
-
-    def extend(self, others: _Problems) -> None:
-        room = MAX_KEPT_PROBLEMS - len(self.kept)
-        self.kept.extend(others.kept[:room])
-        self.num_more += others.num_more + max(len(others.kept) - room, 0)
-
-
-@dataclass(slots=True)
-class _File:
-    """What one file holds; numbers are indexes into its arrays."""
-
-    path: str
-    problems: _Problems = field(default_factory=_Problems)
-    keys: set[str] = field(default_factory=set)
-    class_names: dict[int, str] = field(default_factory=dict)
-    known_names: set[str] = field(default_factory=set)
-    has_keypoints: bool = False
-    images: list[tuple[int, int, str]] = field(default_factory=list)  # number, id, file_name
-    numbers: array[int] = field(default_factory=lambda: array("i"))
-    image_ids: array[int] = field(default_factory=lambda: array("q"))
-    category_ids: array[int] = field(default_factory=lambda: array("q"))
-    boxes: array[float] = field(default_factory=lambda: array("d"))
-    crowds: array[int] = field(default_factory=lambda: array("b"))
-    ids: array[int] = field(default_factory=lambda: array("q"))
-    numbers_of_ids: array[int] = field(default_factory=lambda: array("i"))
-    has_box: bool = False
-    num_annotations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +50,7 @@ class Found:
         partial: The first file that lacks one of the three lists.
     """
 
-    files: list[_File] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
     broken: list[InvalidData] = field(default_factory=list)
     partial: InvalidData | None = None
 
@@ -119,21 +68,21 @@ def find_files(index: PathIndex, read: ReadFile) -> Found:
     paths = [path for path in index.paths if path.casefold().endswith(".json")]
     if len(paths) > _MANY_FILES:  # such as one file for each image, of another program
         paths = [path for path in paths if _HINTS.search(path.rpartition("/")[2])][:_MANY_FILES]
-    files: list[_File] = []
+    files: list[File] = []
     broken: list[InvalidData] = []
     partial = None
     for path in paths:
         try:
-            file = _read_file(path, read(path))
+            file = read_file(path, read(path))
         except InvalidData as error:
             if error.problem.reason is Reason.ARCHIVE_LIMIT:
                 raise
             broken.append(error)
             continue
-        if file.keys == _KEYS:
+        if file.keys == KEYS:
             files.append(file)
         elif len(file.keys) == 2 and partial is None:
-            missing = ", ".join(sorted(_KEYS - file.keys))
+            missing = ", ".join(sorted(KEYS - file.keys))
             partial = InvalidData(
                 path,
                 Reason.CORRUPT_LABEL,
@@ -157,7 +106,7 @@ def find_layout(index: PathIndex, found: Found) -> Layout:
     """
     names = _class_names(found.files)
     classes = {name: i for i, name in enumerate(names)}
-    problems = _Problems()
+    problems = Problems()
     for error in found.broken:
         problems.add(error.problem.where, error.problem.reason, error.problem.description)
     described: dict[str, str] = {}
@@ -198,147 +147,7 @@ def read_rows(rows: Rows, size: tuple[int, int]) -> Labels:
     return builder.build()
 
 
-def _read_file(path: str, data: bytes) -> _File:
-    file = _File(path)
-    for key, number, value in members(path, data):
-        if key not in _KEYS:
-            continue
-        if number is None:
-            if value != []:
-                raise InvalidData(
-                    f"{path} {key}", Reason.CORRUPT_LABEL, "is no list; export it as COCO"
-                )
-            if key in file.keys:
-                raise InvalidData(
-                    f"{path} {key}", Reason.CORRUPT_LABEL, "is there twice; keep one list"
-                )
-            file.keys.add(key)
-        elif key == "annotations":
-            _read_annotation(file, number, value)
-        elif key == "images":
-            _read_image(file, number, value)
-        else:
-            _read_category(file, number, value)
-    if file.keys == _KEYS and file.num_annotations and not file.has_box:
-        raise InvalidData(
-            f"{path} annotations[0].bbox",
-            Reason.BAD_BOX,
-            "no annotation of this file has a bbox; masks alone are not read",
-        )
-    return file
-
-
-def _read_category(file: _File, number: int, value: Any) -> None:
-    place = f"{file.path} categories[{number}]"
-    if not isinstance(value, dict):
-        raise InvalidData(place, Reason.CORRUPT_LABEL, "is no object with id and name")
-    category_id, name = value.get("id"), value.get("name")
-    if not _is_id(category_id):
-        raise InvalidData(f"{place}.id", Reason.CORRUPT_LABEL, _no_id(category_id))
-    name = name.strip() if isinstance(name, str) else ""
-    if problem := class_name_problem(name):
-        raise InvalidData(f"{place}.name", Reason.UNKNOWN_CLASS, f"{problem}; name the class")
-    if category_id in file.class_names:
-        raise InvalidData(
-            f"{place}.id", Reason.DUPLICATE_ID, f"id {category_id} is there twice; number them anew"
-        )
-    if name in file.known_names:
-        raise InvalidData(
-            f"{place}.name", Reason.DUPLICATE_NAME, f"class {name!r} is there twice; rename one"
-        )
-    if len(file.class_names) == MAX_CLASSES:
-        raise InvalidData(
-            place, Reason.UNKNOWN_CLASS, f"more than {MAX_CLASSES} classes; are the names right?"
-        )
-    file.class_names[category_id] = name
-    file.known_names.add(name)
-    file.has_keypoints = file.has_keypoints or "keypoints" in value
-
-
-def _read_image(file: _File, number: int, value: Any) -> None:
-    problems = file.problems
-    place = f"{file.path} images[{number}]"
-    if not isinstance(value, dict):
-        problems.add(place, Reason.CORRUPT_LABEL, "is no object with id and file_name")
-        return
-    image_id, name = value.get("id"), value.get("file_name")
-    if not _is_id(image_id):
-        problems.add(f"{place}.id", Reason.CORRUPT_LABEL, _no_id(image_id))
-    elif not isinstance(name, str) or not name:
-        problems.add(f"{place}.file_name", Reason.CORRUPT_LABEL, f"is {_shown(name)}, no text")
-    else:
-        file.images.append((number, image_id, name))
-
-
-def _read_annotation(file: _File, number: int, value: Any) -> None:
-    file.num_annotations += 1
-    if number >= MAX_ANNOTATIONS:
-        raise InvalidData(
-            f"{file.path} annotations[{number}]",
-            Reason.ARCHIVE_LIMIT,
-            f"more than {MAX_ANNOTATIONS} annotations in one file are not read; split it",
-        )
-
-    def refuse(name: str, reason: Reason, description: str) -> None:
-        file.problems.add(f"{file.path} annotations[{number}]{name}", reason, description)
-
-    if not isinstance(value, dict):
-        refuse("", Reason.CORRUPT_LABEL, "is no object with image_id, category_id and bbox")
-        return
-    box, image_id, category_id = value.get("bbox"), value.get("image_id"), value.get("category_id")
-    crowd, own_id = value.get("iscrowd", 0), value.get("id")
-    if box is not None:
-        file.has_box = True
-    if not (isinstance(box, list) and len(box) == 4):
-        refuse(".bbox", Reason.BAD_BOX, f"is {_shown(box)}, not [x, y, width, height]; correct it")
-    elif bool in map(type, box) or not _extend(file.boxes, box):
-        refuse(".bbox", Reason.BAD_BOX, f"{_shown(box)} holds what is no number; correct it")
-    elif not _is_id(image_id):
-        del file.boxes[-4:]
-        refuse(".image_id", Reason.CORRUPT_LABEL, _no_id(image_id))
-    elif not _is_id(category_id):
-        del file.boxes[-4:]
-        refuse(".category_id", Reason.CORRUPT_LABEL, _no_id(category_id))
-    elif crowd not in (0, 1):
-        del file.boxes[-4:]
-        refuse(".iscrowd", Reason.CORRUPT_LABEL, f"is {_shown(crowd)}, not 0 or 1; correct it")
-    elif own_id is not None and not _is_id(own_id):
-        del file.boxes[-4:]
-        refuse(".id", Reason.CORRUPT_LABEL, _no_id(own_id))
-    else:
-        file.numbers.append(number)
-        file.image_ids.append(image_id)
-        file.category_ids.append(category_id)
-        file.crowds.append(bool(crowd))
-        if own_id is not None:
-            file.ids.append(own_id)
-            file.numbers_of_ids.append(len(file.numbers) - 1)
-
-
-def _extend(boxes: array[float], box: list[Any]) -> bool:
-    """Appends four numbers, or none if one of them is not a number."""
-    length = len(boxes)
-    try:
-        boxes.extend(box)
-    except (TypeError, OverflowError):
-        del boxes[length:]
-        return False
-    return True
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and -(1 << 63) <= value < 1 << 63
-
-
-def _no_id(value: Any) -> str:
-    return f"is {_shown(value)}, not a whole number; correct it"
-
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else _SHOWN.repr(value)
-
-
-def _class_names(files: list[_File]) -> tuple[str, ...]:
+def _class_names(files: list[File]) -> tuple[str, ...]:
     """Returns the class names in the order of their ids in the first file.
 
     Raises:
@@ -363,7 +172,7 @@ def _class_names(files: list[_File]) -> tuple[str, ...]:
 
 def _samples(
     index: PathIndex,
-    file: _File,
+    file: File,
     classes: dict[str, int],
     described: dict[str, str],
 ) -> Iterator[Sample]:
@@ -408,7 +217,7 @@ def _samples(
 
 
 def _find_images(
-    index: PathIndex, file: _File, described: dict[str, str]
+    index: PathIndex, file: File, described: dict[str, str]
 ) -> tuple[list[str], dict[int, int]]:
     """Returns the images found, and by image id the index among them, or _LEFT_OUT."""
     problems = file.problems
@@ -454,7 +263,7 @@ def _find_images(
     return paths, sample_of_id
 
 
-def _without_duplicates(file: _File) -> NDArray[np.bool_]:
+def _without_duplicates(file: File) -> NDArray[np.bool_]:
     """Returns a mask over the annotations: the first of each id."""
     keep = np.ones(len(file.numbers), np.bool_)
     ids = np.asarray(file.ids)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -12,11 +13,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from services.preprocess.domain import InvalidData, Problem, check_box
+from services.preprocess.domain import InvalidData, Problem, Reason, check_box
 from services.preprocess.headers import EXTENSIONS
 from services.preprocess.images import extension_of
 
 MAX_LABEL_BYTES = 4 << 20
+MAX_LIST_BYTES = 64 << 20
 MAX_CLASSES = 10_000
 
 _OTHER_PICTURES = frozenset(
@@ -246,3 +248,49 @@ def class_name_problem(name: str) -> str:
             " such that change the direction of writing, or such that are none"
         )
     return ""
+
+
+def text_lines(path: str, data: bytes) -> list[str]:
+    """Returns the lines of a UTF-8 text file.
+
+    Raises:
+        InvalidData: CORRUPT_LABEL: it is no such file, or longer than MAX_LIST_BYTES.
+    """
+    if len(data) > MAX_LIST_BYTES:
+        raise InvalidData(
+            path, Reason.CORRUPT_LABEL, f"lists above {MAX_LIST_BYTES} bytes are not read"
+        )
+    try:
+        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise InvalidData(
+            path, Reason.CORRUPT_LABEL, "not a UTF-8 text file; write it again"
+        ) from error
+
+
+def read_class_list(path: str, data: bytes) -> tuple[str, ...]:
+    """Reads a file with one class name in each line.
+
+    Raises:
+        InvalidData: CORRUPT_LABEL or BAD_DATA_YAML.
+    """
+    lines = (line.strip() for line in text_lines(path, data))
+    return check_class_names(path, [line for line in lines if line])
+
+
+def check_class_names(path: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Checks a list of class names; blanks around them do not count.
+
+    Raises:
+        InvalidData: BAD_DATA_YAML: one is empty or twice, or there are none or too many.
+    """
+    names = [name.strip() for name in names]
+    problem = next((text for name in names if (text := class_name_problem(name))), "")
+    if not names or len(names) > MAX_CLASSES:
+        problem = f"{len(names)} classes; there must be 1 to {MAX_CLASSES}"
+    elif len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        problem = f"class {twice!r} is there twice"
+    if problem:
+        raise InvalidData(path, Reason.BAD_DATA_YAML, f"{problem}; correct the class names")
+    return tuple(names)

@@ -1,7 +1,8 @@
 """Pascal VOC: one XML file per image.
 
 Two layouts: `Annotations/a.xml` beside `JPEGImages/a.jpg` (or `images/`), and `a.xml` beside
-`a.jpg`.
+`a.jpg`, both below any folder. Where the name of an annotation does not tell its image, its
+<filename> does. Splits come from ImageSets/Main/*.txt, else from the names of the folders.
 
 Box edges: `xmin, ymin, xmax, ymax` are taken as continuous edges in pixels from the left and the
 top, as annotation tools write them today, and not as the 1-based inclusive pixel numbers of the
@@ -11,6 +12,7 @@ element is ignored: the image itself says how large it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, ParseError
 
@@ -29,19 +31,23 @@ from services.preprocess.formats.layout import (
     Sample,
     class_name_problem,
     folder_of,
+    read_class_list,
     replace_folder,
     stem_of,
+    text_lines,
 )
 from services.preprocess.formats.splits import split_of_folder
 
-_ANNOTATION_FOLDERS = frozenset({"annotations", "annotation"})
+_ANNOTATION_FOLDERS = frozenset("annotations annotation xmls xml labels label".split())
+_IMAGE_SETS = re.compile(r"(^|/)ImageSets/Main/(train|val|trainval|test)\.txt$", re.IGNORECASE)
+_CLASS_LIST = "classes.txt"
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def is_there(index: PathIndex) -> bool:
     """Says whether there are XML files that look like annotations of images."""
-    return any(_in_annotations(path) or _image_beside(index, path) for path in _xml_files(index))
+    return any(_in_annotations(path) or _images_beside(index, path) for path in _xml_files(index))
 
 
 def find_layout(index: PathIndex, read: ReadFile) -> Layout:
@@ -49,29 +55,32 @@ def find_layout(index: PathIndex, read: ReadFile) -> Layout:
 
     Args:
         index: Paths of the archive.
-        read: Reads a file; used where an annotation's name does not match an image.
+        read: Reads a file; used for lists, and where an annotation's name does not tell its image.
 
     Raises:
-        InvalidData: An annotation that had to be read is corrupt.
+        InvalidData: An annotation that had to be read is corrupt, or a list is wrong.
     """
     labels: dict[str, str] = {}
-    problems = []
+    problems: list[Problem] = []
     for path in _xml_files(index):
-        image = _image_beside(index, path)
-        if image is None and _in_annotations(path):
-            image = _image_by_filename(index, path, read)
-            if image is None:
-                problems.append(
-                    Problem(
-                        path,
-                        Reason.MISSING_IMAGE,
-                        f"there is no image {stem_of(path)}.* for it; add the image or delete the"
-                        " annotation",
-                    )
+        try:
+            image = _image_of(index, path, read)
+        except LookupError as error:
+            problems.append(
+                Problem(
+                    path,
+                    Reason.AMBIGUOUS_LAYOUT,
+                    f"it may belong to {error}; say which in <filename>, or rename one",
                 )
-        if image is None:
+            )
             continue
-        if image in labels:
+        except InvalidData as error:
+            problems.append(error.problem)
+            continue
+        if image is None:
+            if _in_annotations(path):
+                problems.append(_without_image(path))
+        elif image in labels:
             problems.append(
                 Problem(
                     path,
@@ -79,15 +88,16 @@ def find_layout(index: PathIndex, read: ReadFile) -> Layout:
                     f"{image} is annotated by {labels[image]} already; delete one",
                 )
             )
-            continue
-        labels[image] = path
+        else:
+            labels[image] = path
     folders = {folder_of(image) for image in labels}
+    images = [image for image in index.images if folder_of(image) in folders]
+    listed = _image_sets(index, images, read, problems)
     samples = tuple(
-        Sample(image, labels.get(image), split_of_folder(folder_of(image)))
-        for image in index.images
-        if folder_of(image) in folders
+        Sample(image, labels.get(image), listed.get(image) or split_of_folder(folder_of(image)))
+        for image in images
     )
-    return Layout(Format.VOC, samples, None, tuple(problems))
+    return Layout(Format.VOC, samples, _class_list(index, read), tuple(problems))
 
 
 def parse_labels(path: str, data: bytes, size: tuple[int, int]) -> Labels:
@@ -163,15 +173,86 @@ def _image_folders(path: str) -> list[str]:
     return [folder, *(other for other in replaced if other is not None)]
 
 
-def _image_beside(index: PathIndex, path: str) -> str | None:
-    stem = stem_of(path)
-    found = (index.find_image(folder, stem) for folder in _image_folders(path))
-    return next((image for image in found if image is not None), None)
+def _images_beside(index: PathIndex, path: str) -> list[str]:
+    """Returns the images of the same stem in the first folder that has any."""
+    found = (index.find_images(folder, stem_of(path)) for folder in _image_folders(path))
+    return next((images for images in found if images), [])
 
 
-def _image_by_filename(index: PathIndex, path: str, read: ReadFile) -> str | None:
-    """Follows <filename>, of which only the last part counts."""
+def _image_of(index: PathIndex, path: str, read: ReadFile) -> str | None:
+    """Returns the image of an annotation: by its stem, else by its <filename>.
+
+    Raises:
+        LookupError: Several images could be meant; the text names two.
+    """
+    beside = _images_beside(index, path)
+    if len(beside) == 1:
+        return beside[0]
+    if not beside and not _in_annotations(path):
+        return None  # some other XML file
     name = (_parse(path, read(path)).findtext("filename") or "").strip()
-    last = name.replace("\\", "/").rpartition("/")[2]
-    found = (index.find(f"{folder}/{last}".lstrip("/")) for folder in _image_folders(path))
-    return next((image for image in found if image is not None), None) if last else None
+    image = index.find_image(name, _image_folders(path))
+    if not beside or image in beside:
+        return image
+    raise LookupError(f"{beside[0]} and {beside[1]}")
+
+
+def _without_image(path: str) -> Problem:
+    return Problem(
+        path,
+        Reason.MISSING_IMAGE,
+        f"there is no image {stem_of(path)}.* for it; add the image or delete the annotation",
+    )
+
+
+def _class_list(index: PathIndex, read: ReadFile) -> tuple[str, ...] | None:
+    """Reads classes.txt at the top, which exports of this program write; the format has none."""
+    found = [p for p in index.paths if p.rpartition("/")[2].casefold() == _CLASS_LIST]
+    return read_class_list(found[0], read(found[0])) if len(found) == 1 else None
+
+
+def _image_sets(
+    index: PathIndex, images: list[str], read: ReadFile, problems: list[Problem]
+) -> dict[str, str]:
+    """Reads ImageSets/Main/{train,val,trainval,test}.txt: split by image.
+
+    Images of `trainval` alone count as train. Lists of single classes (cat_train.txt) say nothing
+    of the split.
+
+    Raises:
+        InvalidData: A list cannot be read, or two of them have the same image.
+    """
+    by_stem: dict[str, list[str]] = {}
+    for image in images:
+        by_stem.setdefault(stem_of(image), []).append(image)
+    splits: dict[str, str] = {}
+    listed_by: dict[str, str] = {}
+    lists = [p for p in index.paths if _IMAGE_SETS.search(p)]
+    # The lists of all training images last: they repeat what train and val say.
+    for path in sorted(lists, key=lambda p: (stem_of(p).casefold() == "trainval", p)):
+        name = stem_of(path).casefold()
+        for number, line in enumerate(text_lines(path, read(path)), start=1):
+            place = f"{path}:{number}"
+            stem = line if line in by_stem else line.strip().partition(" ")[0]
+            if not stem:
+                continue
+            if stem not in by_stem:
+                problems.append(
+                    Problem(
+                        place,
+                        Reason.MISSING_IMAGE,
+                        f"there is no image {stem[:200]!r}; the line was ignored",
+                        num_left_out=0,
+                    )
+                )
+            for image in by_stem.get(stem, ()):
+                if image not in splits:
+                    splits[image] = "train" if name == "trainval" else name
+                    listed_by[image] = path
+                elif splits[image] != name and name != "trainval":
+                    raise InvalidData(
+                        place,
+                        Reason.AMBIGUOUS_LAYOUT,
+                        f"{stem[:200]!r} is in {listed_by[image]} too; keep it in one list",
+                    )
+    return splits

@@ -1,21 +1,24 @@
 """YOLO: one text file per image, one `class cx cy w h` row per box, as shares of the image.
 
-Layouts: `images/<split>/a.jpg` with `labels/<split>/a.txt`, `<split>/images/a.jpg` with
-`<split>/labels/a.txt`, `images/a.jpg` with `labels/a.txt`, and `a.txt` beside `a.jpg`. Classes come
-from data.yaml (`names`), else classes.txt, else they are named class_0, class_1, ...
+Layouts, each below any folder: `images/<split>/a.jpg` with `labels/<split>/a.txt`,
+`<split>/images/a.jpg` with `<split>/labels/a.txt`, `images/a.jpg` with `labels/a.txt`, `a.jpg` with
+`labels/a.txt`, and `a.txt` beside `a.jpg`. Classes come from data.yaml (`names`), else from
+classes.txt or obj.names, else they are named class_0, class_1, ...
 
-Of data.yaml only `names` and `nc` are read; its paths and its `download` are never followed.
+The split of an image is what data.yaml or a list (train.txt) says of it, else what its folder is
+called. Paths in those files are compared with the names in the archive and never followed; a
+`download` is never looked at.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from decimal import Decimal, localcontext
+from typing import TypeVar
 
-import yaml
-
-from detflow.boxes import as_boxes, from_normalized_cxcywh
 from services.preprocess.domain import InvalidData, Problem, Reason
+from services.preprocess.formats.data_yaml import DataYaml, read_data_yaml
 from services.preprocess.formats.layout import (
     MAX_CLASSES,
     MAX_LABEL_BYTES,
@@ -26,30 +29,31 @@ from services.preprocess.formats.layout import (
     PathIndex,
     ReadFile,
     Sample,
-    class_name_problem,
     folder_of,
+    read_class_list,
     replace_folder,
     stem_of,
 )
-from services.preprocess.formats.splits import split_of_folder
+from services.preprocess.formats.splits import find_splits
 
-_IMAGE_FOLDERS = frozenset({"images", "jpegimages"})
+_IMAGE_FOLDERS = frozenset("images jpegimages image imgs img".split())
 _LABEL_FOLDERS = frozenset({"labels"})
 _YAML_STEMS = frozenset({"data", "dataset", "obj", "custom"})
 _CLASS_FILES = frozenset({"classes.txt", "obj.names", "classes.names", "_darknet.labels"})
 _NO_LABELS = frozenset(
-    "classes labels names train val valid test predefined_classes notes license".split()
+    "classes labels names train val valid validation test predefined_classes notes license".split()
 )
-_MAX_YAML_BYTES = 256 << 10
-_MAX_YAML_DEPTH = 10
 _NUM_COLUMNS = 5
+_DIGITS = 40
+
+T = TypeVar("T")
 
 
 def is_there(index: PathIndex) -> bool:
     """Says whether there are label rows for images, or a data.yaml."""
     return (
-        next(_yaml_files(index), None) is not None
-        or any(_label_of(index, image) for image in index.images)
+        any(stem_of(path).casefold() == "data" for path in _yaml_files(index))
+        or any(_labels_of(index, image) for image in index.images)
         or any(_in_labels(path) for path in _text_files(index))
     )
 
@@ -59,36 +63,67 @@ def find_layout(index: PathIndex, read: ReadFile) -> Layout:
 
     Args:
         index: Paths of the archive.
-        read: Reads a file; used for data.yaml and classes.txt.
+        read: Reads a file; used for data.yaml, class lists and lists of images.
 
     Raises:
         InvalidData: UNKNOWN_LAYOUT, BAD_DATA_YAML or AMBIGUOUS_LAYOUT.
     """
-    labels = {image: _label_of(index, image) for image in index.images}
-    labelled_folders = {folder_of(image) for image, label in labels.items() if label}
-    samples = tuple(
-        Sample(image, labels[image], split_of_folder(folder_of(image)))
+    labels: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    problems: list[Problem] = []
+    for image in index.images:
+        found = _labels_of(index, image)
+        if len(found) > 1:
+            problems.append(
+                Problem(
+                    found[1],
+                    Reason.AMBIGUOUS_LAYOUT,
+                    f"{image} has the label file {found[0]} too; delete one",
+                )
+            )
+        elif found and found[0] in owners:
+            problems.append(
+                Problem(
+                    image,
+                    Reason.DUPLICATE_NAME,
+                    f"{owners[found[0]]} has the same label file {found[0]}; rename one",
+                )
+            )
+        if found:
+            labels[image] = found[0]
+            owners.setdefault(found[0], image)
+    folders = {folder_of(image) for image in labels}
+    images = [
+        image
         for image in index.images
-        if folder_of(image) in labelled_folders
+        if folder_of(image) in folders
         or replace_folder(folder_of(image), _IMAGE_FOLDERS, "labels") is not None
-    )
-    if not samples:
+    ]
+    if not images:
         raise InvalidData(
             "archive",
             Reason.UNKNOWN_LAYOUT,
             "no image has a label file; put images into images/ and labels into labels/",
         )
-    used = {sample.label for sample in samples}
-    problems = tuple(
+    used = {label for image in index.images for label in _labels_of(index, image)}
+    problems.extend(
         Problem(
             path,
             Reason.MISSING_IMAGE,
             f"there is no image {stem_of(path)}.* for it; add the image or delete the label file",
         )
         for path in _text_files(index)
-        if path not in used and _is_label(path, labelled_folders)
+        if path not in used and _is_label(path, folders)
     )
-    return Layout(Format.YOLO, samples, _class_names(index, read), problems)
+    described = _find_yaml(index, read)
+    lists = [path for path in _text_files(index) if path not in used and not _in_labels(path)]
+    splits = find_splits(index, images, lists, described.hints if described else {}, read, problems)
+    return Layout(
+        Format.YOLO,
+        tuple(Sample(image, labels.get(image), splits.get(image)) for image in images),
+        described.names if described else _read_class_lists(index, read),
+        tuple(problems),
+    )
 
 
 def parse_labels(path: str, data: bytes, size: tuple[int, int], num_classes: int | None) -> Labels:
@@ -139,11 +174,23 @@ def parse_labels(path: str, data: bytes, size: tuple[int, int], num_classes: int
         if (problem := _class_problem(columns[0], num_classes)) is not None:
             builder.refuse(Problem(where, Reason.UNKNOWN_CLASS, problem))
             continue
-        if all(math.isfinite(v) for v in values):
-            values = from_normalized_cxcywh(as_boxes(values), *size)[0].tolist()
-        x1, y1, x2, y2 = values
+        x1, y1, x2, y2 = (
+            _to_pixels(columns[1:], *size) if all(map(math.isfinite, values)) else values
+        )
         builder.add(where, int(columns[0]), (x1, y1, x2, y2))
     return builder.build()
+
+
+def _to_pixels(columns: list[str], width: int, height: int) -> tuple[float, float, float, float]:
+    """Turns cx, cy, w, h into pixels, each rounded only once: rows of a download give it back."""
+    with localcontext(prec=_DIGITS):
+        cx, cy, w, h = (Decimal(column) for column in columns)
+        return (
+            float((cx - w / 2) * width),
+            float((cy - h / 2) * height),
+            float((cx + w / 2) * width),
+            float((cy + h / 2) * height),
+        )
 
 
 def _class_problem(column: str, num_classes: int | None) -> str | None:
@@ -177,95 +224,57 @@ def _is_label(path: str, labelled_folders: set[str]) -> bool:
     )
 
 
-def _label_of(index: PathIndex, image: str) -> str | None:
+def _labels_of(index: PathIndex, image: str) -> list[str]:
+    """Returns the label files of an image: one, unless it is labelled in several layouts."""
     folder, stem = folder_of(image), stem_of(image)
-    replaced = replace_folder(folder, _IMAGE_FOLDERS, "labels")
-    found = index.find(f"{replaced}/{stem}.txt") if replaced is not None else None
-    return found or index.find(f"{folder}/{stem}.txt".lstrip("/"))
+    folders = [replace_folder(folder, _IMAGE_FOLDERS, "labels"), f"{folder}/labels", folder]
+    found = (index.find(f"{f}/{stem}.txt".lstrip("/")) for f in folders if f is not None)
+    return list(dict.fromkeys(label for label in found if label is not None))
 
 
-def _yaml_files(index: PathIndex) -> Iterator[str]:
-    return (
-        path
-        for path in index.paths
-        if path.casefold().endswith((".yaml", ".yml")) and stem_of(path).casefold() in _YAML_STEMS
-    )
+def _yaml_files(index: PathIndex) -> list[str]:
+    """Returns the YAML files nearest to the top."""
+    paths = [path for path in index.paths if path.casefold().endswith((".yaml", ".yml"))]
+    top = min((path.count("/") for path in paths), default=0)
+    return [path for path in paths if path.count("/") == top]
 
 
-def _class_names(index: PathIndex, read: ReadFile) -> tuple[str, ...] | None:
-    """Reads the class names of the data.yaml, else of the class list, nearest to the top."""
-    lists = (p for p in index.paths if p.rpartition("/")[2].casefold() in _CLASS_FILES)
-    for candidates, parse in ((_yaml_files(index), _parse_yaml), (lists, _parse_list)):
-        by_depth = sorted(candidates, key=lambda path: (path.count("/"), path))
-        if not by_depth:
-            continue
-        parsed = [parse(p, read(p)) for p in by_depth if p.count("/") == by_depth[0].count("/")]
-        if any(names != parsed[0] for names in parsed):
+def _find_yaml(index: PathIndex, read: ReadFile) -> DataYaml | None:
+    """Reads data.yaml, else any YAML file with names.
+
+    Raises:
+        InvalidData: BAD_DATA_YAML, or AMBIGUOUS_LAYOUT: two of them differ.
+    """
+    paths = _yaml_files(index)
+    meant = [path for path in paths if stem_of(path).casefold() in _YAML_STEMS]
+    found: dict[str, DataYaml] = {}
+    for path in meant or paths:
+        try:
+            found[path] = read_data_yaml(path, read(path))
+        except InvalidData:
+            if meant:
+                raise
+    return _same(found)
+
+
+def _read_class_lists(index: PathIndex, read: ReadFile) -> tuple[str, ...] | None:
+    paths = [p for p in index.paths if p.rpartition("/")[2].casefold() in _CLASS_FILES]
+    top = min((path.count("/") for path in paths), default=0)
+    return _same({p: read_class_list(p, read(p)) for p in paths if p.count("/") == top})
+
+
+def _same(found: Mapping[str, T]) -> T | None:
+    """Returns what all files say.
+
+    Raises:
+        InvalidData: AMBIGUOUS_LAYOUT: they differ.
+    """
+    first = next(iter(found.items()), None)
+    for path, value in found.items():
+        if first and value != first[1]:
             raise InvalidData(
-                by_depth[1],
+                path,
                 Reason.AMBIGUOUS_LAYOUT,
-                f"its classes differ from those of {by_depth[0]}; keep one of them",
+                f"it differs from {first[0]}; keep one of them",
             )
-        return parsed[0]
-    return None
-
-
-def _parse_list(path: str, data: bytes) -> tuple[str, ...]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidData(path, Reason.CORRUPT_LABEL, "not a UTF-8 text file") from error
-    return _check_names(path, [line.strip() for line in text.splitlines() if line.strip()])
-
-
-def _parse_yaml(path: str, data: bytes) -> tuple[str, ...]:
-    def bad(description: str) -> InvalidData:
-        return InvalidData(path, Reason.BAD_DATA_YAML, description)
-
-    if len(data) > _MAX_YAML_BYTES:
-        raise bad(f"files above {_MAX_YAML_BYTES} bytes are not read; keep names and nc only")
-    try:
-        _check_yaml_events(path, data)
-        content = yaml.load(data, Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        line = str(error).splitlines()[0] if str(error) else "unreadable"
-        raise bad(f"not plain YAML ({line}); keep names and nc only") from error
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise bad("names must be numbered 0, 1, 2, ... without gaps")
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise bad("names is missing; list the class names there")
-    if not all(isinstance(name, str | int | float) for name in names):
-        raise bad("names must be a list of texts")
-    num_classes = content.get("nc", len(names))
-    if num_classes != len(names):
-        raise bad(f"nc is {num_classes!r} but there are {len(names)} names; correct one")
-    return _check_names(path, [str(name) for name in names])
-
-
-def _check_names(path: str, names: list[str]) -> tuple[str, ...]:
-    problem = next((text for name in names if (text := class_name_problem(name))), "")
-    if not names or len(names) > MAX_CLASSES:
-        problem = f"{len(names)} classes; there must be 1 to {MAX_CLASSES}"
-    elif len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        problem = f"class {twice!r} is there twice"
-    if problem:
-        raise InvalidData(path, Reason.BAD_DATA_YAML, f"{problem}; correct the class names")
-    return tuple(names)
-
-
-def _check_yaml_events(path: str, data: bytes) -> None:
-    """Refuses aliases and deep nesting before anything is built."""
-    depth = 0
-    for event in yaml.parse(data, Loader=yaml.CSafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise InvalidData(path, Reason.BAD_DATA_YAML, "aliases are not read; write it out")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MAX_YAML_DEPTH:
-            raise InvalidData(path, Reason.BAD_DATA_YAML, "it is nested too deeply; flatten it")
+    return first[1] if first else None
