@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 import re
 import struct
@@ -241,7 +242,7 @@ def dataset_prefix(dataset_id: str) -> str:
 
 @dataclass(slots=True)
 class ProblemList:
-    """Problems of one import: all counted, the first hundred by place kept."""
+    """Problems of one import: all counted, the first million kept."""
 
     kept: list[Problem] = field(default_factory=list)
     total: int = 0
@@ -252,9 +253,8 @@ class ProblemList:
         for problem in problems:
             self.total += 1
             self.num_left_out += problem.num_left_out
-            self.kept.append(problem)
-        if len(self.kept) > 2 * MAX_PROBLEMS:
-            self._trim()
+            if len(self.kept) < MAX_KEPT_PROBLEMS:
+                self.kept.append(problem)
 
     def count(self, num_more: int) -> None:
         """Counts problems that are not kept."""
@@ -263,12 +263,7 @@ class ProblemList:
 
     def first(self) -> list[Problem]:
         """Returns at most a hundred, in the order of their place."""
-        self._trim()
-        return list(self.kept)
-
-    def _trim(self) -> None:
-        self.kept.sort(key=lambda p: place_key(p.where))
-        del self.kept[MAX_PROBLEMS:]
+        return heapq.nsmallest(MAX_PROBLEMS, self.kept, key=lambda p: place_key(p.where))
 
 
 def place_key(where: str) -> tuple[str, int]:

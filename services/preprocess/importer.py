@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from detflow import telemetry
@@ -31,6 +32,7 @@ from services.preprocess.checking import (
     group_samples,
 )
 from services.preprocess.domain import (
+    MAX_KEPT_PROBLEMS,
     MAX_PROBLEMS,
     Dataset,
     Image,
@@ -40,6 +42,7 @@ from services.preprocess.domain import (
     Reason,
     dataset_prefix,
     describe,
+    place_key,
 )
 from services.preprocess.events import append_dataset_event
 from services.preprocess.formats import Format, Layout, find_layout
@@ -49,6 +52,7 @@ from services.preprocess.garbage_store import insert_garbage_unless_used
 from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import refusal
 from services.preprocess.pool import WorkerPool
+from services.preprocess.problem_store import insert_problems
 from services.preprocess.progress import ProgressReporter
 
 log = telemetry.get_logger(__name__)
@@ -57,6 +61,29 @@ _ALWAYS_FATAL = frozenset({Reason.ARCHIVE_LIMIT, Reason.CORRUPT_ARCHIVE})
 """Problems of the archive as such; skip_invalid does not leave these out."""
 
 _SKIP_HINT = "; or import with skip_invalid to leave out what is wrong"
+
+
+@dataclass(slots=True)
+class Findings:
+    """What an import found wrong so far, and what it only warns of."""
+
+    wrong: ProblemList = field(default_factory=ProblemList)
+    warnings: ProblemList = field(default_factory=ProblemList)
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return self.wrong.total + self.warnings.total
+
+    def add(self, problems: Sequence[Problem]) -> None:
+        """Adds problems and warnings."""
+        self.wrong.add(p for p in problems if p.num_left_out)
+        self.warnings.add(p for p in problems if not p.num_left_out)
+
+    def by_place(self) -> list[Problem]:
+        """Returns at most a million in the order of their places."""
+        kept = [*self.wrong.kept, *self.warnings.kept][:MAX_KEPT_PROBLEMS]
+        return sorted(kept, key=lambda p: place_key(p.where))
 
 
 class Importer:
@@ -89,15 +116,16 @@ class Importer:
             return False
         log.info("import begins", dataset=dataset.name)
         folder = self._scratch.folder(claim)
-        work = self._claimed(dataset, claim)
+        found = Findings()
+        work = self._claimed(dataset, claim, found)
         try:
-            await work.carry_out(self._read(dataset, claim, folder))
+            await work.carry_out(self._read(dataset, claim, folder, found))
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             await self._discard(dataset, claim)
         return True
 
-    def _claimed(self, dataset: Dataset, claim: str) -> Claimed:
+    def _claimed(self, dataset: Dataset, claim: str, found: Findings) -> Claimed:
         async def renew() -> bool:
             async with self._db.connection() as conn:
                 return await sql.renew_dataset(conn, dataset.id, claim)
@@ -110,9 +138,11 @@ class Importer:
 
         async def fail(error: DetflowError) -> None:
             why = failure(error).SerializeToString(deterministic=True)
+            problems = await asyncio.to_thread(found.by_place)
             async with self._db.transaction() as conn:
                 failed = await sql.fail_dataset(conn, dataset.id, claim, why)
                 if failed is not None:
+                    await insert_problems(conn, dataset.id, problems, found.total)
                     await append_dataset_event(conn, failed, "failed")
 
         return Claimed(
@@ -131,8 +161,9 @@ class Importer:
                 conn, dataset.id, f"{dataset_prefix(dataset.id)}/{claim}"
             )
 
-    async def _read(self, dataset: Dataset, claim: str, folder: Path) -> None:
+    async def _read(self, dataset: Dataset, claim: str, folder: Path, found: Findings) -> None:
         """Does the import; raises a DetflowError that says all that is wrong with the archive."""
+        wrong = found.wrong
         progress = ProgressReporter(self._bus, f"detflow.progress.dataset.{dataset.id}")
         await progress.update("download")
         prefix = dataset_prefix(dataset.id)
@@ -144,13 +175,13 @@ class Importer:
         try:
             entries, layout = await asyncio.to_thread(self._open, archive, wanted)
         except ArchiveError as error:
+            found.wrong = error.problems
             raise refusal(error.problems) from error
         except InvalidData as error:
-            raise refusal(_listed([error.problem])) from error
-
-        wrong = _listed(p for p in layout.problems if p.num_left_out)
+            wrong.add([error.problem])
+            raise refusal(wrong) from error
+        found.add(layout.problems)
         wrong.count(layout.num_more_problems)
-        warnings = _listed(p for p in layout.problems if not p.num_left_out)
         checked: list[CheckedImage] = []
         samples = [
             SampleEntry(entries[s.image], entries[s.label] if s.label else None, s.split, s.rows)
@@ -177,17 +208,17 @@ class Importer:
         async with aclosing(self._pool.map(check_samples, jobs())) as results:
             async for job, shard in results:
                 checked.extend(shard.images)
-                wrong.add(p for p in shard.problems if p.num_left_out)
-                warnings.add(p for p in shard.problems if not p.num_left_out)
+                found.add(shard.problems)
                 num_done += len(job.samples)
                 await progress.update("check", num_done, len(samples))
 
-        fatal = _listed(p for p in wrong.first() if p.reason in _ALWAYS_FATAL)
+        fatal = ProblemList()
+        fatal.add(p for p in wrong.kept if p.reason in _ALWAYS_FATAL)
         if fatal.total:
             raise refusal(fatal)
         if wrong.total and not dataset.skip_invalid:
             raise refusal(wrong, _SKIP_HINT)
-        await self._complete(dataset, claim, layout, checked, wrong, warnings)
+        await self._complete(dataset, claim, layout, checked, found)
 
     def _open(self, archive: Path, wanted: Format | None) -> tuple[dict[str, Entry], Layout]:
         entries = list_entries(archive, self._limits)
@@ -208,11 +239,11 @@ class Importer:
         claim: str,
         layout: Layout,
         checked: list[CheckedImage],
-        wrong: ProblemList,
-        warnings: ProblemList,
+        found: Findings,
     ) -> None:
         class_names, images = await asyncio.to_thread(_number_classes, layout, checked)
         statistics = await asyncio.to_thread(describe, images, len(class_names))
+        problems = await asyncio.to_thread(found.by_place)
         async with self._db.transaction() as conn:
             ready = await sql.complete_dataset(
                 conn,
@@ -221,20 +252,15 @@ class Importer:
                 layout_format=layout.format,
                 class_names=class_names,
                 statistics=statistics,
-                skipped=[*wrong.first(), *warnings.first()][:MAX_PROBLEMS],
-                num_skipped=wrong.num_left_out,
+                skipped=[*found.wrong.first(), *found.warnings.first()][:MAX_PROBLEMS],
+                num_skipped=found.wrong.num_left_out,
                 images=images,
             )
             if ready is None:
                 raise ClaimLost
+            await insert_problems(conn, dataset.id, problems, found.total)
             await append_dataset_event(conn, ready, "imported")
         log.info("dataset imported", dataset=dataset.name, images=statistics.num_images)
-
-
-def _listed(problems: Iterable[Problem]) -> ProblemList:
-    found = ProblemList()
-    found.add(problems)
-    return found
 
 
 def _number_classes(

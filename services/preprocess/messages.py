@@ -62,7 +62,7 @@ def dataset_message(dataset: Dataset) -> dataset_pb2.Dataset:
         num_boxes=dataset.num_boxes,
         num_background_images=dataset.num_background_images,
         num_boxes_by_class=dataset.num_boxes_by_class,
-        skipped=[_problem_message(problem) for problem in dataset.skipped],
+        skipped=[problem_message(problem) for problem in dataset.skipped],
         num_skipped=dataset.num_skipped,
         content_sha256=dataset.content_sha256,
         existing_split=_split_counts(dataset.existing_split),
@@ -132,7 +132,8 @@ def refusal(problems: ProblemList, hint: str = "") -> DetflowError:
     )
 
 
-def _problem_message(problem: Problem) -> common_pb2.Problem:
+def problem_message(problem: Problem) -> common_pb2.Problem:
+    """Renders a problem."""
     return common_pb2.Problem(
         field=problem.where, reason=problem.reason, description=problem.description
     )
