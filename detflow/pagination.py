@@ -49,13 +49,18 @@ def decode_token(
     digest, payload = raw[:8], raw[8:]
     key = _parse(payload, kind) if payload and digest == _digest(query, payload) else None
     if not key:
-        problem = "take next_page_token from the answer to the same query, or leave it empty"
-        raise InvalidArgument(
-            f"page_token is not valid here: {problem}",
-            reason="BAD_PAGE_TOKEN",
-            violations=[Violation("page_token", "BAD_PAGE_TOKEN", problem)],
-        )
+        raise bad_token()
     return key
+
+
+def bad_token() -> InvalidArgument:
+    """Makes the error for a token that no page of this query ended with."""
+    problem = "take next_page_token from the answer to the same query, or leave it empty"
+    return InvalidArgument(
+        f"page_token is not valid here: {problem}",
+        reason="BAD_PAGE_TOKEN",
+        violations=[Violation("page_token", "BAD_PAGE_TOKEN", problem)],
+    )
 
 
 def _parse(payload: bytes, kind: type[str] | type[int]) -> list[str | int] | None:

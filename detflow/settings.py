@@ -49,6 +49,8 @@ class Settings:
         upload_idle_hours: How long an unfinished upload is kept after its last byte.
         import_urls: Where datasets may be imported from: prefixes such as s3://bucket/folder,
             separated by commas, that the preprocess service can read; empty for nowhere.
+        trash_days: How long deleted versions can be restored before they are removed for good, with
+            their trainings.
         drain_seconds: How long running calls may go on after SIGTERM.
         log_format: json or console.
         log_level: debug, info, warning or error.
@@ -77,6 +79,7 @@ class Settings:
     max_upload_bytes: int = 1 << 40
     upload_idle_hours: float = 24.0
     import_urls: str = ""
+    trash_days: float = 30.0
     drain_seconds: float = 10.0
     log_format: str = "json"
     log_level: str = "info"

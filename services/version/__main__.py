@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from detflow import channels
+from detflow.errors import InvalidArgument
 from detflow.server import Service, run
 from detflow.v1 import dataset_pb2_grpc, project_pb2_grpc, version_pb2_grpc
 from services.version import consumer
 from services.version.projects import ProjectService
+from services.version.purge import Purger
 from services.version.service import VersionService
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_MAX_TRASH_DAYS = 36_500
 
 
 async def serve(service: Service) -> None:
@@ -21,10 +25,24 @@ async def serve(service: Service) -> None:
         s.add(project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(s.db))
         s.add(
             version_pb2_grpc.add_VersionServiceServicer_to_server,
-            VersionService(s.db, s.watcher, datasets),
+            VersionService(s.db, s.watcher, datasets, trash_time(s.settings.trash_days)),
         )
         s.spawn(consumer.projection(s.bus, s.db).run(), "projection")
+        s.spawn(Purger(s.db).run(), "purge")
         await s.serve()
+
+
+def trash_time(days: float) -> timedelta:
+    """Reads how long deleted versions are kept.
+
+    Raises:
+        InvalidArgument: BAD_SETTING.
+    """
+    if not 0 <= days <= _MAX_TRASH_DAYS:
+        raise InvalidArgument(
+            f"DETFLOW_TRASH_DAYS must be 0 to {_MAX_TRASH_DAYS}, not {days}", reason="BAD_SETTING"
+        )
+    return timedelta(days=days)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""When a preprocessing or a training changes its state, the version follows."""
+"""When a preprocessing or a training changes its state or was measured, the version follows."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from detflow import events, telemetry
@@ -9,8 +10,8 @@ from detflow.consumer import Consumer
 from detflow.errors import Cancelled, NotFound, failure
 from detflow.events import Bus, Delivered
 from detflow.postgres import Connection, Database
-from detflow.v1 import events_pb2, preprocess_pb2, training_pb2
-from services.version import domain, store
+from detflow.v1 import common_pb2, events_pb2, metrics_pb2, preprocess_pb2, training_pb2
+from services.version import domain, store, trainings
 from services.version.service import announce
 
 log = telemetry.get_logger(__name__)
@@ -19,11 +20,12 @@ NAME = "version-projection"
 SUBJECTS = (
     "detflow.v1.preprocessing.*.state_changed",
     "detflow.v1.training.*.state_changed",
+    "detflow.v1.evaluation.*.completed",
 )
 
 
 def projection(bus: Bus, db: Database) -> Consumer[events_pb2.Event]:
-    """Makes the consumer that keeps `Version.state`."""
+    """Makes the consumer that keeps `Version.state` and `Version.metrics`."""
     return Consumer(
         bus,
         db,
@@ -44,7 +46,11 @@ async def project(conn: Connection, delivered: Delivered[events_pb2.Event]) -> N
     """
     event = delivered.message
     what = event.WhichOneof("what")
-    subject = event.preprocessing.version if what == "preprocessing" else event.training.name
+    subject = {
+        "preprocessing": event.preprocessing.version,
+        "training": event.training.name,
+        "evaluation": event.evaluation.name,
+    }[what or ""]
     project_id, version_id = _version_of(subject)
     try:
         version = await store.get_version(conn, project_id, version_id, lock=True)
@@ -54,6 +60,8 @@ async def project(conn: Connection, delivered: Delivered[events_pb2.Event]) -> N
     try:
         if what == "preprocessing":
             await _project_preprocessing(conn, version, event.preprocessing)
+        elif what == "evaluation":
+            await _project_evaluation(conn, version, event.evaluation)
         else:
             time = delivered.carrier.get("ce-time")
             await _project_training(
@@ -82,19 +90,33 @@ async def _project_training(
     time: datetime | None,
 ) -> None:
     event = training_from_proto(training, time)
-    followed = await store.get_followed_training(conn, event.training_id)
+    followed = await trainings.get_followed_training(conn, event.training_id)
     projected = domain.project_training(version, followed, event, await store.get_time(conn))
     if projected is None:
         return
     after, followed = projected
-    await store.update_followed_training(conn, version.id, followed)
-    if after.state is not version.state:
+    await trainings.update_followed_training(conn, version.id, followed)
+    if followed.state is domain.TrainingState.SUCCEEDED:
+        after = replace(after, metrics=await trainings.get_newest_metrics(conn, version.id))
+    if (after.state, after.metrics) != (version.state, version.metrics):
+        await _move(conn, version, after)
+
+
+async def _project_evaluation(
+    conn: Connection, version: domain.Version, evaluation: metrics_pb2.Evaluation
+) -> None:
+    metrics = metrics_from_proto(evaluation)
+    if metrics is None:
+        return
+    await trainings.insert_evaluation(conn, version.id, evaluation.attempt, metrics)
+    after = replace(version, metrics=await trainings.get_newest_metrics(conn, version.id))
+    if after.metrics != version.metrics:
         await _move(conn, version, after)
 
 
 async def _move(conn: Connection, before: domain.Version, after: domain.Version) -> None:
     moved = await store.update_state(conn, before, after)
-    await announce(conn, moved, "state_changed")
+    await announce(conn, moved, "updated" if after.state is before.state else "state_changed")
     log.info(
         "version moved",
         version=moved.name,
@@ -142,12 +164,28 @@ def training_from_proto(
         training_id=message.name.split("/")[5],
         revision=message.revision,
         state=domain.TrainingState(training_pb2.Training.State.Name(message.state)),
+        attempt=message.attempt,
         failure=message.failure.SerializeToString() if message.HasField("failure") else None,
         time=time,
     )
 
 
+def metrics_from_proto(evaluation: metrics_pb2.Evaluation) -> domain.Metrics | None:
+    """Converts an evaluation; None if it says nothing of the test split."""
+    coco, best_f1 = evaluation.coco, evaluation.best_f1
+    is_measured = evaluation.state == metrics_pb2.Evaluation.SUCCEEDED and coco.map50_95 >= 0
+    if evaluation.split != common_pb2.SPLIT_TEST or not is_measured:
+        return None
+    return domain.Metrics(
+        training_id=evaluation.name.split("/")[5],
+        map50=coco.map50,
+        map50_95=coco.map50_95,
+        precision=best_f1.precision,
+        recall=best_f1.recall,
+    )
+
+
 def _version_of(name: str) -> tuple[str, str]:
-    """Returns the project and version ids of a version's or a training's name."""
+    """Returns the project and version ids of a version's name or of one below it."""
     _, project_id, _, version_id, *_ = name.split("/")
     return project_id, version_id

@@ -10,11 +10,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 AUTOMATIC_NAME = "V_{}"
+
+METRICS = ("map50", "map50_95", "precision", "recall")
+"""Figures of a version, by the names of detflow.v1.VersionMetrics."""
+
+MAX_LABELS = 64
+
+TRASH_TIME = timedelta(days=30)
+"""How long a deleted version can be taken back, unless the settings say otherwise."""
 
 
 class State(StrEnum):
@@ -122,6 +130,25 @@ class Bundle:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """What was measured of a training on the test split; each figure 0..1.
+
+    Attributes:
+        training_id: The training.
+        map50: AP at IoU 0.5, mean over classes.
+        map50_95: AP at IoU 0.5 to 0.95, mean over classes.
+        precision: Precision at the threshold of the best F1.
+        recall: Recall at the threshold of the best F1.
+    """
+
+    training_id: str
+    map50: float
+    map50_95: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Project:
     """A group of datasets and versions; `position` orders projects by age."""
 
@@ -148,11 +175,16 @@ class Version:
         run_time: When that training was queued, first or by a resume; it tells a later run from an
             earlier one.
         failure: Serialized detflow.v1.Failure, in state FAILED.
+        labels: The user's own notes.
+        dataset_sha256: Hash of the dataset's content when the version was made.
+        parent_version: Name of the version it was made after, if the user said so.
+        metrics: Figures of the newest training that succeeded.
         preprocessing_revision: Last revision of the preprocessing that was applied.
         revision: Increases by one with every change that a user can see.
         create_time: When it was created.
         update_time: When it last changed.
         delete_time: When it was moved to the trash, if it is there.
+        purge_time: When it will be removed for good, if it is in the trash.
         request_sha256: Fingerprint of the request that created it.
     """
 
@@ -167,11 +199,16 @@ class Version:
     training_id: str | None = None
     run_time: datetime | None = None
     failure: bytes | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    dataset_sha256: str = ""
+    parent_version: str | None = None
+    metrics: Metrics | None = None
     preprocessing_revision: int = 0
     revision: int = 1
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None = None
+    purge_time: datetime | None = None
     request_sha256: bytes = b""
 
     @property
@@ -203,6 +240,7 @@ class TrainingEvent:
         training_id: The training.
         revision: Counts its changes from 1.
         state: Its new state.
+        attempt: Its newest attempt.
         failure: Serialized detflow.v1.Failure, in state FAILED.
         time: When the change was committed, by the trainer's database; None if unknown.
     """
@@ -210,6 +248,7 @@ class TrainingEvent:
     training_id: str
     revision: int
     state: TrainingState
+    attempt: int = 0
     failure: bytes | None = None
     time: datetime | None = None
 
@@ -221,6 +260,7 @@ class FollowedTraining:
     training_id: str
     revision: int
     state: TrainingState
+    attempt: int = 0
 
     @property
     def live(self) -> bool:
@@ -300,7 +340,10 @@ def project_training(
     if version.state is State.PREPROCESSING:
         raise TooEarly  # it was READY when the training began: that event is still on its way
     seen = FollowedTraining(
-        training_id=event.training_id, revision=event.revision, state=event.state
+        training_id=event.training_id,
+        revision=event.revision,
+        state=event.state,
+        attempt=event.attempt,
     )
     current = version.training_id == event.training_id
     if event.state is TrainingState.QUEUED and (followed is None or not followed.live):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -36,10 +37,13 @@ from detflow.v1 import (
 )
 from detflow.watch import Change, Snapshot, Watcher
 from services.version import domain, store
+from services.version.filter import parse_filter
+from services.version.listing import FIELDS, parse_order
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which no handler here needs
 
 _PART = 500  # versions in one message of a snapshot: well below gRPC's 4 MiB
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _RECENT = timedelta(hours=1)  # longer than an event may wait in the outbox or the stream
 
 
@@ -50,12 +54,18 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         db: Database of this service.
         watcher: Event stream of this process.
         datasets: Stub of the preprocess service, which owns the datasets.
+        trash_time: How long a deleted version can be taken back.
     """
 
     def __init__(
-        self, db: Database, watcher: Watcher, datasets: dataset_pb2_grpc.DatasetServiceAsyncStub
+        self,
+        db: Database,
+        watcher: Watcher,
+        datasets: dataset_pb2_grpc.DatasetServiceAsyncStub,
+        trash_time: timedelta = domain.TRASH_TIME,
     ) -> None:
         self._db = db
+        self._trash_time = trash_time
         self._watcher = watcher
         self._datasets = datasets
         self._snapshots = SharedRead(self._snapshot)
@@ -67,14 +77,16 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         display_name = wanted.display_name and check_display_name(
             wanted.display_name, "version.display_name"
         )
-        recipe = resolve_recipe(wanted.recipe).SerializeToString(deterministic=True)
+        labels = _checked_labels(wanted.labels)
         request_id = request.request_id or None
-        request_sha256 = _fingerprint(wanted.dataset, display_name, recipe)
+        request_sha256 = _fingerprint(wanted, display_name)
         async with self._db.connection() as conn:
             await store.get_project(conn, project_id)
             made = await store.get_version_by_request(conn, project_id, request_id)
         if made is None:
+            wanted = await self._filled_from_parent(project_id, wanted)
             dataset = await self._get_ready_dataset(project_id, wanted.dataset)
+            recipe = resolve_recipe(wanted.recipe)
             async with self._db.transaction() as conn:
                 await store.get_project(conn, project_id, lock=True)
                 # The same request may have come in meanwhile, by another connection.
@@ -87,8 +99,11 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                         display_name=display_name
                         or await store.take_display_name(conn, project_id),
                         dataset=dataset.name,
+                        dataset_sha256=dataset.content_sha256,
                         class_names=dataset.class_names,
-                        recipe=recipe,
+                        recipe=recipe.SerializeToString(deterministic=True),
+                        labels=labels,
+                        parent_version=wanted.parent_version or None,
                         request_id=request_id,
                         request_sha256=request_sha256,
                     )
@@ -113,24 +128,29 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
     async def ListVersions(  # noqa: D102
         self, request: version_pb2.ListVersionsRequest, context: Context
     ) -> version_pb2.ListVersionsResponse:
-        query = f"{request.parent}/versions?show_deleted={request.show_deleted}"
-        key = decode_token(request.page_token, query)
+        query = (request.parent, request.show_deleted, request.filter, request.order_by)
+        key = decode_token(request.page_token, repr(query))
         size = page_size(request.page_size)
         project_id = project_of(request.parent)
+        condition = parse_filter(request.filter, FIELDS, first=2)
+        order = parse_order(request.order_by)
         async with self._db.connection() as conn:
             await store.get_project(conn, project_id)
             versions = await store.list_versions(
                 conn,
                 project_id,
-                before=str(key[0]) if key else None,
+                order=order,
+                after=order.parse_key(key) if key else None,
+                condition=condition,
                 limit=size + 1,
                 show_deleted=request.show_deleted,
             )
-        more = len(versions) > size
-        return version_pb2.ListVersionsResponse(
-            versions=[version_to_proto(version) for version in versions[:size]],
-            next_page_token=encode_token(query, versions[size - 1].id) if more else "",
+        response = version_pb2.ListVersionsResponse(
+            versions=[version_to_proto(version) for version in versions[:size]]
         )
+        if len(versions) > size:
+            response.next_page_token = encode_token(repr(query), *order.key(versions[size - 1]))
+        return response
 
     async def UpdateVersion(  # noqa: D102
         self, request: version_pb2.UpdateVersionRequest, context: Context
@@ -142,19 +162,24 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                 "BAD_RESOURCE_NAME",
                 f"must be projects/{{project}}/versions/{{version}}, not {request.version.name!r}",
             )
-        check_mask(request.update_mask, "display_name")
-        display_name = check_display_name(request.version.display_name, "version.display_name")
+        check_mask(request.update_mask, "display_name", "labels", "labels.KEY")
+        paths = set(request.update_mask.paths) or _fields_set(request.version)
+        renames = bool(paths & {"display_name", "*"})
+        if renames:
+            check_display_name(request.version.display_name, "version.display_name")
+        given = _checked_labels(request.version.labels)
         project_id, version_id = ids
         async with self._db.transaction() as conn:
             await store.get_project(conn, project_id, lock=True)
             version = await store.get_version(conn, project_id, version_id, lock=True)
-            if version.delete_time:
-                raise FailedPrecondition(
-                    f"{version.name} is in the trash; undelete it first", reason="VERSION_DELETED"
-                )
+            _check_not_deleted(version)
             _check_etag(version, request.version.etag)
-            if version.display_name != display_name:
-                version = await store.update_display_name(conn, version, display_name)
+            display_name = request.version.display_name if renames else version.display_name
+            labels = _changed_labels(version.labels, given, paths)
+            if (display_name, labels) != (version.display_name, version.labels):
+                version = await store.update_version(
+                    conn, version, display_name=display_name, labels=labels
+                )
                 await announce(conn, version, "updated")
         return version_to_proto(version)
 
@@ -168,7 +193,9 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
             if version.delete_time:
                 raise NotFound(f"{version.name} is in the trash already", reason="VERSION_DELETED")
             _check_etag(version, request.etag)
-            version = await store.update_deleted(conn, version, deleted=True)
+            version = await store.update_deleted(
+                conn, version, deleted=True, trash_time=self._trash_time
+            )
             await announce(conn, version, "deleted")
         return version_to_proto(version)
 
@@ -224,6 +251,29 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
             recent = await store.list_recent_version_ids(conn, project_id, _RECENT)
             seqs = await outbox.last_seqs(conn, [f"version.{id_}" for id_ in recent])
         return Snapshot([version_to_proto(version) for version in versions], seqs)
+
+    async def _filled_from_parent(
+        self, project_id: str, wanted: version_pb2.Version
+    ) -> version_pb2.Version:
+        """Takes over from the parent, if one is named, the dataset or recipe that is not given.
+
+        Raises:
+            NotFound: The parent does not exist, or not in this project.
+            FailedPrecondition: VERSION_DELETED: it is in the trash.
+        """
+        if not wanted.parent_version:
+            return wanted
+        if project_of(wanted.parent_version) != project_id:
+            raise not_found(wanted.parent_version)
+        async with self._db.connection() as conn:
+            parent = await store.get_version(conn, project_id, last_segment(wanted.parent_version))
+        _check_not_deleted(parent)
+        filled = version_pb2.Version()
+        filled.CopyFrom(wanted)
+        filled.dataset = wanted.dataset or parent.dataset
+        if not wanted.HasField("recipe"):
+            filled.recipe.MergeFromString(parent.recipe)
+        return filled
 
     async def _get_ready_dataset(self, project_id: str, name: str) -> dataset_pb2.Dataset:
         """Reads the dataset a version is to be made of.
@@ -292,6 +342,11 @@ def version_to_proto(version: domain.Version) -> version_pb2.Version:
         etag=version.etag,
         create_time=timestamp(version.create_time),
         update_time=timestamp(version.update_time),
+        delete_time=timestamp(version.delete_time),
+        purge_time=timestamp(version.purge_time),
+        labels=version.labels,
+        dataset_sha256=version.dataset_sha256,
+        parent_version=version.parent_version or "",
     )
     if version.bundle:
         counts, manifest = version.bundle.num_images, version.bundle.manifest
@@ -303,14 +358,80 @@ def version_to_proto(version: domain.Version) -> version_pb2.Version:
         message.training = f"{version.name}/trainings/{version.training_id}"
     if version.failure is not None:
         message.failure.MergeFromString(version.failure)
-    if version.delete_time:
-        message.delete_time.FromDatetime(version.delete_time)
+    if version.metrics:
+        figures = {name: getattr(version.metrics, name) for name in domain.METRICS}
+        training = f"{version.name}/trainings/{version.metrics.training_id}"
+        message.metrics.CopyFrom(version_pb2.VersionMetrics(training=training, **figures))
     return message
 
 
-def _fingerprint(dataset: str, display_name: str, recipe: bytes) -> bytes:
+def _fingerprint(wanted: version_pb2.Version, display_name: str) -> bytes:
     """Hashes what a request asks for, with defaults resolved."""
-    return hashlib.sha256(repr((dataset, display_name, recipe)).encode()).digest()
+    is_parents = bool(wanted.parent_version) and not wanted.HasField("recipe")
+    recipe = resolve_recipe(wanted.recipe).SerializeToString(deterministic=True)
+    asked = (
+        wanted.dataset,
+        display_name,
+        None if is_parents else recipe,
+        wanted.parent_version,
+        sorted(wanted.labels.items()),
+    )
+    return hashlib.sha256(repr(asked).encode()).digest()
+
+
+def _fields_set(version: version_pb2.Version) -> set[str]:
+    """Returns what an empty mask stands for: the fields that are set, or else the name."""
+    fields = {name for name in ("display_name", "labels") if getattr(version, name)}
+    return fields or {"display_name"}
+
+
+def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Checks what the rules in the protos don't say of labels.
+
+    Raises:
+        InvalidArgument: BAD_LABEL: a value holds control characters.
+    """
+    for key, value in labels.items():
+        if _NO_TEXT.search(value):
+            raise bad_field(
+                f"version.labels.{key}",
+                "BAD_LABEL",
+                "must be one line without control or bidirectional-override characters; take them"
+                " out",
+            )
+    return dict(labels)
+
+
+def _changed_labels(
+    before: Mapping[str, str], given: Mapping[str, str], paths: Collection[str]
+) -> dict[str, str]:
+    """Returns the labels after an update of all of them, or of single keys.
+
+    Raises:
+        InvalidArgument: TOO_MANY_LABELS.
+    """
+    if {"labels", "*"} & set(paths):
+        return dict(given)
+    labels = dict(before)
+    for key in (path.removeprefix("labels.") for path in paths if path.startswith("labels.")):
+        labels.pop(key, None)
+        if key in given:
+            labels[key] = given[key]
+    if len(labels) > domain.MAX_LABELS:
+        raise bad_field(
+            "version.labels",
+            "TOO_MANY_LABELS",
+            f"a version has at most {domain.MAX_LABELS} labels, and this would make"
+            f" {len(labels)}; remove some",
+        )
+    return labels
+
+
+def _check_not_deleted(version: domain.Version) -> None:
+    if version.delete_time:
+        raise FailedPrecondition(
+            f"{version.name} is in the trash; undelete it first", reason="VERSION_DELETED"
+        )
 
 
 def _check_etag(version: domain.Version, etag: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import asyncpg
 
@@ -12,15 +13,18 @@ from detflow.errors import Aborted, AlreadyExists, not_found
 from detflow.postgres import Connection
 from services.version.domain import (
     AUTOMATIC_NAME,
+    LIVE,
+    TRASH_TIME,
     Bundle,
-    FollowedTraining,
+    Metrics,
     Project,
     State,
     StoredObject,
-    TrainingState,
     Version,
     name_key,
 )
+from services.version.filter import Condition
+from services.version.listing import EVERYTHING, NEWEST_FIRST, Order, PageKey
 
 
 async def insert_project(conn: Connection, project_id: str, display_name: str) -> Project:
@@ -100,6 +104,9 @@ async def insert_version(
     recipe: bytes,
     request_id: str | None,
     request_sha256: bytes,
+    dataset_sha256: str = "",
+    labels: Mapping[str, str] | None = None,
+    parent_version: str | None = None,
 ) -> Version:
     """Adds a version in PREPROCESSING.
 
@@ -111,8 +118,10 @@ async def insert_version(
             """
             insert into version (
               id, project_id, display_name, name_key, state, dataset, class_names, recipe,
-              request_id, request_sha256)
-            values ($1, $2, $3, $4, 'PREPROCESSING', $5, $6, $7, $8, $9)
+              request_id, request_sha256, dataset_sha256, labels, parent_version,
+              create_time, update_time)
+            select $1, $2, $3, $4, 'PREPROCESSING', $5, $6, $7, $8, $9, $10, $11, $12, time, time
+            from clock_timestamp() as time  -- in the order in which the project was locked
             returning *
             """,
             version_id,
@@ -124,6 +133,9 @@ async def insert_version(
             recipe,
             request_id,
             request_sha256,
+            dataset_sha256,
+            json.dumps(dict(labels or {})),
+            parent_version,
         )
     except asyncpg.UniqueViolationError as error:
         _raise_duplicate_name(error, display_name)
@@ -164,30 +176,41 @@ async def list_versions(
     conn: Connection,
     project_id: str,
     *,
-    before: str | None = None,
+    order: Order = NEWEST_FIRST,
+    after: PageKey | None = None,
+    condition: Condition = EVERYTHING,
     limit: int | None = None,
     show_deleted: bool = False,
 ) -> list[Version]:
-    """Reads a project's versions, newest first.
+    """Reads a project's versions.
 
     Args:
         conn: Connection.
         project_id: Project.
-        before: Id of the last version of the page before.
+        order: In which order.
+        after: Where the page before ended.
+        condition: Only those for which this is true; its parameters begin with $2.
         limit: At most so many.
         show_deleted: Those in the trash too.
     """
-    rows = await conn.fetch(
-        """
-        select * from version
-        where project_id = $1 and id < coalesce($2, '~') and ($3 or delete_time is null)
-        order by id desc limit $4
-        """,
-        project_id,
-        before,
-        show_deleted,
-        limit,
-    )
+    rows: list[asyncpg.Record] = []
+    for part in order.parts(after):
+        parameters: list[Any] = [project_id, *condition.parameters, *part.start]
+        start = [f"${len(parameters) - len(part.start) + 1 + i}" for i in range(len(part.start))]
+        behind = f"and ({', '.join(part.columns)}) {part.behind} ({', '.join(start)})"
+        rows += await conn.fetch(
+            f"""
+            select * from version
+            where project_id = $1 and {part.condition} and {condition.sql}
+              {"" if show_deleted else "and delete_time is null"} {behind if start else ""}
+            order by {", ".join(f"{column} {part.direction}" for column in part.columns)}
+            limit ${len(parameters) + 1}
+            """,
+            *parameters,
+            None if limit is None else limit - len(rows),
+        )
+        if len(rows) == limit:
+            break
     return [_version(row) for row in rows]
 
 
@@ -203,8 +226,10 @@ async def list_recent_version_ids(
     return [row["id"] for row in rows]
 
 
-async def update_display_name(conn: Connection, before: Version, display_name: str) -> Version:
-    """Renames a version that is not in the trash.
+async def update_version(
+    conn: Connection, before: Version, *, display_name: str, labels: Mapping[str, str]
+) -> Version:
+    """Changes the name and the labels of a version that is not in the trash.
 
     Raises:
         AlreadyExists: DUPLICATE_NAME, naming the version that has this display name.
@@ -214,21 +239,25 @@ async def update_display_name(conn: Connection, before: Version, display_name: s
         row = await conn.fetchrow(
             """
             update version
-            set display_name = $3, name_key = $4, revision = revision + 1, update_time = now()
+            set display_name = $3, name_key = $4, labels = $5, revision = revision + 1,
+                update_time = now()
             where id = $1 and revision = $2 and delete_time is null returning *
             """,
             before.id,
             before.revision,
             display_name,
             name_key(display_name),
+            json.dumps(dict(labels)),
         )
     except asyncpg.UniqueViolationError as error:
         _raise_duplicate_name(error, display_name)
     return _changed(row, before)
 
 
-async def update_deleted(conn: Connection, before: Version, *, deleted: bool) -> Version:
-    """Moves a version to the trash or out of it.
+async def update_deleted(
+    conn: Connection, before: Version, *, deleted: bool, trash_time: timedelta = TRASH_TIME
+) -> Version:
+    """Moves a version to the trash, where it stays for `trash_time`, or out of it.
 
     Raises:
         AlreadyExists: DUPLICATE_NAME: another version took its name while it was in the trash.
@@ -238,13 +267,15 @@ async def update_deleted(conn: Connection, before: Version, *, deleted: bool) ->
         row = await conn.fetchrow(
             """
             update version
-            set delete_time = case when $3 then now() end, revision = revision + 1,
+            set delete_time = case when $3 then now() end,
+                purge_time = case when $3 then now() + $4 end, revision = revision + 1,
                 update_time = now()
             where id = $1 and revision = $2 and (delete_time is null) = $3 returning *
             """,
             before.id,
             before.revision,
             deleted,
+            trash_time,
         )
     except asyncpg.UniqueViolationError as error:
         _raise_duplicate_name(error, before.display_name)
@@ -252,18 +283,20 @@ async def update_deleted(conn: Connection, before: Version, *, deleted: bool) ->
 
 
 async def update_state(conn: Connection, before: Version, after: Version) -> Version:
-    """Moves a version to another state, with what belongs to it.
+    """Moves a version to another state, with what belongs to it, or changes only that.
 
     Raises:
         Aborted: The version changed since `before` was read.
     """
-    bundle = after.bundle
+    bundle, metrics = after.bundle, after.metrics
     row = await conn.fetchrow(
         """
         update version
         set state = $4, num_images = $5, manifest_key = $6, manifest_size_bytes = $7,
             manifest_sha256 = $8, training_id = $9, run_time = $10, failure = $11,
-            preprocessing_revision = $12, revision = revision + 1, update_time = now()
+            preprocessing_revision = $12, metrics_training_id = $13, map50 = $14,
+            map50_95 = $15, precision = $16, recall = $17, revision = revision + 1,
+            update_time = now()
         where id = $1 and revision = $2 and state = $3 returning *
         """,
         before.id,
@@ -278,44 +311,38 @@ async def update_state(conn: Connection, before: Version, after: Version) -> Ver
         after.run_time,
         after.failure,
         after.preprocessing_revision,
+        metrics.training_id if metrics else None,
+        metrics.map50 if metrics else None,
+        metrics.map50_95 if metrics else None,
+        metrics.precision if metrics else None,
+        metrics.recall if metrics else None,
     )
     return _changed(row, before)
+
+
+async def delete_expired(conn: Connection) -> Version | None:
+    """Removes a version whose time in the trash is over and for which nothing runs any more.
+
+    Returns:
+        The version as it was, with the revision of its end; None if there is none to remove, or
+        others are at it.
+    """
+    row = await conn.fetchrow(
+        """
+        delete from version where id = (
+          select id from version where purge_time <= now() and state <> all($1)
+          order by purge_time limit 1 for update skip locked)
+        returning *
+        """,
+        [State.PREPROCESSING, *LIVE],
+    )
+    return _version(row, revision=row["revision"] + 1) if row else None
 
 
 async def update_preprocessing_revision(conn: Connection, version_id: str, revision: int) -> None:
     """Notes that a preprocessing event was applied that changed nothing a user can see."""
     await conn.execute(
         "update version set preprocessing_revision = $2 where id = $1", version_id, revision
-    )
-
-
-async def get_followed_training(conn: Connection, training_id: str) -> FollowedTraining | None:
-    """Reads how far a training's events were applied; None if none was."""
-    row = await conn.fetchrow("select * from version_training where training_id = $1", training_id)
-    if row is None:
-        return None
-    return FollowedTraining(
-        training_id=row["training_id"],
-        revision=row["revision"],
-        state=TrainingState(row["state"]),
-    )
-
-
-async def update_followed_training(
-    conn: Connection, version_id: str, training: FollowedTraining
-) -> None:
-    """Notes how far a training's events were applied."""
-    await conn.execute(
-        """
-        insert into version_training (training_id, version_id, revision, state)
-        values ($1, $2, $3, $4)
-        on conflict (training_id)
-        do update set revision = excluded.revision, state = excluded.state
-        """,
-        training.training_id,
-        version_id,
-        training.revision,
-        training.state,
     )
 
 
@@ -354,8 +381,8 @@ def _project(row: asyncpg.Record) -> Project:
     )
 
 
-def _version(row: asyncpg.Record) -> Version:
-    bundle = None
+def _version(row: asyncpg.Record, revision: int | None = None) -> Version:
+    bundle, metrics = None, None
     if row["manifest_key"] is not None:
         manifest = StoredObject(
             key=row["manifest_key"],
@@ -364,6 +391,14 @@ def _version(row: asyncpg.Record) -> Version:
         )
         num_train, num_val, num_test = row["num_images"]
         bundle = Bundle(manifest=manifest, num_images=(num_train, num_val, num_test))
+    if row["metrics_training_id"] is not None:
+        metrics = Metrics(
+            training_id=row["metrics_training_id"],
+            map50=row["map50"],
+            map50_95=row["map50_95"],
+            precision=row["precision"],
+            recall=row["recall"],
+        )
     return Version(
         id=row["id"],
         project_id=row["project_id"],
@@ -376,10 +411,15 @@ def _version(row: asyncpg.Record) -> Version:
         training_id=row["training_id"],
         run_time=row["run_time"],
         failure=row["failure"],
+        labels=json.loads(row["labels"]),
+        dataset_sha256=row["dataset_sha256"],
+        parent_version=row["parent_version"],
+        metrics=metrics,
         preprocessing_revision=row["preprocessing_revision"],
-        revision=row["revision"],
+        revision=row["revision"] if revision is None else revision,
         create_time=row["create_time"],
         update_time=row["update_time"],
         delete_time=row["delete_time"],
+        purge_time=row["purge_time"],
         request_sha256=row["request_sha256"],
     )

@@ -190,7 +190,7 @@ async def test_update_of_a_version_that_changed_meanwhile_is_aborted(
     db = await make_database("version")
     version = await insert(db)
     async with db.transaction() as conn:
-        await store.update_display_name(conn, version, "new")
+        await store.update_version(conn, version, display_name="new", labels={})
     with pytest.raises(Aborted):
         async with db.transaction() as conn:
             await store.update_deleted(conn, version, deleted=True)
