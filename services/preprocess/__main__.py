@@ -1,5 +1,6 @@
 """Entry point of the preprocess service."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from detflow import channels
@@ -18,6 +19,7 @@ from services.preprocess.pipeline import Pipeline
 from services.preprocess.pool import Pool, WorkerPool
 from services.preprocess.ray_pool import RayPool
 from services.preprocess.service import DatasetService, PreprocessService
+from services.preprocess.uploads import Uploads
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -43,9 +45,14 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
             db=s.db,
             store=s.store,
             watcher=s.watcher,
-            scratch=scratch,
             projects=projects,
-            max_upload_bytes=s.settings.max_upload_bytes,
+            uploads=Uploads(
+                db=s.db,
+                store=s.store,
+                projects=projects,
+                max_bytes=s.settings.max_upload_bytes,
+                lifetime=timedelta(hours=s.settings.upload_idle_hours),
+            ),
             wake=importer.loop.bell.ring,
         ),
     )

@@ -43,6 +43,13 @@ class DatasetState(StrEnum):
     FAILED = "FAILED"
 
 
+class UploadState(StrEnum):
+    """RECEIVING -> RECEIVED."""
+
+    RECEIVING = "RECEIVING"
+    RECEIVED = "RECEIVED"
+
+
 class PreprocessingState(StrEnum):
     """PENDING -> RUNNING -> SUCCEEDED | FAILED; PENDING, RUNNING -> CANCELLED."""
 
@@ -164,18 +171,32 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """An archive in the object store, under `uploads/{id}`."""
+    """An archive in the object store, in parts under `uploads/{id}/`.
+
+    Attributes:
+        id: Its id.
+        project_id: Project.
+        state: Where it stands.
+        size_bytes: Size of the whole archive; None until a stream that did not say it has ended.
+        committed_bytes: Bytes that are stored.
+        sha256: Hash of the whole archive; while it is RECEIVING what it must be, if that is known.
+        create_time: When it was begun.
+        expire_time: When it is thrown away unless bytes come or an import needs it.
+    """
 
     id: str
     project_id: str
-    size_bytes: int
+    state: UploadState
+    size_bytes: int | None
+    committed_bytes: int
     sha256: str
     create_time: datetime
+    expire_time: datetime
 
     @property
-    def key(self) -> str:
-        """Key in the object store."""
-        return upload_key(self.id)
+    def name(self) -> str:
+        """Resource name."""
+        return f"projects/{self.project_id}/uploads/{self.id}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +207,8 @@ class Dataset:
     project_id: str
     display_name: str
     state: DatasetState
-    upload_id: str
+    upload_id: str | None
+    source_url: str
     skip_invalid: bool
     wanted_format: str | None
     format: str | None
@@ -230,8 +252,8 @@ class Preprocessing:
     num_failures: int
 
 
-def upload_key(upload_id: str) -> str:
-    """Returns the key of an uploaded archive in the object store."""
+def upload_prefix(upload_id: str) -> str:
+    """Returns where the parts of an upload are in the object store."""
     return f"uploads/{upload_id}"
 
 

@@ -12,6 +12,7 @@ from detflow.postgres import Database
 from detflow.store import ObjectStore
 from services.preprocess import garbage_store as sql
 from services.preprocess.leases import WorkLoop
+from services.preprocess.upload_store import delete_expired_uploads
 
 log = telemetry.get_logger(__name__)
 
@@ -32,7 +33,7 @@ class GarbageCollector:
         if time.monotonic() >= self._next_old_uploads:
             self._next_old_uploads = time.monotonic() + _OLD_UPLOADS_SECONDS
             async with self._db.transaction() as conn:
-                await sql.delete_old_uploads(conn)
+                await delete_expired_uploads(conn)
         async with self._db.connection() as conn:
             prefixes = await sql.list_garbage(conn)
         for prefix in prefixes:

@@ -21,9 +21,9 @@ from detflow.names import new_id
 from detflow.postgres import Database
 from detflow.scratch import Scratch
 from detflow.store import ObjectStore
-from detflow.v1.common_pb2 import StoredObject
 from services.preprocess import store as sql
 from services.preprocess.archive import ArchiveError, Entry, Limits, list_entries, read_entry
+from services.preprocess.assembly import assemble_upload
 from services.preprocess.checking import (
     CheckedImage,
     CheckJob,
@@ -54,6 +54,7 @@ from services.preprocess.messages import refusal
 from services.preprocess.pool import WorkerPool
 from services.preprocess.problem_store import insert_problems
 from services.preprocess.progress import ProgressReporter
+from services.preprocess.upload_store import list_parts
 
 log = telemetry.get_logger(__name__)
 
@@ -168,8 +169,10 @@ class Importer:
         await progress.update("download")
         prefix = dataset_prefix(dataset.id)
         await asyncio.to_thread(empty, self._store, prefix, f"{prefix}/{claim}/")
-        archive = folder / "archive.zip"
-        await asyncio.to_thread(self._store.download, await self._upload_of(dataset), archive)
+        archive = folder / "archive"
+        async with self._db.connection() as conn:
+            parts = await list_parts(conn, dataset.project_id, dataset.upload_id or "")
+        await assemble_upload(archive, self._store, parts, progress)
         await progress.update("read")
         wanted = Format(dataset.wanted_format) if dataset.wanted_format else None
         try:
@@ -227,11 +230,6 @@ class Importer:
                 entries, lambda path: read_entry(file, entries[path], self._limits), wanted
             )
         return entries, layout
-
-    async def _upload_of(self, dataset: Dataset) -> StoredObject:
-        async with self._db.connection() as conn:
-            upload = await sql.get_upload(conn, dataset.project_id, dataset.upload_id)
-        return StoredObject(key=upload.key, size_bytes=upload.size_bytes, sha256=upload.sha256)
 
     async def _complete(
         self,

@@ -19,6 +19,7 @@ from services.preprocess.domain import (
     Problem,
     ProblemList,
     Upload,
+    UploadState,
 )
 from services.preprocess.formats import Format
 from services.preprocess.resize import Resize
@@ -41,10 +42,15 @@ _AUGMENTATIONS = {
 def upload_message(upload: Upload) -> dataset_pb2.Upload:
     """Renders an upload."""
     return dataset_pb2.Upload(
-        name=f"projects/{upload.project_id}/uploads/{upload.id}",
-        size_bytes=upload.size_bytes,
+        name=upload.name,
+        size_bytes=upload.size_bytes or 0,
         sha256=upload.sha256,
         create_time=timestamp(upload.create_time),
+        state=dataset_pb2.Upload.State.Value(upload.state),
+        committed_bytes=upload.committed_bytes,
+        expire_time=timestamp(upload.expire_time)
+        if upload.state is UploadState.RECEIVING
+        else None,
     )
 
 
@@ -70,6 +76,7 @@ def dataset_message(dataset: Dataset) -> dataset_pb2.Dataset:
         failure=_failure(dataset.failure),
         create_time=timestamp(dataset.create_time),
         import_time=timestamp(dataset.import_time),
+        source_url=dataset.source_url,
     )
 
 

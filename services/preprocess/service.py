@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from detflow import outbox, telemetry
 from detflow.errors import (
-    InvalidArgument,
+    FailedPrecondition,
     NotFound,
-    ResourceExhausted,
     not_found,
 )
 from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.projects import Projects
-from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.tasks import Bell, wait
-from detflow.uploads import full_disk_refused, receive
 from detflow.v1 import (
     common_pb2,
     dataset_pb2,
@@ -33,17 +27,17 @@ from detflow.v1 import (
     preprocess_pb2_grpc,
 )
 from detflow.watch import Change, Gauge, Snapshot, Watcher
-from services.preprocess import bundle_store
+from services.preprocess import bundle_store, upload_store
 from services.preprocess import store as sql
-from services.preprocess.domain import Dataset, Preprocessing, Reason, upload_key
+from services.preprocess.domain import Dataset, Preprocessing, Upload, UploadState
 from services.preprocess.events import append_dataset_event
-from services.preprocess.garbage_store import delete_garbage, insert_garbage_later
 from services.preprocess.messages import (
     dataset_message,
     preprocessing_message,
     upload_message,
     wanted_format,
 )
+from services.preprocess.uploads import Uploads
 
 log = telemetry.get_logger(__name__)
 
@@ -53,7 +47,6 @@ _FINAL_PREPROCESSING = (
     preprocess_pb2.Preprocessing.FAILED,
     preprocess_pb2.Preprocessing.CANCELLED,
 )
-_MAX_STORE_TIME = timedelta(days=1)  # that an archive may take on its way to the object store
 _PATIENCE_SECONDS = 1.5
 _LOOK_AGAIN_SECONDS = 0.2
 
@@ -65,9 +58,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         db: Database of the service.
         store: Object store.
         watcher: Fan-out of events.
-        scratch: Where uploads are collected.
         projects: The projects there are.
-        max_upload_bytes: Largest archive that is accepted.
+        uploads: Receives archives.
         wake: Awaited when there is a dataset to import.
     """
 
@@ -77,74 +69,47 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         db: Database,
         store: ObjectStore,
         watcher: Watcher,
-        scratch: Scratch,
         projects: Projects,
-        max_upload_bytes: int,
+        uploads: Uploads,
         wake: Callable[[], Awaitable[None]],
     ) -> None:
         self._db = db
         self._store = store
         self._watcher = watcher
-        self._scratch = scratch
         self._projects = projects
-        self._max_upload_bytes = max_upload_bytes
+        self._uploads = uploads
         self._wake = wake
 
     async def UploadArchive(
         self, request_iterator: AsyncIterator[dataset_pb2.UploadArchiveRequest], context: Any
     ) -> dataset_pb2.Upload:
-        """Streams an archive to disk and from there into the object store."""
-        upload_id = new_id()
-        path = self._scratch.path / f"upload-{upload_id}"
-        try:
-            with full_disk_refused():
-                project_id = await self._receive(request_iterator, path)
-                async with self._db.transaction() as conn:
-                    await insert_garbage_later(conn, upload_key(upload_id), _MAX_STORE_TIME)
-                stored = await asyncio.to_thread(self._store.put, upload_key(upload_id), path)
-        finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-        async with self._db.transaction() as conn:
-            upload = await sql.insert_upload(
-                conn,
-                upload_id=upload_id,
-                project_id=project_id,
-                size_bytes=stored.size_bytes,
-                sha256=stored.sha256,
-            )
-            await delete_garbage(conn, upload_key(upload_id))
-        log.info("archive received", upload=upload_id, size_bytes=stored.size_bytes)
-        return upload_message(upload)
+        """Receives an archive in one stream."""
+        return upload_message(await self._uploads.receive(request_iterator))
 
-    async def _receive(
-        self, requests: AsyncIterator[dataset_pb2.UploadArchiveRequest], path: Path
-    ) -> str:
-        """Writes the chunks of an upload to a file; returns the project id."""
-        parent = ""
+    async def CreateUpload(
+        self, request: dataset_pb2.CreateUploadRequest, context: Any
+    ) -> dataset_pb2.Upload:
+        """Begins an upload."""
+        return upload_message(await self._uploads.create(request))
 
-        async def opened(request: dataset_pb2.UploadArchiveRequest) -> None:
-            nonlocal parent
-            parent = request.parent
-            await self._projects.check(parent)
+    async def WriteUpload(
+        self, request_iterator: AsyncIterator[dataset_pb2.WriteUploadRequest], context: Any
+    ) -> dataset_pb2.Upload:
+        """Adds bytes to an upload."""
+        return upload_message(await self._uploads.write(request_iterator))
 
-        size_bytes = await receive(
-            requests,
-            path,
-            opening="parent",
-            opened=opened,
-            max_bytes=self._max_upload_bytes,
-            too_large=ResourceExhausted(
-                f"the archive is larger than {self._max_upload_bytes} bytes; split it or"
-                " raise DETFLOW_MAX_UPLOAD_BYTES",
-                reason=Reason.ARCHIVE_LIMIT,
-            ),
-            noun="archive",
-        )
-        if not size_bytes:
-            raise InvalidArgument(
-                "the upload holds no bytes; send the archive", reason=Reason.CORRUPT_ARCHIVE
-            )
-        return project_of(parent)
+    async def GetUpload(
+        self, request: dataset_pb2.GetUploadRequest, context: Any
+    ) -> dataset_pb2.Upload:
+        """Reads an upload."""
+        return upload_message(await self._uploads.get(request.name))
+
+    async def DeleteUpload(
+        self, request: dataset_pb2.DeleteUploadRequest, context: Any
+    ) -> dataset_pb2.DeleteUploadResponse:
+        """Throws an upload away."""
+        await self._uploads.delete(request.name)
+        return dataset_pb2.DeleteUploadResponse()
 
     async def CreateDataset(
         self, request: dataset_pb2.CreateDatasetRequest, context: Any
@@ -152,14 +117,12 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         """Starts an import."""
         project_id = project_of(request.parent)
         check_display_name(request.dataset.display_name, "dataset.display_name")
-        if project_of(request.upload) != project_id:
-            raise not_found(request.upload, "; upload it again")
         async with self._db.transaction() as conn:
             if request.request_id and (
                 known := await sql.get_requested_dataset(conn, project_id, request.request_id)
             ):
                 return dataset_message(known)
-            upload = await sql.get_upload(conn, project_id, last_segment(request.upload))
+            upload = await _received(conn, project_id, request.upload)
             dataset = await sql.insert_dataset(
                 conn,
                 dataset_id=new_id(),
@@ -167,6 +130,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
                 display_name=request.dataset.display_name,
                 request_id=request.request_id,
                 upload_id=upload.id,
+                source_url="",
                 skip_invalid=request.skip_invalid,
                 wanted_format=wanted_format(request.format),
             )
@@ -329,3 +293,23 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
 
 async def _get(conn: Connection, name: str) -> Dataset:
     return await sql.get_dataset(conn, project_of(name), last_segment(name))
+
+
+async def _received(conn: Connection, project_id: str, name: str) -> Upload:
+    """Reads an upload to be imported; it stays until the transaction ends.
+
+    Raises:
+        NotFound: There is none in this project.
+        FailedPrecondition: UPLOAD_INCOMPLETE.
+    """
+    if project_of(name) != project_id:
+        raise not_found(name, "; upload it again")
+    upload = await upload_store.get_upload(conn, project_id, last_segment(name), lock=True)
+    if upload.state is not UploadState.RECEIVED:
+        raise FailedPrecondition(
+            f"{name} has {upload.committed_bytes} of {upload.size_bytes} bytes; go on with it at"
+            f" {upload.committed_bytes}",
+            reason="UPLOAD_INCOMPLETE",
+            metadata={"committed_bytes": str(upload.committed_bytes)},
+        )
+    return upload

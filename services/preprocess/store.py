@@ -1,4 +1,4 @@
-"""Uploads, datasets and their images in Postgres: SQL beside the function that runs it."""
+"""Datasets and their images in Postgres: SQL beside the function that runs it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from services.preprocess.domain import (
     Problem,
     Reason,
     Statistics,
-    Upload,
     dataset_prefix,
 )
 from services.preprocess.garbage_store import insert_garbage
 
 _DATASET = """
-  id, project_id, display_name, state, upload_id, skip_invalid, wanted_format, format, class_names,
-  num_images, num_boxes, num_background_images, num_boxes_by_class, skipped, num_skipped,
-  content_sha256, existing_split, num_crowd_boxes, num_problems, failure, create_time, import_time,
-  num_failures
+  id, project_id, display_name, state, upload_id, source_url, skip_invalid, wanted_format, format,
+  class_names, num_images, num_boxes, num_background_images, num_boxes_by_class, skipped,
+  num_skipped, content_sha256, existing_split, num_crowd_boxes, num_problems, failure,
+  create_time, import_time, num_failures
 """
 _IMAGE_COLUMNS = tuple(
     "dataset_id position path sha256 width height shard_key shard_offset size_bytes"
@@ -48,36 +47,6 @@ def _dataset(row: asyncpg.Record) -> Dataset:
     return Dataset(**values)
 
 
-async def insert_upload(
-    conn: Connection, *, upload_id: str, project_id: str, size_bytes: int, sha256: str
-) -> Upload:
-    """Records an archive that is in the object store."""
-    row = await conn.fetchrow(
-        "insert into upload (id, project_id, size_bytes, sha256) values ($1, $2, $3, $4)"
-        " returning *",
-        upload_id,
-        project_id,
-        size_bytes,
-        sha256,
-    )
-    assert row is not None
-    return Upload(**dict(row))
-
-
-async def get_upload(conn: Connection, project_id: str, upload_id: str) -> Upload:
-    """Reads an upload.
-
-    Raises:
-        NotFound: There is none in this project.
-    """
-    row = await conn.fetchrow(
-        "select * from upload where id = $1 and project_id = $2", upload_id, project_id
-    )
-    if row is None:
-        raise not_found(f"projects/{project_id}/uploads/{upload_id}", "; upload it again")
-    return Upload(**dict(row))
-
-
 async def insert_dataset(
     conn: Connection,
     *,
@@ -85,7 +54,8 @@ async def insert_dataset(
     project_id: str,
     display_name: str,
     request_id: str,
-    upload_id: str,
+    upload_id: str | None,
+    source_url: str,
     skip_invalid: bool,
     wanted_format: str | None,
 ) -> Dataset | None:
@@ -100,9 +70,9 @@ async def insert_dataset(
     try:
         row = await conn.fetchrow(
             f"""
-            insert into dataset (id, project_id, display_name, request_id, upload_id, skip_invalid,
-                                 wanted_format)
-            values ($1, $2, $3, nullif($4, ''), $5, $6, $7)
+            insert into dataset (id, project_id, display_name, request_id, upload_id, source_url,
+                                 skip_invalid, wanted_format)
+            values ($1, $2, $3, nullif($4, ''), $5, $6, $7, $8)
             on conflict on constraint dataset_request_id do nothing
             returning {_DATASET}
             """,
@@ -111,6 +81,7 @@ async def insert_dataset(
             display_name,
             request_id,
             upload_id,
+            source_url,
             skip_invalid,
             wanted_format,
         )

@@ -1,16 +1,14 @@
 """Every RPC of DatasetService through a real server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from detflow import channels
 from detflow.errors import (
-    Aborted,
     AlreadyExists,
     DetflowError,
     FailedPrecondition,
@@ -21,7 +19,6 @@ from detflow.errors import (
 )
 from detflow.events import Bus
 from detflow.v1 import dataset_pb2
-from services.preprocess import garbage_store, store
 from services.preprocess.archive import Limits
 from tests.preprocess_rig import (
     PROJECT,
@@ -45,9 +42,6 @@ from tests.preprocess_samples import (
 
 __all__ = ["rig"]
 
-Part = dataset_pb2.UploadArchiveRequest
-
-
 async def get(rig: Rig, name: str) -> dataset_pb2.Dataset:
     """Reads a dataset."""
     with channels.translate():
@@ -63,121 +57,9 @@ async def delete(rig: Rig, name: str) -> None:
         await rig.datasets.DeleteDataset(dataset_pb2.DeleteDatasetRequest(name=name))
 
 
-async def send(rig: Rig, *parts: Part) -> dataset_pb2.Upload:
-    """Uploads messages as they are."""
-    with channels.translate():
-        upload: dataset_pb2.Upload = await rig.datasets.UploadArchive(iter(parts))
-    return upload
-
-
-async def test_upload_is_stored_with_size_and_hash(rig: Rig) -> None:
-    upload = await send(
-        rig, Part(parent=PROJECT), Part(chunk=b"abc"), Part(chunk=b"def"), Part(size_bytes=6)
-    )
-    assert upload.name.startswith(f"{PROJECT}/uploads/")
-    assert upload.size_bytes == 6
-    assert upload.sha256 == "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721"
-    assert rig.service.store.get_range(f"uploads/{upload.name.split('/')[-1]}", 0, 6) == b"abcdef"
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [Part(chunk=b"abc"), Part(size_bytes=3)],
-        [Part(parent=PROJECT), Part(parent=PROJECT)],
-        [Part(parent=PROJECT), Part(size_bytes=0)],
-        [Part(parent=PROJECT), Part(chunk=b""), Part(size_bytes=0)],
-        [Part(parent=PROJECT), Part(chunk=b"abc"), Part(size_bytes=4)],
-        [Part(parent="elsewhere"), Part(chunk=b"abc"), Part(size_bytes=3)],
-        [Part()],
-        [],
-    ],
-)
-async def test_malformed_uploads_are_refused(rig: Rig, parts: list[Part]) -> None:
-    with pytest.raises(InvalidArgument):
-        await send(rig, *parts)
-
-
-async def test_a_project_that_is_not_there_is_not_found(rig: Rig) -> None:
-    with pytest.raises(NotFound, match="projects/nope does not exist"):
-        await send(rig, Part(parent="projects/nope"), Part(chunk=b"abc"), Part(size_bytes=3))
+async def test_datasets_of_a_project_that_is_not_there_are_not_found(rig: Rig) -> None:
     with pytest.raises(NotFound, match="projects/nope does not exist"), channels.translate():
         await rig.datasets.ListDatasets(dataset_pb2.ListDatasetsRequest(parent="projects/nope"))
-
-
-async def test_upload_without_its_last_message_is_refused_as_cut_off(rig: Rig) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        await send(rig, Part(parent=PROJECT), Part(chunk=b"abc"))
-    assert caught.value.reason == "INCOMPLETE_UPLOAD"
-
-
-async def test_an_abandoned_upload_leaves_nothing_behind(rig: Rig) -> None:
-    folder = rig.service.settings.data_dir / "preprocess"
-
-    def files() -> list[Path]:
-        return [path for path in folder.rglob("upload-*") if path.is_file()]
-
-    arrived = asyncio.Event()
-
-    async def parts() -> AsyncIterator[Part]:
-        yield Part(parent=PROJECT)
-        yield Part(chunk=b"x" * 1000)
-        arrived.set()
-        await asyncio.Event().wait()
-
-    call = rig.datasets.UploadArchive(parts())
-    await arrived.wait()
-    await until(lambda: bool(files()))
-    call.cancel()
-    await until(lambda: not files())
-
-
-async def test_an_upload_over_the_limit_is_refused(
-    make_database_url: Callable[[str], Awaitable[str]], nats_url: str, bus: Bus, tmp_path: Path
-) -> None:
-    url = await make_database_url("preprocess")
-    async with running(url, nats_url, bus, tmp_path, max_upload_bytes=1000) as rig:
-        with pytest.raises(ResourceExhausted) as caught:
-            await rig.upload(b"x" * 1001)
-    assert caught.value.reason == "ARCHIVE_LIMIT"
-
-
-async def test_uploads_are_kept_for_a_week(rig: Rig) -> None:
-    old, new, needed = [await rig.upload(b"x" * 10) for _ in range(3)]
-    async with rig.service.db.transaction() as conn:
-        await conn.execute(
-            "update upload set create_time = now() - interval '8 days' where id = any($1::text[])",
-            [old.name.split("/")[-1], needed.name.split("/")[-1]],
-        )
-        await conn.execute(
-            "insert into dataset (id, project_id, display_name, upload_id, skip_invalid,"
-            " lease_expires) values ('d', 'p', 'd', $1, false, now() + interval '1 hour')",
-            needed.name.split("/")[-1],
-        )
-        assert await garbage_store.delete_old_uploads(conn) == 1
-    keys = [f"uploads/{upload.name.split('/')[-1]}" for upload in (new, needed)]
-    await until(lambda: sorted(rig.service.store.list("uploads")) == sorted(keys))
-
-
-async def test_archive_stored_right_before_a_failure_is_collected(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail(*_: Any, **__: Any) -> None:
-        raise Aborted("as if the process had died between the store and the database")
-
-    kept = await rig.upload(b"x" * 10)
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "insert_upload", fail)
-        with pytest.raises(Aborted):
-            await rig.upload(b"y" * 10)
-    keys = set(rig.service.store.list("uploads"))
-    async with rig.service.db.connection() as conn:
-        marked = {row["prefix"] for row in await conn.fetch("select prefix from garbage")}
-        assert marked == keys - {f"uploads/{kept.name.split('/')[-1]}"}
-        assert len(keys) == 2
-        assert await garbage_store.list_garbage(conn) == []  # it might still be under way
-        await conn.execute("update garbage set collect_time = now()")
-    await until(lambda: set(rig.service.store.list("uploads")) == keys - marked)
 
 
 async def test_create_returns_at_once_and_the_import_follows(rig: Rig) -> None:

@@ -226,16 +226,14 @@ async def test_two_claimers_race_and_one_wins(
 ) -> None:
     database = await make_database("preprocess")
     async with database.transaction() as conn:
-        upload = await store.insert_upload(
-            conn, upload_id="u", project_id="p", size_bytes=1, sha256="00"
-        )
         await store.insert_dataset(
             conn,
             dataset_id="d",
             project_id="p",
             display_name="d",
             request_id="",
-            upload_id=upload.id,
+            upload_id=None,
+            source_url="s3://bucket/archive.zip",
             skip_invalid=False,
             wanted_format=None,
         )
@@ -303,7 +301,7 @@ def test_scratch_of_dead_processes_is_removed_and_that_of_living_ones_kept(tmp_p
     living = Scratch(tmp_path)
     dead = tmp_path / "dead"
     dead.mkdir()
-    (dead / "lock").touch()
+    (dead / ".held").touch()
     (dead / "upload-x").write_bytes(b"x")
     another = Scratch(tmp_path)
     assert not dead.exists()
