@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from google.protobuf import json_format
 
 from detflow import errors, telemetry
 from detflow.errors import Aborted
+from detflow.held import hold, remove_abandoned
 from detflow.names import new_id
 from detflow.processes import dying_with_parent
 from detflow.settings import Settings
@@ -89,7 +89,7 @@ async def run_job(
         variables |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     arguments = [*command, str(folder / "spec.json"), *([SANDBOX_OPTION] if sandbox else [])]
     await asyncio.to_thread(_write_spec, folder, spec)
-    with _held(folder):
+    with hold(folder):
         try:
             # By the event loop's thread, with which the job dies.
             process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, in milliseconds
@@ -206,21 +206,7 @@ async def _carry_through(work: Coroutine[Any, Any, None]) -> None:
 
 def remove_leftovers(settings: Settings) -> None:
     """Removes the folders of jobs whose trainer has died; those of living ones are held."""
-    for folder in sorted((settings.data_dir / "jobs").glob("*")):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), _held(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Holds a job's folder; the kernel frees it when this process dies.
-
-    Raises:
-        BlockingIOError: Another holds it.
-    """
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    remove_abandoned((settings.data_dir / "jobs").glob("*"))
 
 
 def _write_spec(folder: Path, spec: JobSpec) -> None:

@@ -17,6 +17,7 @@ from typing import IO
 
 from google.protobuf import json_format
 
+from detflow.held import hold, is_abandoned
 from detflow.names import last_segment
 from detflow.processes import dying_with_parent
 from detflow.settings import Settings
@@ -24,7 +25,6 @@ from detflow.tasks import wait
 from detflow.v1.worker_pb2 import WorkerSpec
 from services.trainer.executors import Device, Devices, Exit, Slots
 from services.trainer.executors.gpus import list_gpus
-from services.trainer.executors.held import hold, is_abandoned
 from services.trainer.executors.starvation import MemoryWatch
 
 WORKER_COMMAND = (sys.executable, "-m", "services.trainer.worker")

@@ -9,17 +9,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf import json_format
 
+from detflow.held import hold, remove_abandoned
 from detflow.names import last_segment
 from detflow.processes import dying_with_parent
 from detflow.settings import Settings
 from detflow.v1.worker_pb2 import WorkerSpec
 from services.trainer.executors import Device
-from services.trainer.executors.held import hold, is_abandoned
 from services.trainer.executors.local import WORKER_COMMAND
 
 ENTRYPOINT = "python -m services.trainer.executors.ray_job"
@@ -48,7 +47,7 @@ def run_rank(content: str, rank: int, address: str = "") -> int:
     """Runs the first worker process of this machine; returns its exit code."""
     message = json_format.Parse(content, WorkerSpec())
     trainings = Settings.load().data_dir / "trainings"
-    _remove_abandoned(trainings)
+    remove_abandoned(trainings.glob("*/*"))  # of workers that were killed on this machine
     name = f"{message.attempt}-{rank}"
     folder = trainings / last_segment(message.training) / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -64,13 +63,6 @@ def run_rank(content: str, rank: int, address: str = "") -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         held.close()
-
-
-def _remove_abandoned(trainings: Path) -> None:
-    """Removes the folders of workers that were killed on this machine."""
-    for folder in trainings.glob("*/*"):
-        if is_abandoned(folder):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_on_machines(content: str, message: WorkerSpec) -> int:

@@ -1,10 +1,10 @@
-"""The lock that says whether trainer and worker of an attempt are gone."""
+"""The lock that says whether all who work in a folder are gone."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from services.trainer.executors.held import hold, is_abandoned
+from detflow.held import hold, is_abandoned
 
 _CHILD = "import sys; print(flush=True); sys.stdin.read()"
 

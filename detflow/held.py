@@ -1,8 +1,10 @@
-"""Folders of attempts, held by a lock as long as the trainer or the worker of the attempt lives."""
+"""Folders of work under way, held by a lock as long as a process lives that works in them."""
 
 from __future__ import annotations
 
 import fcntl
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +14,8 @@ _NAME = ".held"
 def hold(folder: Path) -> IO[bytes]:
     """Holds a folder until the file is closed in every process that has it.
 
-    Let the worker inherit it: the kernel frees it when all of them are gone, however they went.
+    A child that inherits it holds on: the kernel frees it when all of them are gone, however they
+    went.
     """
     unnamed = folder / f"{_NAME}.new"
     file = unnamed.open("wb")
@@ -29,3 +32,10 @@ def is_abandoned(folder: Path) -> bool:
             return True
     except OSError:  # it is held, never was, or the folder is being removed
         return False
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Removes those of the folders that are abandoned."""
+    for folder in folders:
+        if is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
