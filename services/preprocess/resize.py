@@ -15,6 +15,10 @@ BORDER_VALUE = 114
 """Gray of a letterbox's border, in all channels: that of the networks' own."""
 
 
+_MAX_LINEAR = 1.3
+"""Times an image may shrink without being averaged; what decoders of JPEGs leave is mostly less."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where an image comes to lie in the picture that is made of it; all in pixels.
@@ -81,17 +85,21 @@ class Resize:
 
 
 def place_pixels(pixels: Pixels, placement: Placement) -> Pixels:
-    """Resizes an image, by areas where it shrinks and linearly where it grows, and adds the border.
+    """Resizes an image and adds the border.
+
+    Linearly where it grows or shrinks by a little, else by areas: up to `_MAX_LINEAR` the two
+    differ by at most 0.6 dB, and four times in what they cost.
 
     Args:
         pixels: The image, of any size: the decoder may have shrunk it already.
         placement: Where it comes to lie.
     """
     size = (placement.width, placement.height)
-    smaller = (min(pixels.shape[1], size[0]), min(pixels.shape[0], size[1]))
-    if smaller != pixels.shape[1::-1]:
+    width, height = pixels.shape[1::-1]
+    if max(width / size[0], height / size[1]) > _MAX_LINEAR:
+        smaller = (min(width, size[0]), min(height, size[1]))
         pixels = np.asarray(cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA), np.uint8)
-    if smaller != size:
+    if pixels.shape[1::-1] != size:
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR), np.uint8)
     if size == (placement.canvas_width, placement.canvas_height):
         return pixels

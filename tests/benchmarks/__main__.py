@@ -16,7 +16,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-NAMES = ("preprocess", "training", "efficientdet", "overhead", "metrics", "streaming", "rpc")
+NAMES = (
+    "preprocess",
+    "resizing",
+    "large_images",
+    "training",
+    "efficientdet",
+    "overhead",
+    "metrics",
+    "streaming",
+    "rpc",
+)
 _LIBRARIES = (
     "grpcio",
     "protobuf",
