@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.preprocess import images
 from services.preprocess.archive import Entry, Limits, read_entry
 from services.preprocess.bundle import open_store
@@ -15,6 +18,7 @@ from services.preprocess.domain import InvalidData, Problem
 from services.preprocess.formats import Format, Labels, Rows, parse_labels, read_rows
 from services.preprocess.formats.layout import ClassKey
 from services.preprocess.headers import Header
+from services.preprocess.looks import perceptual_hash
 from services.preprocess.shards import ShardWriter, divide
 
 _MIN_SAMPLES = 8
@@ -71,6 +75,7 @@ class CheckedImage:
     boxes: tuple[float, ...]
     existing_split: str | None
     crowds: tuple[bool, ...]
+    perceptual_hash: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def check_samples(job: CheckJob) -> CheckedShard:
         with job.archive.open("rb") as archive, ShardWriter(path) as writer:
             for sample in job.samples:
                 try:
-                    data, image, labels = _check_sample(job, archive, sample)
+                    data, image, gray, labels = _check_sample(job, archive, sample)
                 except InvalidData as error:
                     problems.append(error.problem)
                     continue
@@ -127,6 +132,7 @@ def check_samples(job: CheckJob) -> CheckedShard:
                         labels.boxes,
                         sample.split,
                         labels.crowds,
+                        perceptual_hash(gray),
                     )
                 )
         if job.shard_key and checked:
@@ -138,13 +144,13 @@ def check_samples(job: CheckJob) -> CheckedShard:
 
 def _check_sample(
     job: CheckJob, archive: BinaryIO, sample: SampleEntry
-) -> tuple[bytes, Header, Labels]:
+) -> tuple[bytes, Header, NDArray[np.uint8], Labels]:
     data = read_entry(archive, sample.image, job.limits)
-    header = images.verify(sample.image.path, data)
+    header, gray = images.verify(sample.image.path, data)
     if sample.rows is not None:
-        return data, header, read_rows(sample.rows, header.upright_size)
+        return data, header, gray, read_rows(sample.rows, header.upright_size)
     if sample.label is None:
-        return data, header, Labels()
+        return data, header, gray, Labels()
     labels = parse_labels(
         job.layout_format,
         sample.label.path,
@@ -152,4 +158,4 @@ def _check_sample(
         header.upright_size,
         job.num_classes,
     )
-    return data, header, labels
+    return data, header, gray, labels

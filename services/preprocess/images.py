@@ -43,6 +43,8 @@ MAX_SIDE_PX = 32_768
 JPEG_QUALITY = 95
 JPEG_SUBSAMPLING = "420"
 
+_MIN_SEEN_PX = 32  # what a perceptual hash looks at
+
 _COPYABLE_COLORS = frozenset({"YCbCr", "Gray"})
 
 
@@ -101,23 +103,27 @@ def check_header(path: str, data: bytes) -> Header:
     return header
 
 
-def verify(path: str, data: bytes) -> Header:
-    """Decodes an image completely to prove that it can be, and returns its header.
+def verify(path: str, data: bytes) -> tuple[Header, NDArray[np.uint8]]:
+    """Decodes an image completely to prove that it can be.
+
+    Returns:
+        Its header, and the image in gray: shape (height, width), upright; a JPEG in an eighth of
+        its size, or as much of it as keeps `_MIN_SEEN_PX` a side.
 
     Raises:
         InvalidData: CORRUPT_IMAGE, UNSUPPORTED_IMAGE, TYPE_MISMATCH or IMAGE_TOO_LARGE.
     """
     header = check_header(path, data)
-    if header.kind is not ImageKind.JPEG:
-        decode(path, data, header)
-        return header
-    try:  # every coefficient is read, but only one pixel in 64 is reconstructed
-        simplejpeg.decode_jpeg(data, "GRAY", min_width=1, min_height=1, fastdct=True)
-    except ValueError:
-        decode(
-            path, data, header
-        )  # kinds that cannot be decoded to gray, such as CMYK; raises if corrupt
-    return header
+    if header.kind is ImageKind.JPEG:
+        try:  # every coefficient is read, but only one pixel in 64 is reconstructed
+            gray = simplejpeg.decode_jpeg(
+                data, "GRAY", min_width=_MIN_SEEN_PX, min_height=_MIN_SEEN_PX, fastdct=True
+            )
+            return header, _upright(gray[:, :, 0], header.orientation)
+        except ValueError:
+            pass  # kinds that cannot be decoded to gray, such as CMYK; or it is corrupt
+    gray = cv2.cvtColor(decode(path, data, header), cv2.COLOR_BGR2GRAY)
+    return header, np.asarray(gray, np.uint8)
 
 
 def decode(path: str, data: bytes, header: Header, target: tuple[int, int] | None = None) -> Pixels:

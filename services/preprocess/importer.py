@@ -300,6 +300,7 @@ def _number_classes(
             boxes=image.boxes,
             existing_split=image.existing_split,
             crowds=image.crowds,
+            perceptual_hash=image.perceptual_hash,
         )
         for image in sorted(checked, key=lambda i: i.path)
     ]

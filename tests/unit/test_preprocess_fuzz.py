@@ -44,7 +44,7 @@ ARCHIVE = pack(yolo_files(2, size=(16, 16)))
 @given(damaged(IMAGES) | st.binary(max_size=200), st.sampled_from(sorted(EXTENSIONS)))
 def test_damaged_images(data: bytes, extension: str) -> None:
     try:
-        header = images.verify(f"a{extension}", data)
+        header, _ = images.verify(f"a{extension}", data)
         assert images.decode("a", data, header).shape[1::-1] == header.upright_size
     except InvalidData as error:
         assert error.problem.description
