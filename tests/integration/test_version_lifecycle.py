@@ -144,10 +144,10 @@ async def test_figures_are_the_same_whatever_the_order_and_number_of_events(
         version = await insert(db)
         waiting = history(version) * 2
         chance.shuffle(waiting)
-        if number % 2:  # all that is measured comes late
-            waiting.sort(key=lambda event: event.HasField("evaluation"))
         seen: list[domain.Metrics | None] = []
         while waiting:
+            if number % 2:  # all that is measured comes late
+                waiting.sort(key=lambda event: event.HasField("evaluation"))
             event = waiting.pop(0)
             if not await deliver(db, event):
                 waiting.insert(chance.randrange(len(waiting) + 1), event)
