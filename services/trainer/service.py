@@ -17,6 +17,7 @@ from detflow.names import new_id
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.projects import Projects
+from detflow.sharing import SharedRead
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.common_pb2 import Heartbeat
 from detflow.watch import Beat, Change, Gauge, Snapshot, Watcher
@@ -70,6 +71,10 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         self._projects = projects
         self._executor = executor
         self._trials = trials
+        # Many watch one training, and each change is news to all of them at once.
+        self._found = SharedRead(self._find)
+        self._snapshots = SharedRead(self._snapshot)
+        self._places = SharedRead(self._place)
 
     async def ListModels(
         self, request: trainer_pb2.ListModelsRequest, context: object
@@ -229,20 +234,12 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: trainer_pb2.WatchTrainingRequest, context: object
     ) -> AsyncIterator[trainer_pb2.WatchTrainingResponse]:
         """Streams a training until it has ended."""
-        async with self._db.connection() as conn:
-            current = await store.find_training(conn, request.name)
+        current = await self._found.get(request.name)
         attempt = 0
-
-        async def snapshot() -> Snapshot[training_pb2.Training]:
-            async with self._db.transaction(isolation="repeatable_read") as conn:
-                training = await store.find_training(conn, request.name)
-                seqs = await outbox.last_seqs(conn, [f"training.{training.id}"])
-                return Snapshot(await self._shown(conn, training), seqs)
-
         items = self._watcher.follow(
             subjects=[f"detflow.v1.training.{current.id}.*"],
             cursor=request.cursor,
-            snapshot=snapshot,
+            snapshot=lambda: self._snapshots.get(request.name),
             progress_subject=f"detflow.progress.training.{current.id}",
         )
         async with contextlib.aclosing(items):
@@ -254,7 +251,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                     _fill(response, item)
                     if response.training.state == training_pb2.Training.QUEUED:
                         # Events don't have it: it changes without them.
-                        response.training.queue_position = await self._place(current.id)
+                        response.training.queue_position = await self._places.get(current.id)
                 elif isinstance(item, Gauge):
                     response.progress.ParseFromString(item.payload)
                     if response.progress.attempt < attempt:
@@ -267,8 +264,19 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 if response.HasField("training"):
                     attempt = max(attempt, response.training.attempt)
                 if isinstance(item, Beat) or _is_final(response):
-                    if await self._has_ended(current.id, response):
+                    if await self._has_ended(current.name, response):
                         return
+
+    async def _find(self, name: str) -> Training:
+        async with self._db.connection() as conn:
+            return await store.find_training(conn, name)
+
+    async def _snapshot(self, name: str) -> Snapshot[training_pb2.Training]:
+        """Reads a training, and which of its events that includes."""
+        async with self._db.transaction(isolation="repeatable_read") as conn:
+            training = await store.find_training(conn, name)
+            seqs = await outbox.last_seqs(conn, [f"training.{training.id}"])
+            return Snapshot(await self._shown(conn, training), seqs)
 
     async def _shown(self, conn: Connection, training: Training) -> training_pb2.Training:
         """Returns a training as the API shows it, with its place in the queue."""
@@ -292,22 +300,20 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
             waiting = await queue.list_waiting(conn, self._executor.slots, [training_id])
         return waiting[training_id].position if waiting else 0
 
-    async def _has_ended(
-        self, training_id: str, response: trainer_pb2.WatchTrainingResponse
-    ) -> bool:
+    async def _has_ended(self, name: str, response: trainer_pb2.WatchTrainingResponse) -> bool:
         """Says whether nothing comes after this response.
 
         A final state in a replay may have been resumed from since. A watch that began with the
         cursor of the final state gets nothing but a heartbeat: by then everything older than it
         has been delivered.
         """
+        training = await self._found.get(name)
+        if training.state not in FINAL:
+            return False
+        if response.HasField("training"):
+            return response.training.revision >= training.revision
         async with self._db.connection() as conn:
-            training = await store.get_training(conn, training_id)
-            if training is None or training.state not in FINAL:
-                return False
-            if response.HasField("training"):
-                return response.training.revision >= training.revision
-            return await store.ended_before(conn, training_id, seconds=10)
+            return await store.ended_before(conn, training.id, seconds=10)
 
     async def _get_version(self, project: str, version: str) -> _Version:
         """Asks the version service.
