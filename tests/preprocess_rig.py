@@ -39,10 +39,9 @@ PreprocessingState = preprocess_pb2.Preprocessing.State
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rig:
-    """Clients of the service under test."""
+class Caller:
+    """Clients of the service under test, and what the tests do with them."""
 
-    service: Service
     datasets: "dataset_pb2_grpc.DatasetServiceAsyncStub"
     preprocessings: "preprocess_pb2_grpc.PreprocessServiceAsyncStub"
     bus: Bus
@@ -128,6 +127,13 @@ class Rig:
         await self.tell("created", version_of(dataset, recipe, version_id))
         responses = await self.watch_preprocessing(f"{PROJECT}/versions/{version_id}")
         return responses[-1].preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rig(Caller):
+    """The same, with the service in this process."""
+
+    service: Service
 
 
 def version_of(

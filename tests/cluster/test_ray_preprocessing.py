@@ -55,8 +55,14 @@ async def test_a_cluster_makes_the_same_bytes_also_when_it_loses_a_node(
         dataset = await rig.import_archive(archive)
         local = await rig.preprocess(dataset.name, RECIPE, "local")
     assert local.state == PreprocessingState.SUCCEEDED, local
-    on_ray = {"executor": "ray", "ray_client_address": cluster.client_address}
-    async with running(database_url, nats_url, bus, tmp_path, **on_ray) as rig:
+    async with running(
+        database_url,
+        nats_url,
+        bus,
+        tmp_path,
+        executor="ray",
+        ray_client_address=cluster.client_address,
+    ) as rig:
         whole = await rig.preprocess(dataset.name, RECIPE, "whole")
         assert whole.manifest == local.manifest
 

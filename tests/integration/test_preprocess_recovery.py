@@ -1,10 +1,7 @@
 """What survives a kill: work is taken over when the lease ends, nothing is done twice or lost."""
 
 import asyncio
-import os
-import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from detflow.scratch import Scratch
 from detflow.v1 import dataset_pb2, dataset_pb2_grpc, preprocess_pb2_grpc, version_pb2
 from services.preprocess import bundle_store, store
 from services.preprocess.pool import WorkerDied, WorkerPool
+from tests.preprocess_process import Process, process
 from tests.preprocess_rig import (
     PROJECT,
     DatasetState,
@@ -26,13 +24,10 @@ from tests.preprocess_rig import (
     rig,
     until,
     version_of,
-    version_service,
 )
 from tests.preprocess_samples import jpeg, pack, yolo_files
 
-__all__ = ["rig"]
-
-REPOSITORY = Path(__file__).parents[2]
+__all__ = ["process", "rig"]
 
 
 def big_archive(num_images: int = 160) -> bytes:
@@ -41,65 +36,6 @@ def big_archive(num_images: int = 160) -> bytes:
     for i in range(num_images):
         files[f"images/{i:03d}.jpg"] = jpeg(1280, 960, seed=i % 4)
     return pack(files)
-
-
-class Process:
-    """The service as a process of its own."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
-        self.process: asyncio.subprocess.Process | None = None
-        self.address = ""
-
-    async def start(self) -> None:
-        """Starts it and waits until it serves."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "services.preprocess",
-            cwd=REPOSITORY,
-            env=os.environ | self._environment,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert self.process.stderr is not None
-        async with asyncio.timeout(60):
-            async for line in self.process.stderr:
-                if found := re.search(rb'"address": "([^"]+)"', line):
-                    self.address = found[1].decode()
-                    break
-        self._drain = asyncio.create_task(self.process.stderr.read())
-
-    async def end(self, number: signal.Signals) -> None:
-        """Sends a signal and waits for the end."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(number)
-            await asyncio.wait_for(self.process.wait(), 30)
-            await self._drain
-
-
-@pytest.fixture
-async def process(
-    make_database_url: Callable[[str], Awaitable[str]], nats_url: str, bus: Bus, tmp_path: Path
-) -> AsyncIterator[tuple[Process, Database]]:
-    """The service as a process, and its database."""
-    url = await make_database_url("preprocess")
-    database = await Database.connect(url, "preprocess")
-    async with version_service() as version_address:
-        process = Process(
-            {
-                "DETFLOW_VERSION_ADDRESS": version_address,
-                "DETFLOW_DATABASE_URL": url,
-                "DETFLOW_NATS_URL": nats_url,
-                "DETFLOW_STORE_URL": f"file://{tmp_path}/store",
-                "DETFLOW_DATA_DIR": str(tmp_path / "data"),
-                "DETFLOW_LISTEN": "127.0.0.1:0",
-                "DETFLOW_PREPROCESS_PROCESSES": "1",
-            }
-        )
-        await process.start()
-        yield process, database
-        await process.end(signal.SIGTERM)
-    await database.close()
 
 
 def children(pid: int) -> list[int]:
