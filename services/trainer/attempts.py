@@ -11,6 +11,8 @@ from detflow.v1.common_pb2 import StoredObject
 from services.trainer.domain import Training
 from services.trainer.store import append_event
 
+_LAST_WRITES_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedAttempt:
@@ -121,7 +123,7 @@ async def predictions_age_seconds(conn: Connection, training: Training) -> float
 
 
 async def list_unswept(conn: Connection) -> list[EndedAttempt]:
-    """Reads attempts that have ended since they were last asked for, some hundred at most."""
+    """Reads attempts that have ended and may have left something, a hundred at most."""
     rows = await conn.fetch(
         """
         select a.training_id, a.attempt, a.predictions, t.weights is not null as has_weights,
@@ -156,9 +158,14 @@ def _keys_of(predictions: bytes | None) -> list[str]:
 
 
 async def update_swept(conn: Connection, ended: EndedAttempt) -> None:
-    """Notes that nothing of an attempt is left but what is recorded."""
+    """Notes that nothing of an attempt is left but what is recorded, and that no more will come.
+
+    A worker on a machine that was given up writes on until it hears that it has no say any more.
+    """
     await conn.execute(
-        "update attempt set swept = true where training_id = $1 and attempt = $2",
+        "update attempt set swept = true where training_id = $1 and attempt = $2"
+        " and end_time < now() - make_interval(secs => $3)",
         ended.training_id,
         ended.attempt,
+        _LAST_WRITES_SECONDS,
     )

@@ -11,6 +11,7 @@ from detflow.errors import DataLoss, FailedPrecondition, failure
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import Checkpoint
+from services.trainer.worker.spec import Spec
 from tests.quiet_library import quiet_library
 
 __all__ = ["quiet_library"]
@@ -23,6 +24,21 @@ TAIL_BYTES = 4096
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(f"file://{tmp_path / 'store'}")
+
+
+def spec(folder: Path) -> Spec:
+    return Spec(
+        training="projects/p/versions/v/trainings/t1",
+        attempt=1,
+        model="yolov8n",
+        batch_size=4,
+        step_batch_size=4,
+        epochs=4,
+        hyperparameters={},
+        manifest=StoredObject(),
+        checkpoint=None,
+        folder=folder,
+    )
 
 
 def save(store: ObjectStore) -> StoredObject:
@@ -66,6 +82,23 @@ def test_checkpoint_with_any_byte_of_its_end_changed_is_refused(
         with pytest.raises(DataLoss):
             load(store, stored, tmp_path)
         content[place] ^= 1
+
+
+def test_checkpoints_are_not_deleted_by_the_worker_that_may_have_lost_its_say(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    import torch
+
+    from services.trainer.worker.checkpoint import Checkpoints
+
+    told: list[Checkpoint] = []
+    checkpoints = Checkpoints(store, spec(tmp_path))
+    for epoch in range(1, 5):
+        checkpoints.save(epoch, {"step": 0, "weight": torch.full((2,), float(epoch))}, told.append)
+    checkpoints.close()
+    assert [one.epoch for one in told] == [1, 2, 3, 4]
+    for checkpoint in told:  # whichever was recorded last before another attempt took over
+        assert store.get(checkpoint.object)
 
 
 def test_checkpoint_of_another_release_is_refused_with_what_to_do(

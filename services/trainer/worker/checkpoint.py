@@ -1,4 +1,4 @@
-"""Checkpoints and weights in the object store: what is saved, and when an old one may go."""
+"""Checkpoints and weights in the object store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,14 @@ from services.trainer.worker.spec import Spec
 _FORMATS = "detflow-checkpoint/"
 FORMAT = f"{_FORMATS}2"
 WEIGHTS_FORMAT = "detflow-weights/1"
-_NUM_KEPT = 2
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A checkpoint of this attempt; `reported` is done once its record is stored."""
-
-    key: str
-    reported: Future[int]
 
 
 class Checkpoints:
     """Writes the checkpoints of one attempt, in a thread, one at a time.
 
     A checkpoint becomes known by the record written after it is stored with its hash, so a torn
-    one is never loaded. The last two are kept; an older one goes only when the record of its
-    successor is stored as well.
+    one is never loaded. Old ones are the trainer's to delete: it alone knows which records count,
+    and after a take-over the next attempt needs what this one's are about to replace.
 
     Args:
         store: The object store.
@@ -50,7 +40,6 @@ class Checkpoints:
     def __init__(self, store: ObjectStore, spec: Spec) -> None:
         self._store = store
         self._spec = spec
-        self._kept: list[_Kept] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._saved_at = time.monotonic()
@@ -60,9 +49,7 @@ class Checkpoints:
         """Time since the last one was saved, or since the beginning."""
         return time.monotonic() - self._saved_at
 
-    def save(
-        self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
-    ) -> None:
+    def save(self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], None]) -> None:
         """Saves a checkpoint in the background, after the one before it.
 
         Args:
@@ -89,20 +76,12 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _store_one(
-        self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], Future[int]]
+        self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], None]
     ) -> None:
         step = state["step"]
         name = f"checkpoint-{epoch:06d}" + (f"-{step:06d}" if step else "")
         stored = save_snapshot(self._store, self._spec.key(f"{name}.pt"), state)
-        reported = report(Checkpoint(epoch=epoch, step=step, object=stored))
-        self._kept.append(_Kept(stored.key, reported))
-        while len(self._kept) > _NUM_KEPT and _is_stored(self._kept[1].reported):
-            self._store.delete(self._kept.pop(0).key)
-
-
-def _is_stored(record: Future[int]) -> bool:
-    """Says whether a record is in JetStream; that of a fenced attempt is cancelled, hence done."""
-    return record.done() and not record.cancelled()
+        report(Checkpoint(epoch=epoch, step=step, object=stored))
 
 
 def snapshot_of(epoch: int, state: dict[str, Any]) -> dict[str, Any]:

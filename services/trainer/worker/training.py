@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -216,23 +215,21 @@ def _train(
         checkpoints.close()
 
 
-def _report_within(records: Spool, checkpoint: Checkpoint) -> Future[int]:
+def _report_within(records: Spool, checkpoint: Checkpoint) -> None:
     """Writes the record of a checkpoint inside an epoch."""
-    return records.write(WorkerRecord(epoch=EpochRecord(checkpoint=checkpoint)))
+    records.write(WorkerRecord(epoch=EpochRecord(checkpoint=checkpoint)))
 
 
-def _reporter(records: Spool, metrics: EpochMetrics) -> Callable[[Checkpoint], Future[int]]:
+def _reporter(records: Spool, metrics: EpochMetrics) -> Callable[[Checkpoint], None]:
     """Returns what writes the record of an epoch once its checkpoint is stored."""
 
-    def report(checkpoint: Checkpoint) -> Future[int]:
+    def report(checkpoint: Checkpoint) -> None:
         values = metrics.values
         records.log(
             f"epoch {metrics.epoch}: "
             + ", ".join(f"{name} {values[name]:.4g}" for name in sorted(values))
         )
-        return records.write(
-            WorkerRecord(epoch=EpochRecord(metrics=metrics, checkpoint=checkpoint))
-        )
+        records.write(WorkerRecord(epoch=EpochRecord(metrics=metrics, checkpoint=checkpoint)))
 
     return report
 
