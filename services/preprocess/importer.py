@@ -239,7 +239,7 @@ class Importer:
         checked: list[CheckedImage],
         found: Findings,
     ) -> None:
-        class_names, images = await asyncio.to_thread(_number_classes, layout, checked)
+        class_names, images = await asyncio.to_thread(number_classes, layout, checked)
         statistics = await asyncio.to_thread(describe, images, len(class_names))
         problems = await asyncio.to_thread(found.by_place)
         async with self._db.transaction() as conn:
@@ -261,7 +261,7 @@ class Importer:
         log.info("dataset imported", dataset=dataset.name, images=statistics.num_images)
 
 
-def _number_classes(
+def number_classes(
     layout: Layout, checked: list[CheckedImage]
 ) -> tuple[tuple[str, ...], list[Image]]:
     """Decides the class list and gives each box its index; images are sorted by path.

@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from google.api.httpbody_pb2 import HttpBody
+
 from detflow import outbox, telemetry
 from detflow.errors import (
     FailedPrecondition,
@@ -30,13 +32,16 @@ from detflow.watch import Change, Gauge, Snapshot, Watcher
 from services.preprocess import bundle_store, upload_store
 from services.preprocess import store as sql
 from services.preprocess.domain import Dataset, Preprocessing, Upload, UploadState
+from services.preprocess.download import open_download
 from services.preprocess.events import append_dataset_event
 from services.preprocess.messages import (
     dataset_message,
     preprocessing_message,
+    problem_message,
     upload_message,
     wanted_format,
 )
+from services.preprocess.problem_store import list_problems
 from services.preprocess.uploads import Uploads
 
 log = telemetry.get_logger(__name__)
@@ -166,6 +171,37 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             datasets=[dataset_message(dataset) for dataset in page],
             next_page_token=encode_token(query, page[-1].id) if len(datasets) > size else "",
         )
+
+    async def ListImportProblems(
+        self, request: dataset_pb2.ListImportProblemsRequest, context: Any
+    ) -> dataset_pb2.ListImportProblemsResponse:
+        """Reads a page of what was wrong with an import, by place."""
+        query = f"problems of {request.parent}"
+        key = decode_token(request.page_token, query, int)
+        size = page_size(request.page_size)
+        async with self._db.connection() as conn:
+            dataset = await _get(conn, request.parent)
+            after = int(key[0]) if key else -1
+            found = await list_problems(conn, dataset.id, after, size + 1)
+        page = found[:size]
+        return dataset_pb2.ListImportProblemsResponse(
+            problems=[problem_message(problem) for _, problem in page],
+            next_page_token=encode_token(query, page[-1][0]) if len(found) > size else "",
+            num_total=dataset.num_problems,
+        )
+
+    async def DownloadDataset(
+        self, request: dataset_pb2.DownloadDatasetRequest, context: Any
+    ) -> AsyncIterator[HttpBody]:
+        """Packs a dataset while it is sent."""
+        async with self._db.connection() as conn:
+            dataset = await _get(conn, request.name)
+        packer = open_download(self._db, self._store, dataset, wanted_format(request.format))
+        content_type = "application/zip"
+        async with contextlib.aclosing(packer.chunks()) as chunks:
+            async for chunk in chunks:
+                yield HttpBody(content_type=content_type, data=chunk)
+                content_type = ""  # said once
 
     async def DeleteDataset(
         self, request: dataset_pb2.DeleteDatasetRequest, context: Any

@@ -11,7 +11,7 @@ from services.preprocess.domain import SPLITS, InvalidData, Reason
 from services.preprocess.formats.layout import check_class_names
 from services.preprocess.formats.splits import split_of_name
 
-_MAX_BYTES = 256 << 10
+_MAX_BYTES = 1 << 20
 _MAX_DEPTH = 10
 _MAX_HINTS = 100
 
