@@ -141,13 +141,13 @@ def _counted(spec: Any, bundle: Any) -> Iterator[tuple[Any, list[float]]]:
             with _counting(seconds):
                 return super().measure(epoch, _uncounted(on_batch, seconds))
 
-    make_images = Prefetcher._run
+    make_images = Prefetcher._make
 
-    def make_counted(self: Prefetcher, *arguments: Any, **more: Any) -> None:
+    def make_counted(self: Prefetcher, *arguments: Any, **more: Any) -> Any:
         with _counting(seconds):
-            make_images(self, *arguments, **more)
+            return make_images(self, *arguments, **more)
 
-    with mock.patch.object(Prefetcher, "_run", make_counted):
+    with mock.patch.object(Prefetcher, "_make", make_counted):
         trainer = Counted(spec, bundle)
         try:
             yield trainer, seconds

@@ -1,132 +1,37 @@
-"""Training images: ultralytics' augmentations over a bundle, made ahead in their own thread."""
+"""Training images: a bundle's, decoded once and augmented anew, made ahead by other threads."""
 
 from __future__ import annotations
 
-import queue
+import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
-from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
+import simplejpeg
+import torch
+from numpy.typing import NDArray
 
-from detflow.errors import InvalidArgument
+from detflow.errors import DataLoss, InvalidArgument
 from services.trainer.worker import memory
+from services.trainer.worker.augment import Draw, Picture, Pixels, paint
 from services.trainer.worker.bundle import Image
 from services.trainer.worker.distributed import Ranks
 from services.trainer.worker.hyperparameters import Hyperparameters
 
 _MAX_AHEAD = 4
+_MAX_THREADS = 8
 _MAX_RECENT = 1000
 _RAM_SHARE = 0.4
 """Share of the free memory the decoded images may take."""
-
-
-class TrainDataset(YOLODataset):
-    """ultralytics' data set with labels straight from the bundle.
-
-    The library would decode every image once more to verify it, and drop an image for one label
-    that it dislikes.
-
-    Args:
-        images: Images of the training split.
-        class_names: Name by class index.
-        hyperparameters: Image size and augmentation.
-        batch_size: Images per step.
-        num_sharing: Processes that share the memory and keep as many images.
-
-    Attributes:
-        kept_bytes: Memory that the decoded images will take.
-        times: What making images takes time for.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Image],
-        *,
-        class_names: Sequence[str],
-        hyperparameters: Hyperparameters,
-        batch_size: int,
-        num_sharing: int = 1,
-    ) -> None:
-        args = _library_arguments(hyperparameters)
-        self._arguments = args
-        self._images = images
-        self._decoded: dict[int, Any] = {}
-        self.times = Times()
-        num_bytes = len(images) * args.imgsz**2 * 3
-        self._keep: bool = num_bytes < _RAM_SHARE * memory.free_bytes() / num_sharing
-        self.kept_bytes = num_bytes if self._keep else 0
-        super().__init__(
-            img_path=str(images[0].path.parent),
-            imgsz=args.imgsz,
-            batch_size=batch_size,
-            augment=True,
-            hyp=args,
-            cache="ram",  # the library's own choice of what to keep depends on the past
-            data={"names": dict(enumerate(class_names)), "channels": 3},
-            task="detect",
-        )
-
-    def get_img_files(self, img_path: str | list[str]) -> list[str]:
-        """Returns the files, in the order of the labels."""
-        return [str(image.path) for image in self._images]
-
-    def get_labels(self) -> list[dict[str, Any]]:
-        """Returns labels as the library's transforms want them: boxes as centre and size, 0..1."""
-        return [_label(image) for image in self._images]
-
-    def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
-        """Returns an image as the library does, but decodes it once only: on first use."""
-        if loaded := self._decoded.get(i):
-            return loaded
-        with self.times.measured("read"):
-            self._images[i].path.read_bytes()  # for the system to keep: the library reads it again
-        with self.times.measured("decode"):
-            loaded = super().load_image(i, *args, **kwargs)
-        self._decoded[i] = loaded
-        return loaded
-
-    def make_batch(self, indices: Sequence[int], recent: Sequence[int] = ()) -> dict[str, Any]:
-        """Makes a batch.
-
-        Args:
-            indices: Its images.
-            recent: The images of the batches before it that are still in memory, where there is no
-                room for all; mosaics are made of these and of the batch's own.
-        """
-        if not self._keep:
-            self.buffer = [*recent, *indices]
-            for index in self._decoded.keys() - set(self.buffer):
-                del self._decoded[index]
-        with self.times.measured("augment"):
-            images = [self[index] for index in indices]
-        with self.times.measured("batch"):
-            batch: dict[str, Any] = self.collate_fn(images)
-        return batch
-
-    def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Says yes: images are kept by `load_image`, and dropped by `make_batch`."""
-        return True
-
-    def cache_images(self) -> None:
-        """Does nothing: waiting until every image is decoded would delay the first step."""
-
-    def build_transforms(self, hyp: IterableSimpleNamespace) -> Any:
-        """Returns the library's augmentations, with mosaics of images that are in memory."""
-        transforms = super().build_transforms(hyp)
-        transforms.transforms[0].transforms[0].buffer_enabled = not self._keep
-        return transforms
-
-    def leave_mosaic_out(self) -> None:
-        """Makes images without mosaic from now on."""
-        self.close_mosaic(hyp=copy(self._arguments))
 
 
 class Times:
@@ -148,57 +53,181 @@ class Times:
             self._seconds[name] += seconds - self._inner_seconds
             self._inner_seconds = outer + seconds
 
+    def add(self, other: Times) -> None:
+        """Adds what was measured elsewhere."""
+        for name, seconds in other._seconds.items():
+            self._seconds[name] += seconds
+
     def shares(self) -> dict[str, float]:
         """Returns the share of each in the whole, 0..1; nothing before there was any."""
         total = sum(self._seconds.values())
         return {name: value / total for name, value in self._seconds.items()} if total else {}
 
 
-def _library_arguments(hyperparameters: Hyperparameters) -> IterableSimpleNamespace:
-    """Translates what concerns the images into the library's arguments."""
-    return IterableSimpleNamespace(
-        **vars(DEFAULT_CFG)
-        | {
-            "imgsz": hyperparameters.image_size,
-            "mosaic": hyperparameters.mosaic,
-            "fliplr": hyperparameters.flip_lr,
-            "hsv_h": hyperparameters.hsv_h,
-            "hsv_s": hyperparameters.hsv_s,
-            "hsv_v": hyperparameters.hsv_v,
-            "deterministic": False,  # it would warn of keeping images in memory
-        }
-    )
+class TrainDataset:
+    """The images of a training split, from which batches are made; by several threads at once.
+
+    Args:
+        images: Images of the training split.
+        hyperparameters: Image size, augmentation and seed.
+        batch_size: Images per step.
+        num_sharing: Processes that share the memory and keep as many images.
+
+    Attributes:
+        kept_bytes: Memory that the decoded images will take.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Image],
+        *,
+        hyperparameters: Hyperparameters,
+        batch_size: int,
+        num_sharing: int = 1,
+    ) -> None:
+        self._hyperparameters = hyperparameters
+        self._images = images
+        self._corners = [_corners(image) for image in images]
+        self.num_recent = min(8 * batch_size, _MAX_RECENT)
+        sides = [_decoded_size(image, hyperparameters.image_size) for image in images]
+        sizes = [3 * width * height for width, height in sides]
+        room = int(_RAM_SHARE * memory.free_bytes() / num_sharing)
+        self._keeps_all = sum(sizes) < room
+        # Where there is no room for all, those of the last batches are kept, and of the others as
+        # many as there is room for.
+        self._num_passing = self.num_recent + batch_size
+        self._room = sum(sizes) if self._keeps_all else room - self._num_passing * max(sizes)
+        self.kept_bytes = max(0, self._room)
+        self._decoded: dict[int, Pixels] = {}
+        self._passing: dict[int, Pixels] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def make_batch(
+        self,
+        indices: Sequence[int],
+        *,
+        epoch: int = 0,
+        mosaic: bool = True,
+        recent: Sequence[int] = (),
+        times: Times | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Makes a batch.
+
+        Args:
+            indices: Its images.
+            epoch: With the seed and the image it decides what is drawn.
+            mosaic: Whether there may be mosaics.
+            recent: The images of the batches before it. Where there is no room for all, mosaics
+                are made of these, which are still in memory, and of the batch's own.
+            times: Told what it takes time for.
+
+        Returns:
+            img, RGB, shape (n, 3, s, s), uint8, with channels last in memory; and of all boxes
+            batch_idx (its image), shape (m,), cls, shape (m, 1), and bboxes, centre and size in
+            0..1, shape (m, 4), float32.
+        """
+        times = times or Times()
+        side = self._hyperparameters.image_size
+        with times.measured("batch"):
+            shape = len(indices), side, side, 3
+            squares = torch.empty(shape, dtype=torch.uint8, pin_memory=_uses_gpu())
+        candidates = range(len(self)) if self._keeps_all else [*recent, *indices]
+        found = []
+        for index, square in zip(indices, squares.numpy(), strict=True):
+            with times.measured("augment"):
+                numbers = random.Random(f"{self._hyperparameters.seed}/{epoch}/{index}")
+                draw = Draw.by(numbers, self._hyperparameters, mosaic=mosaic)
+                others = numbers.choices(candidates, k=3) if draw.meeting else []
+                pictures = [self._picture(one, times) for one in (index, *others)]
+                found.append(paint(pictures, draw, square))
+        with times.measured("batch"):
+            classes = np.concatenate([labels.classes for labels in found])
+            boxes = np.concatenate([labels.boxes for labels in found])
+            rows = np.repeat(np.arange(len(found)), [len(labels.classes) for labels in found])
+            return {
+                "img": squares.permute(0, 3, 1, 2),
+                "batch_idx": torch.from_numpy(rows).float(),
+                "cls": torch.from_numpy(classes[:, None]).float(),
+                "bboxes": torch.from_numpy(boxes).float(),
+            }
+
+    def _picture(self, index: int, times: Times) -> Picture:
+        return Picture(
+            self.load_image(index, times), self._corners[index], self._images[index].classes
+        )
+
+    def load_image(self, index: int, times: Times) -> Pixels:
+        """Returns an image, at most of the size that is trained with; decoded only if need be."""
+        pixels = self._decoded.get(index)
+        if pixels is None:
+            pixels = self._passing.get(index)
+        if pixels is None:
+            with times.measured("read"):
+                content = self._images[index].path.read_bytes()
+            with times.measured("decode"):
+                pixels = _decode(self._images[index], content, self._hyperparameters.image_size)
+            self._keep(index, pixels)
+        return pixels
+
+    def _keep(self, index: int, pixels: Pixels) -> None:
+        with self._lock:
+            if index in self._decoded:
+                return  # another thread was faster
+            if self._room >= pixels.nbytes:
+                self._decoded[index] = pixels
+                self._room -= pixels.nbytes
+                return
+            self._passing[index] = pixels
+            while len(self._passing) > self._num_passing:
+                del self._passing[next(iter(self._passing))]  # the oldest
 
 
-def _label(image: Image) -> dict[str, Any]:
-    size = np.array([image.width, image.height], dtype=np.float64)
-    corner, extent = image.boxes[:, :2] / size, image.boxes[:, 2:] / size
-    return {
-        "im_file": str(image.path),
-        "shape": (image.height, image.width),
-        "cls": image.classes[:, None].astype(np.float32),
-        "bboxes": np.concatenate((corner + extent / 2, extent), axis=1).astype(np.float32),
-        "segments": [],
-        "keypoints": None,
-        "normalized": True,
-        "bbox_format": "xywh",
-    }
+def _uses_gpu() -> bool:
+    """Says whether this process computes on a GPU: only then was CUDA set up."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _corners(image: Image) -> NDArray[np.float64]:
+    """Returns x1, y1, x2, y2 of the boxes as shares of the image's sides, shape (n, 4)."""
+    corners = np.concatenate((image.boxes[:, :2], image.boxes[:, :2] + image.boxes[:, 2:]), axis=1)
+    return np.asarray(corners / ((image.width, image.height) * 2), dtype=np.float64)
+
+
+def _decoded_size(image: Image, side: int) -> tuple[int, int]:
+    """Returns width and height as it is kept: no larger than it is, no larger than needed."""
+    scale = min(1.0, side / max(image.width, image.height))
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+
+
+def _decode(image: Image, content: bytes, side: int) -> Pixels:
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError as error:
+        raise DataLoss(
+            f"bundle image {image.path.name} cannot be decoded ({error}); create the version again",
+            reason="BUNDLE_CORRUPT",
+        ) from error
+    size = _decoded_size(image, side)
+    if pixels.shape[1::-1] != size:
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(pixels, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A batch, and what this epoch's images have taken time for by then."""
-
-    batch: dict[str, Any]
-    shares: Mapping[str, float]
+    batch: dict[str, torch.Tensor]
+    times: Times
 
 
 class Prefetcher:
-    """Makes the batches of all epochs in one thread, a few ahead of the training.
+    """Makes the batches of all epochs in threads, a few ahead of the training.
 
-    OpenCV and torch release the interpreter while they compute, so a thread overlaps with the
-    training step as a process would, without a second copy of the images and without pickling
-    batches.
+    OpenCV, the JPEG decoder and torch release the interpreter while they compute, so threads
+    overlap with the training step and with each other as processes would, without a second copy of
+    the images and without moving batches between processes.
 
     Args:
         dataset: Where the images come from.
@@ -226,79 +255,82 @@ class Prefetcher:
         self.loader_shares: Mapping[str, float] = {}
         self._seed = seed
         self._first_step = 0
-        self._queue: queue.Queue[_Made | BaseException] = queue.Queue(_MAX_AHEAD)
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor(self._num_threads(), "images")
+        self._jobs: Iterator[Callable[[], _Made]] = iter(())
+        self._ahead: deque[Future[_Made]] = deque()
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self._batch_size)
         return full + (1 if rest and not self._drop_last else 0)
 
     def start(self, epochs: range, *, without_mosaic_from: int, first_step: int = 0) -> None:
-        """Starts the thread.
+        """Starts the threads.
 
         Args:
             epochs: Epochs to make, from 1.
             without_mosaic_from: First epoch without mosaic.
             first_step: First batch to make of the first epoch, from 0.
         """
+        cv2.setNumThreads(1)
         self._first_step = first_step
-        self._thread = threading.Thread(
-            target=self._run,
-            args=(epochs, without_mosaic_from, first_step),
-            name="images",
-            daemon=True,
-        )
-        self._thread.start()
+        self._jobs = self._plan(epochs, without_mosaic_from, first_step)
+        for _ in range(max(_MAX_AHEAD, self._num_threads() + 1)):
+            self._begin_one()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields the batches of the next epoch and counts the time waited in `wait_seconds`."""
-        self.wait_seconds = 0.0
+        self.wait_seconds, times = 0.0, Times()
         first_step, self._first_step = self._first_step, 0
         for _ in range(first_step, len(self)):
             began = time.perf_counter()
-            made = self._queue.get()
+            made = self._ahead.popleft().result()
             self.wait_seconds += time.perf_counter() - began
-            if isinstance(made, BaseException):
-                raise made
-            self.loader_shares = made.shares
+            self._begin_one()
+            times.add(made.times)
+            self.loader_shares = times.shares()
             yield made.batch
 
     def close(self) -> None:
-        """Ends the thread."""
-        self._closing.set()
-        while self._thread is not None and self._thread.is_alive():
-            try:  # it may be waiting for room
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(0.05)
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
 
-    def _run(self, epochs: range, without_mosaic_from: int, first_step: int) -> None:
-        try:
-            for epoch in epochs:
-                self.dataset.times = Times()
-                if epoch == max(without_mosaic_from, epochs.start):
-                    self.dataset.leave_mosaic_out()
-                # Batches depend on seed, epoch and step alone: they are the same after a resume.
-                order = [*range(len(self.dataset))]
-                random.Random(f"{self._seed}/{epoch}").shuffle(order)
-                for step in range(first_step if epoch == epochs.start else 0, len(self)):
-                    begin = step * self._batch_size
-                    chosen = self._ranks.take(order[begin : begin + self._batch_size])
-                    # The ranks share an order, but each draws augmentations of its own.
-                    rank = self._ranks.place.rank
-                    random.seed(f"{self._seed}/{epoch}/{step}" + (f"/{rank}" if rank else ""))
-                    np.random.seed(random.getrandbits(32))
-                    batch = self.dataset.make_batch(chosen, order[self._oldest(begin) : begin])
-                    if self._closing.is_set():
-                        return
-                    self._queue.put(_Made(batch, self.dataset.times.shares()))
-        except BaseException as error:
-            self._queue.put(error)
+    def _num_threads(self) -> int:
+        """Returns how many threads make images: the step on a CPU is never faster than one."""
+        if not _uses_gpu():
+            return 1
+        num_cores = (os.cpu_count() or 1) // self._ranks.place.num_per_node
+        return max(1, min(num_cores - 1, _MAX_THREADS))  # one core is left to the step
 
-    def _oldest(self, begin: int) -> int:
-        """Returns where the images begin that are still in memory when a batch begins."""
-        return max(0, begin - min(8 * self._batch_size, _MAX_RECENT))
+    def _begin_one(self) -> None:
+        """Has the next batch made, if there is one."""
+        job = next(self._jobs, None)
+        if job is not None:
+            self._ahead.append(self._pool.submit(job))
+
+    def _plan(
+        self, epochs: range, without_mosaic_from: int, first_step: int
+    ) -> Iterator[Callable[[], _Made]]:
+        """Yields what makes each batch.
+
+        Batches depend on seed, epoch and step alone: they are the same after a resume.
+        """
+        for epoch in epochs:
+            order = [*range(len(self.dataset))]
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            for step in range(first_step if epoch == epochs.start else 0, len(self)):
+                begin = step * self._batch_size
+                yield partial(
+                    self._make,
+                    self._ranks.take(order[begin : begin + self._batch_size]),
+                    epoch=epoch,
+                    mosaic=epoch < without_mosaic_from,
+                    recent=order[max(0, begin - self.dataset.num_recent) : begin],
+                )
+
+    def _make(self, indices: Sequence[int], **how: Any) -> _Made:
+        """Makes a batch, in a thread of the pool."""
+        times = Times()
+        return _Made(self.dataset.make_batch(indices, **how, times=times), times)
 
 
 def _check_sizes(batch_size: int, num_ranks: int) -> None:
