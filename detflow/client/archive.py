@@ -1,19 +1,23 @@
 """What a user calls a dataset, as the file that is uploaded: an archive, a folder or a URL."""
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from detflow.client.folder import FolderTar
 from detflow.errors import InvalidArgument, Unavailable
 
 _TIMEOUT_SECONDS = 60.0
+_BUFFER_BYTES = 1 << 20
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_OBJECT_STORES = ("s3://", "gs://", "az://", "file://")
 
 
 def is_url(source: str) -> bool:
@@ -21,17 +25,26 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
+def is_in_object_store(source: str) -> bool:
+    """Tells whether a dataset's source is fetched by detflow itself, from an object store."""
+    return source.startswith(_OBJECT_STORES)
+
+
 def default_name(source: str) -> str:
     """Returns the name of a dataset made from `source`: its last part without its suffix."""
-    path = source.split("?", 1)[0].rstrip("/") if is_url(source) else os.path.abspath(source)
-    return Path(path).stem if Path(path).suffix == ".zip" else Path(path).name
+    if is_url(source) or is_in_object_store(source):
+        name = Path(source.split("?", 1)[0].rstrip("/")).name
+    else:
+        name = Path(os.path.abspath(source)).name
+    suffix = next((one for one in _SUFFIXES if name.lower().endswith(one)), "")
+    return name[: len(name) - len(suffix)] or name
 
 
 @contextlib.contextmanager
 def opened(source: str) -> Iterator[IO[bytes]]:
     """Opens the archive to upload, at its first byte.
 
-    A folder is packed into a temporary zip, without compression: images don't shrink.
+    A folder is read as a tar archive, without compression: images don't shrink.
 
     Raises:
         InvalidArgument: There is no such file, or the folder holds no file.
@@ -43,16 +56,15 @@ def opened(source: str) -> Iterator[IO[bytes]]:
             file.seek(0)
             yield file
     elif os.path.isdir(source):
-        with tempfile.TemporaryFile() as file:
-            _pack(Path(source), file)
-            file.seek(0)
-            yield file
+        with io.BufferedReader(FolderTar(Path(source)), _BUFFER_BYTES) as packed:
+            yield packed
     else:
         try:
             archive = open(source, "rb")
         except OSError as error:
             raise InvalidArgument(
-                f"cannot read {source} ({error.strerror}): give a zip archive, a folder or a URL",
+                f"cannot read {source} ({error.strerror}): give a zip or tar archive, a folder or a"
+                " URL",
                 reason="NO_SUCH_FILE",
             ) from error
         with archive:
@@ -75,35 +87,3 @@ def _download(url: str, file: IO[bytes]) -> None:
             raise Unavailable(f"{url} answers {error.code} {error.reason}") from error
     except OSError as error:
         raise Unavailable(f"cannot fetch {url}: {error}") from error
-
-
-def _pack(folder: Path, file: IO[bytes]) -> None:
-    num_files = 0
-    visited: set[str] = set()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
-        # Linked folders are followed, each once: data sets are often put together from links.
-        for parent, folders, names in os.walk(folder, followlinks=True):
-            real = os.path.realpath(parent)
-            if real in visited:
-                folders.clear()
-                continue
-            visited.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(parent, name)
-                if name.startswith(".") or not path.is_file():
-                    continue
-                try:
-                    archive.write(path, path.relative_to(folder).as_posix())
-                except OSError as error:
-                    raise InvalidArgument(
-                        f"cannot read {path} ({error.strerror})", reason="NO_SUCH_FILE"
-                    ) from error
-                except UnicodeEncodeError as error:
-                    raise InvalidArgument(
-                        f"the name of {os.fsencode(path)!r} is not UTF-8; rename it",
-                        reason="BAD_NAME",
-                    ) from error
-                num_files += 1
-    if num_files == 0:
-        raise InvalidArgument(f"{folder} holds no files", reason="EMPTY_DATASET")

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from detflow.client import archive
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.client.upload import OnProgress, upload
+from detflow.client.upload import OnProgress, upload_archive
 from detflow.errors import NotFound, from_status
 from detflow.names import MAX_NAME_LENGTH, check_display_name
 from detflow.v1 import dataset_pb2, dataset_pb2_grpc
-
-_Part = dataset_pb2.UploadArchiveRequest
 
 
 class Datasets:
@@ -31,14 +29,20 @@ class Datasets:
         skip_invalid: bool = False,
         progress: OnProgress | None = None,
     ) -> dataset_pb2.Dataset:
-        """Imports a zip archive, a folder or a URL, and waits until it is done.
+        """Imports an archive (zip, tar, tar.gz), a folder or a URL, and waits until it is done.
+
+        If it breaks off on the way to detflow, call it again: the same content goes on where it
+        stood.
 
         Args:
-            source: Path or http(s) address.
+            source: Path or http(s) address; or s3://, gs:// or az:// address of an archive or, with
+                / at its end, of a folder, which detflow fetches by itself if its operator allows
+                that (DETFLOW_IMPORT_URLS).
             project: Id of the project.
             name: Name shown to people; by default that of the file.
             skip_invalid: Leave out what is invalid, and list it, instead of refusing the archive.
-            progress: Called with what is being done: stage "upload" (bytes), then the import's.
+            progress: Called with what is being done: stages "hash" and "upload" (bytes), then the
+                import's.
 
         Returns:
             The dataset, READY.
@@ -50,23 +54,19 @@ class Datasets:
         text = os.fspath(source)
         name = name or archive.default_name(text)[:MAX_NAME_LENGTH]
         check_display_name(name, "name")  # not only after a long upload
-        with archive.opened(text) as file:
-            uploaded = upload(
-                self._connection,
-                self._stub.UploadArchive,
-                file,
-                opening=_Part(parent=f"projects/{project}"),
-                chunk=lambda data: _Part(chunk=data),
-                ending=lambda size: _Part(size_bytes=size),
-                noun="archive",
-                progress=progress,
-            )
+        upload = ""
+        if not archive.is_in_object_store(text):
+            with archive.opened(text) as file:
+                upload = upload_archive(
+                    self._connection, self._stub, file, project=project, progress=progress
+                ).name
         dataset = self._connection.call(
             self._stub.CreateDataset,
             dataset_pb2.CreateDatasetRequest(
                 parent=f"projects/{project}",
                 dataset=dataset_pb2.Dataset(display_name=name),
-                upload=uploaded.name,
+                upload=upload,
+                source_url="" if upload else text,
                 skip_invalid=skip_invalid,
                 request_id=str(uuid.uuid4()),
             ),

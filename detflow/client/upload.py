@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, TypeVar
 
 import grpc
 
 from detflow.client.connection import Connection
-from detflow.errors import DetflowError, InvalidArgument, Unavailable
-from detflow.v1 import common_pb2
+from detflow.errors import (
+    Aborted,
+    Cancelled,
+    DeadlineExceeded,
+    DetflowError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -19,6 +30,9 @@ OnProgress = Callable[[common_pb2.Progress], None]
 _CHUNK_BYTES = 1 << 20
 _SECONDS = 6 * 3600.0
 _ATTEMPTS = 3
+_FIRST_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 3.0
+_PATIENCE_SECONDS = 120.0
 
 
 def upload(
@@ -82,6 +96,154 @@ def upload(
                 reason="UNREADABLE_FILE",
             ) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def upload_archive(
+    connection: Connection,
+    stub: dataset_pb2_grpc.DatasetServiceStub,
+    file: IO[bytes],
+    *,
+    project: str,
+    progress: OnProgress | None,
+) -> dataset_pb2.Upload:
+    """Sends an archive, or what detflow does not have of it yet.
+
+    An upload is known by its content: whoever sends the same bytes to the same project again goes
+    on where it stood, also after the end of this process.
+
+    Args:
+        connection: Where to.
+        stub: The service.
+        file: Seekable.
+        project: Id of the project.
+        progress: Called in stages "hash" and "upload", with bytes.
+
+    Raises:
+        DetflowError: What the service raised; InvalidArgument if the file cannot be read;
+            Unavailable if nothing gets through for two minutes.
+    """
+    num_total, sha256 = _measure(file, progress)
+    request = dataset_pb2.CreateUploadRequest(
+        parent=f"projects/{project}", size_bytes=num_total, sha256=sha256, request_id=sha256
+    )
+    upload = connection.call(stub.CreateUpload, request)
+    patience = _Patience()
+    while upload.state != dataset_pb2.Upload.RECEIVED:
+        sending = _Sending(file, upload, num_total, progress)
+        try:
+            with connection.translated():
+                upload = stub.WriteUpload(sending.messages(), timeout=_SECONDS)
+        except DetflowError as error:
+            if sending.problem is not None:
+                raise sending.problem from error
+            if not _may_go_on(error):
+                raise
+            patience.wait(error)
+            upload = patience.call(lambda: connection.call(stub.CreateUpload, request))
+        patience.see(upload.committed_bytes)
+    return upload
+
+
+class _Sending:
+    """The messages that bring an upload what it does not have yet.
+
+    Attributes:
+        problem: Why the file could not be read; gRPC keeps that to itself.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        upload: dataset_pb2.Upload,
+        num_total: int,
+        progress: OnProgress | None,
+    ) -> None:
+        self.problem: DetflowError | None = None
+        self._file = file
+        self._upload = upload
+        self._num_total = num_total
+        self._progress = progress
+
+    def messages(self) -> Iterator[dataset_pb2.WriteUploadRequest]:
+        """Yields them."""
+        message = dataset_pb2.WriteUploadRequest
+        at = self._upload.committed_bytes
+        yield message(start=message.Start(name=self._upload.name, offset=at))
+        self._file.seek(at)
+        while data := self._read():
+            yield message(chunk=data)
+            at += len(data)
+            if self._progress is not None:
+                self._progress(of_bytes("upload", at, self._num_total))
+
+    def _read(self) -> bytes:
+        try:
+            return _read(self._file)
+        except DetflowError as error:
+            self.problem = error
+            raise
+
+
+class _Patience:
+    """Goes on as long as something gets through every two minutes."""
+
+    def __init__(self) -> None:
+        self._deadline = time.monotonic() + _PATIENCE_SECONDS
+        self._backoff = _FIRST_BACKOFF_SECONDS
+        self._num_done = -1
+
+    def see(self, num_done: int) -> None:
+        """Begins anew if there is progress."""
+        if num_done > self._num_done:
+            self._num_done = num_done
+            self._deadline = time.monotonic() + _PATIENCE_SECONDS
+            self._backoff = _FIRST_BACKOFF_SECONDS
+
+    def wait(self, error: DetflowError) -> None:
+        """Waits before the next attempt; raises the error if it has taken too long."""
+        if time.monotonic() > self._deadline:
+            raise error
+        time.sleep(self._backoff)
+        self._backoff = min(self._backoff * 2, _MAX_BACKOFF_SECONDS)
+
+    def call(self, attempt: Callable[[], Response]) -> Response:
+        """Repeats a call while the service is away."""
+        while True:
+            try:
+                return attempt()
+            except (Unavailable, DeadlineExceeded) as error:
+                self.wait(error)
+
+
+def _may_go_on(error: DetflowError) -> bool:
+    """Whether an upload can go on after this error, from where it stands or from its beginning."""
+    if isinstance(error, FailedPrecondition):
+        return error.reason == "WRONG_OFFSET"
+    return isinstance(error, (Aborted, Cancelled, DeadlineExceeded, NotFound, Unavailable))
+
+
+def _measure(file: IO[bytes], progress: OnProgress | None) -> tuple[int, str]:
+    """Returns size and SHA-256 of a file."""
+    digest, num_done = hashlib.sha256(), 0
+    num_total = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while data := _read(file):
+        digest.update(data)
+        num_done += len(data)
+        if progress is not None:
+            progress(of_bytes("hash", num_done, num_total))
+    if not num_done:
+        raise InvalidArgument("the archive is empty", reason="CORRUPT_ARCHIVE")
+    return num_done, digest.hexdigest()
+
+
+def _read(file: IO[bytes]) -> bytes:
+    try:
+        return file.read(_CHUNK_BYTES)
+    except OSError as error:
+        raise InvalidArgument(
+            f"the archive cannot be read to its end ({error.strerror})", reason="UNREADABLE_FILE"
+        ) from error
 
 
 def of_bytes(stage: str, num_done: int, num_total: int) -> common_pb2.Progress:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from detflow.postgres import Database
 from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from services.preprocess import store as sql
-from services.preprocess.archive import ArchiveError, Entry, Limits, list_entries, read_entry
+from services.preprocess.archive import ArchiveError, Entry, Limits, open_archive, read_entry
 from services.preprocess.assembly import assemble_upload
 from services.preprocess.checking import (
     CheckedImage,
@@ -169,14 +169,10 @@ class Importer:
         await progress.update("download")
         prefix = dataset_prefix(dataset.id)
         await asyncio.to_thread(empty, self._store, prefix, f"{prefix}/{claim}/")
-        archive = folder / "archive"
-        async with self._db.connection() as conn:
-            parts = await list_parts(conn, dataset.project_id, dataset.upload_id or "")
-        await assemble_upload(archive, self._store, parts, progress)
-        await progress.update("read")
         wanted = Format(dataset.wanted_format) if dataset.wanted_format else None
         try:
-            entries, layout = await asyncio.to_thread(self._open, archive, wanted)
+            archive, entries = await self._fetch(dataset, folder, progress)
+            layout = await asyncio.to_thread(self._find_layout, archive, entries, wanted)
         except ArchiveError as error:
             found.wrong = error.problems
             raise refusal(error.problems) from error
@@ -223,13 +219,24 @@ class Importer:
             raise refusal(wrong, _SKIP_HINT)
         await self._complete(dataset, claim, layout, checked, found)
 
-    def _open(self, archive: Path, wanted: Format | None) -> tuple[dict[str, Entry], Layout]:
-        entries = list_entries(archive, self._limits)
+    async def _fetch(
+        self, dataset: Dataset, folder: Path, progress: ProgressReporter
+    ) -> tuple[Path, Mapping[str, Entry]]:
+        """Brings the archive to the local disk; returns it with the files in it."""
+        archive = folder / "archive"
+        async with self._db.connection() as conn:
+            parts = await list_parts(conn, dataset.project_id, dataset.upload_id or "")
+        await assemble_upload(archive, self._store, parts, progress)
+        await progress.update("read")
+        return await asyncio.to_thread(open_archive, archive, folder, self._limits)
+
+    def _find_layout(
+        self, archive: Path, entries: Mapping[str, Entry], wanted: Format | None
+    ) -> Layout:
         with archive.open("rb") as file:
-            layout = find_layout(
+            return find_layout(
                 entries, lambda path: read_entry(file, entries[path], self._limits), wanted
             )
-        return entries, layout
 
     async def _complete(
         self,

@@ -1,6 +1,6 @@
 import os
+import tarfile
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,16 +11,50 @@ from detflow.client.archive import default_name, opened
 from detflow.errors import InvalidArgument, Unavailable
 
 
-def test_folder_is_packed_without_compression_and_without_hidden_files(tmp_path: Path) -> None:
+def names_in(source: Path) -> list[str]:
+    """Names of the files in what is uploaded."""
+    with opened(str(source)) as file, tarfile.open(fileobj=file) as archive:
+        return archive.getnames()
+
+
+def test_folder_is_read_as_a_tar_without_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "강아지.jpg").write_bytes(b"x" * 5000)
+    (tmp_path / "images" / "empty.txt").write_bytes(b"")
     (tmp_path / "images" / ".DS_Store").write_bytes(b"x")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("x")
     (tmp_path / "data.yaml").write_text("names: [dog]")
-    with opened(str(tmp_path)) as file, zipfile.ZipFile(file) as archive:
-        assert archive.namelist() == ["data.yaml", "images/강아지.jpg"]
-        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+    with opened(str(tmp_path)) as file, tarfile.open(fileobj=file) as archive:
+        assert {m.name: archive.extractfile(m).read() for m in archive} == {  # type: ignore[union-attr]
+            "data.yaml": b"names: [dog]",
+            "images/empty.txt": b"",
+            "images/강아지.jpg": b"x" * 5000,
+        }
+
+
+def test_the_same_files_are_the_same_bytes_from_any_place_on(tmp_path: Path) -> None:
+    for number, size in enumerate((0, 1, 511, 512, 513, 70_000)):
+        (tmp_path / f"{number}{'긴' * 60}.jpg").write_bytes(bytes([number]) * size)
+    with opened(str(tmp_path)) as file:
+        whole = file.read()
+        assert file.seek(0, os.SEEK_END) == len(whole)
+    for path in tmp_path.iterdir():
+        path.chmod(0o700)
+        os.utime(path, (1, 1))
+    with opened(str(tmp_path)) as file:
+        for at in (0, 1, 512, 1535, 1536, 30_000, len(whole) - 1100, len(whole) - 1, len(whole)):
+            file.seek(at)
+            assert file.read() == whole[at:]
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x" * 100)
+    with opened(str(tmp_path)) as file:
+        (tmp_path / "a.jpg").write_bytes(b"x" * 99)
+        with pytest.raises(InvalidArgument, match=r"a\.jpg changed") as caught:
+            file.read()
+    assert caught.value.reason == "FILE_CHANGED"
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
@@ -30,8 +64,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "set" / "images").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
     (tmp_path / "set" / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
-    with opened(str(tmp_path / "set")) as file, zipfile.ZipFile(file) as archive:
-        assert archive.namelist() == ["images/a.jpg"]
+    assert names_in(tmp_path / "set") == ["images/a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +75,10 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
         ("/data/v1.2", "v1.2"),
         ("https://example.org/sets/cells.zip?token=1", "cells"),
         ("https://example.org/sets/cells/", "cells"),
+        ("/data/cells.tar.gz", "cells"),
+        ("cells.TGZ", "cells"),
+        ("s3://bucket/sets/cells.tar", "cells"),
+        ("s3://bucket/sets/v1.2/", "v1.2"),
     ],
 )
 def test_dataset_is_named_after_its_source(source: str, name: str) -> None:
