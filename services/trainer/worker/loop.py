@@ -107,8 +107,7 @@ class Trainer:
         self._precision = Precision(self.device, amp=self._hyperparameters.amp)
         self._sides = Sides(self._hyperparameters, self.network.stride)
         self._last_update = -1
-        # The epoch under way, or the last one until the next begins.
-        self._epoch = 0
+        # Of the epoch under way.
         self._steps_done = 0
         self._sums: dict[str, float] = {}
         self._best: dict[str, Any] = {"epoch": 0, "fitness": -1.0, "state_dict": None}
@@ -217,21 +216,19 @@ class Trainer:
             save: Called to save it, at every rank.
 
         Returns:
-            Mean of each loss, lr, data_wait_share and images_per_second, by name; the last two are
-            of the steps done here, and left out if all were done before.
+            Mean of each loss, lr, data_wait_share and images_per_second, by name.
 
         Raises:
             FailedPrecondition: LOSS_NOT_FINITE.
         """
-        if epoch != self._epoch:
-            self._epoch, self._steps_done, self._sums = epoch, 0, {}
-        num_images, waited = 0, 0.0
+        num_images = 0
         began = time.perf_counter()
         for index, batch in enumerate(self._images, self._steps_done):
             for name, value in self.step(batch, epoch, index).items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._steps_done = index + 1
             num_images += len(batch["img"]) * self._ranks.num_ranks
+            means = {name: value / self._steps_done for name, value in self._sums.items()}
             waited = self._images.wait_seconds / (time.perf_counter() - began)
             learning_rate = self.optimizer.param_groups[0]["lr"]
             shares = self.loader_shares
@@ -363,20 +360,18 @@ class Trainer:
         """Returns everything needed to go on as if nothing had been: tensors and plain values.
 
         Args:
-            epoch: Last finished epoch: trained and measured.
+            epoch: Last finished epoch.
         """
-        step = self._steps_done if self._epoch == epoch + 1 else 0
         # The best weights are those of this epoch more often than not: not twice then.
-        is_best = self._best["epoch"] == epoch and not step
+        is_best = self._best["epoch"] == epoch and not self._steps_done
         return {
-            "epoch": epoch,
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "ema_updates": self.ema.num_updates,
             "optimizer": self.optimizer.state_dict(),
             "best": self._best | ({"state_dict": None} if is_best else {}),
-            "step": step,
-            "sums": dict(self._sums) if step else {},
+            "step": self._steps_done,
+            "sums": dict(self._sums),
             "last_update": self._last_update,
             # Of the batches since then.
             "gradients": {
@@ -401,8 +396,7 @@ class Trainer:
         self._best = dict(state["best"])
         if self._best["epoch"] and self._best["state_dict"] is None:
             self._best["state_dict"] = state["ema"]
-        self._epoch, self._steps_done = state["epoch"] + 1, state["step"]
-        self._sums = dict(state["sums"])
+        self._steps_done, self._sums = state["step"], dict(state["sums"])
         self._last_update = state["last_update"]
         for name, parameter in self.network.named_parameters():
             gradient = state["gradients"].get(name)
