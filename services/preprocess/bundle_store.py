@@ -239,3 +239,52 @@ async def list_shards(conn: Connection, version_id: str) -> dict[tuple[str, int]
         )
         for row in rows
     }
+
+
+async def insert_bundle_object(conn: Connection, *, version_id: str, claim: str, key: str) -> bool:
+    """Notes that a version uses an object that is no shard; False if the claim is lost."""
+    inserted: bool | None = await conn.fetchval(
+        """
+        insert into bundle_object (version_id, key)
+        select version_id, $3 from preprocessing
+        where version_id = $1 and claim = $2 and state = 'RUNNING'
+        on conflict (version_id, key) do update set key = excluded.key
+        returning true
+        """,
+        version_id,
+        claim,
+        key,
+    )
+    return bool(inserted)
+
+
+async def lock_version(conn: Connection, version_id: str) -> None:
+    """Makes the events of one version wait for one another until the commit."""
+    await conn.execute(
+        "select pg_advisory_xact_lock(hashtextextended('version ' || $1, 0))", version_id
+    )
+
+
+async def purge_version(conn: Connection, version_id: str) -> None:
+    """Forgets a version for good; what only its bundle used becomes garbage."""
+    await conn.execute(
+        "insert into purged_version (version_id) values ($1) on conflict do nothing", version_id
+    )
+    await conn.execute(
+        """
+        insert into garbage (prefix)
+        select key from shard where version_id = $1
+        union select key from bundle_object where version_id = $1
+        on conflict do nothing
+        """,
+        version_id,
+    )
+    await conn.execute("delete from preprocessing where version_id = $1", version_id)
+
+
+async def is_purged(conn: Connection, version_id: str) -> bool:
+    """Says whether a version is gone for good."""
+    purged: bool = await conn.fetchval(
+        "select exists (select from purged_version where version_id = $1)", version_id
+    )
+    return purged

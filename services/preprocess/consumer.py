@@ -1,4 +1,4 @@
-"""What the preprocess service does when a version is created, deleted or undeleted."""
+"""What the preprocess service does when a version is created, deleted, undeleted or purged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from services.preprocess.events import append_state
 
 log = telemetry.get_logger(__name__)
 
-SUBJECTS = tuple(f"detflow.v1.version.*.{what}" for what in ("created", "deleted", "undeleted"))
+SUBJECTS = tuple(
+    f"detflow.v1.version.*.{what}" for what in ("created", "deleted", "undeleted", "purged")
+)
 
 
 class VersionEvents:
@@ -50,6 +52,12 @@ class VersionEvents:
             TooEarly: The version is deleted or undeleted before it is known.
         """
         version = delivered.message.version
+        await sql.lock_version(conn, delivered.resource_id)
+        if delivered.what == "purged":
+            await sql.purge_version(conn, delivered.resource_id)
+            return None
+        if await sql.is_purged(conn, delivered.resource_id):
+            return None
         if delivered.what == "created":
             preprocessing = await sql.insert_preprocessing(
                 conn,

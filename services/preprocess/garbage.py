@@ -16,6 +16,9 @@ from services.preprocess.upload_store import delete_expired_uploads
 
 log = telemetry.get_logger(__name__)
 
+SHARED = "bundles/"
+"""What the keys of objects begin with that several versions may use."""
+
 _OLD_UPLOADS_SECONDS = 600.0
 
 
@@ -38,6 +41,9 @@ class GarbageCollector:
             prefixes = await sql.list_garbage(conn)
         for prefix in prefixes:
             try:
+                if prefix.startswith(SHARED):
+                    await self._delete_unused(prefix)
+                    continue
                 await asyncio.to_thread(empty, self._store, prefix)
             except BaseError as error:  # the object store is away: the mark stays
                 log.warning("garbage waits", prefix=prefix, error=str(error))
@@ -45,6 +51,14 @@ class GarbageCollector:
             async with self._db.connection() as conn:
                 await sql.delete_garbage(conn, prefix)
         return False
+
+    async def _delete_unused(self, key: str) -> None:
+        """Deletes an object that versions share, unless one of them uses it."""
+        async with self._db.transaction() as conn:
+            await sql.lock_object(conn, key)
+            if not await sql.is_used(conn, key):
+                await asyncio.to_thread(self._store.delete, key)
+            await sql.delete_garbage(conn, key)
 
 
 def empty(store: ObjectStore, prefix: str, keep: str = "") -> None:

@@ -40,3 +40,31 @@ async def list_garbage(conn: Connection) -> list[str]:
 async def delete_garbage(conn: Connection, prefix: str) -> None:
     """Forgets a prefix that is empty now, or used."""
     await conn.execute("delete from garbage where prefix = $1", prefix)
+
+
+async def lock_object(conn: Connection, key: str) -> None:
+    """Makes who begins to use an object and who deletes it wait for one another until the commit.
+
+    Whoever stores an object locks it, notes its use, commits, and then looks whether it is still
+    there: it was deleted before the lock, or will not be as long as the use is noted.
+    """
+    await conn.execute("select pg_advisory_xact_lock(hashtextextended('object ' || $1, 0))", key)
+
+
+async def is_used(conn: Connection, key: str) -> bool:
+    """Says whether a version's bundle needs an object.
+
+    Of bundles that were made before their uses were noted it is not known what else they have
+    than shards: as long as there is one, nothing else is deleted.
+    """
+    used: bool = await conn.fetchval(
+        """
+        select exists (select from shard where key = $1)
+          or exists (select from bundle_object where key = $1)
+          or not starts_with($1, 'bundles/shards/') and exists (
+            select from preprocessing p where state = 'SUCCEEDED' and not exists (
+              select from bundle_object o where o.version_id = p.version_id))
+        """,
+        key,
+    )
+    return used

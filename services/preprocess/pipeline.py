@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from detflow import telemetry
-from detflow.errors import DetflowError, FailedPrecondition, failure
+from detflow.errors import DetflowError, FailedPrecondition, Unavailable, failure
 from detflow.events import Bus
 from detflow.names import new_id, project_of
 from detflow.postgres import Database
@@ -38,6 +38,7 @@ from services.preprocess.bundle import (
 )
 from services.preprocess.domain import Dataset, DatasetState, Image, Preprocessing, Reason
 from services.preprocess.events import append_state
+from services.preprocess.garbage_store import lock_object
 from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import transform_of
 from services.preprocess.pool import Pool
@@ -144,6 +145,8 @@ class Pipeline:
             split: await self._describe(dataset, split, assigned[split], recipe, done, folder)
             for split in SPLITS
         }
+        for described in splits.values():
+            await self._use(preprocessing.version_id, claim, described["ground_truth"]["key"])
         await self._complete(preprocessing, claim, dataset, recipe, splits)
 
     async def _dataset_of(self, preprocessing: Preprocessing) -> Dataset:
@@ -191,7 +194,8 @@ class Pipeline:
     async def _record(
         self, version_id: str, claim: str, plan: ShardPlan, shard: StoredShard
     ) -> None:
-        async with self._db.connection() as conn:
+        async with self._db.transaction() as conn:
+            await lock_object(conn, shard.key)
             if not await sql.insert_shard(
                 conn,
                 version_id=version_id,
@@ -201,6 +205,26 @@ class Pipeline:
                 shard=shard,
             ):
                 raise ClaimLost
+        await self._check_there(shard.key)
+
+    async def _use(self, version_id: str, claim: str, key: str) -> None:
+        """Notes that a version uses an object that is no shard."""
+        async with self._db.transaction() as conn:
+            await lock_object(conn, key)
+            if not await sql.insert_bundle_object(
+                conn, version_id=version_id, claim=claim, key=key
+            ):
+                raise ClaimLost
+        await self._check_there(key)
+
+    async def _check_there(self, key: str) -> None:
+        """Checks an object whose use was noted just now.
+
+        Raises:
+            Unavailable: It was there already and went with the last version that used it.
+        """
+        if not await asyncio.to_thread(self._store.exists, key):
+            raise Unavailable(f"{key} was deleted with a purged version; it is made again")
 
     async def _describe(
         self,
@@ -263,6 +287,7 @@ class Pipeline:
         )
         key = f"bundles/manifests/{hashlib.sha256(manifest).hexdigest()}.json"
         stored = await asyncio.to_thread(self._store.put_if_absent, key, manifest)
+        await self._use(preprocessing.version_id, claim, key)
         async with self._db.transaction() as conn:
             succeeded = await sql.complete_preprocessing(
                 conn,
