@@ -33,7 +33,8 @@ async def send_file(
 
     Args:
         call: grpc.aio unary-stream call of HttpBody messages; cancelled when this returns.
-        describe: Gets the resource with `file_name` and, once it is known, `object.size_bytes`.
+        describe: Gets the resource with `file_name` and, once it is known, `object.size_bytes`; or
+            with `display_name`, if the file is made while it is sent.
         receive: ASGI receive; tells of a disconnect.
         send: ASGI send; waits until there is room.
 
@@ -72,11 +73,18 @@ def _headers(first: Any, resource: Any) -> list[tuple[bytes, bytes]]:
     kind = given if _MEDIA_TYPE.fullmatch(given) else CONTENT_TYPES[0]
     headers = [
         (b"content-type", kind.encode()),
-        (b"content-disposition", disposition(resource.file_name).encode()),
+        (b"content-disposition", disposition(_file_name(resource, kind)).encode()),
     ]
-    if resource.HasField("object"):
+    if "object" in resource.DESCRIPTOR.fields_by_name and resource.HasField("object"):
         headers.append((b"content-length", str(resource.object.size_bytes).encode()))
     return headers
+
+
+def _file_name(resource: Any, kind: str) -> str:
+    """Returns the name of a file, or what it holds with the extension of its kind."""
+    if "file_name" in resource.DESCRIPTOR.fields_by_name:
+        return str(resource.file_name)
+    return resource.display_name + (".zip" if kind == "application/zip" else "")
 
 
 def disposition(file_name: str) -> str:

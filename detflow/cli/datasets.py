@@ -1,17 +1,24 @@
 """`detflow datasets`: import, list, show, delete."""
 
+import csv
+import io
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from detflow.cli import output
+from detflow.cli.files import check_out, file_name
 from detflow.cli.session import Address, Json, Project, session
+from detflow.client.datasets import FORMATS
 from detflow.client.projects import DEFAULT_PROJECT
+from detflow.client.saving import replacing
 from detflow.errors import InvalidArgument
 from detflow.v1 import common_pb2, dataset_pb2
 
 app = typer.Typer(help="Labelled images, imported once.", rich_markup_mode=None)
 
+_MAX_SHOWN = 100
 _State = dataset_pb2.Dataset.State
 _Name = Annotated[str, typer.Argument(metavar="DATASET", help="Name, id or resource name.")]
 
@@ -29,11 +36,15 @@ def import_(
         bool,
         typer.Option("--skip-invalid", help="Leave out what is invalid and list it."),
     ] = False,
+    format: Annotated[
+        str, typer.Option("--format", help=f"{', '.join(FORMATS)} [default: detect it].")
+    ] = "",
     json: Json = False,
     project: Project = "",
     address: Address = "",
 ) -> None:
-    """Imports labelled images in YOLO or Pascal VOC layout."""
+    """Imports labelled images in YOLO, Pascal VOC or COCO layout."""
+    _check_format(format)
     s = session(context, json, project, address)
     if s.project != DEFAULT_PROJECT:
         s.client.projects.ensure(s.project)
@@ -44,11 +55,17 @@ def import_(
 
         try:
             dataset = s.client.datasets.import_(
-                source, project=s.project, name=name, skip_invalid=skip_invalid, progress=show
+                source,
+                project=s.project,
+                name=name,
+                skip_invalid=skip_invalid,
+                format=format,
+                progress=show,
             )
         except InvalidArgument as error:
-            # The service speaks of its field; here it is an option.
+            # The service speaks of its fields; here they are options.
             error.message = error.message.replace("skip_invalid", "--skip-invalid")
+            error.message = error.message.replace("`format`", "--format")
             raise
     if s.json:
         output.say_json(dataset)
@@ -119,9 +136,84 @@ def delete(
         output.say(f"deleted {output.printable(found.display_name)}")
 
 
+@app.command("download")
+def download(
+    context: typer.Context,
+    dataset: _Name,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            help="File, or folder [default: here].",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = Path(),
+    format: Annotated[
+        str, typer.Option("--format", help=f"{', '.join(FORMATS)} [default: as imported].")
+    ] = "",
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Downloads a dataset as a zip, with the original images."""
+    _check_format(format)
+    check_out(out)
+    s = session(context, json, project, address)
+    found = s.client.datasets.find(dataset, s.project)
+    if out.is_dir():
+        out = out / file_name(found.display_name, ".zip")
+    with s.bar() as bar:
+
+        def show(progress: common_pb2.Progress) -> None:
+            bar.update(progress.stage, progress.percent, rate(progress))
+
+        path = s.client.datasets.download(found.name, out, format=format, progress=show)
+    if s.json:
+        output.say_json({"name": found.name, "path": str(path)})
+        return
+    output.say(f"wrote {output.printable(str(path))} ({output.size(path.stat().st_size)})")
+
+
+@app.command("problems")
+def problems(
+    context: typer.Context,
+    dataset: _Name,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="CSV file to write.", metavar="FILE")
+    ] = None,
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Lists everything that an import left out, clipped or refused."""
+    if out is not None:
+        check_out(out)
+    s = session(context, json, project, address)
+    found = s.client.datasets.problems(s.client.datasets.find(dataset, s.project).name)
+    if out is None:
+        for problem in found:
+            if s.json:
+                output.say_json(problem, one_line=True)
+            else:
+                output.say(_problem_line(problem))
+        return
+    with replacing(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+        rows = csv.writer(text)
+        rows.writerow(("place", "reason", "description"))
+        rows.writerows((one.field, one.reason, one.description) for one in found)
+        text.flush()
+        text.detach()
+    if not s.json:
+        output.say(f"wrote {output.printable(str(out))}")
+
+
 def rate(progress: common_pb2.Progress) -> str:
     """Renders what a progress message says beside its percentage."""
-    if progress.stage in ("upload", "download"):
+    if progress.stage in ("hash", "upload", "download"):
+        if not progress.num_total:
+            return f"{progress.num_done / 1e6:.1f} MB"
         return f"{progress.num_done / 1e6:.1f} of {progress.num_total / 1e6:.1f} MB"
     parts = [f"{progress.num_done}"]
     if progress.num_total:
@@ -142,6 +234,11 @@ def _say_dataset(dataset: dataset_pb2.Dataset) -> None:
         "images": f"{dataset.num_images} ({dataset.num_background_images} without boxes)",
         "boxes": f"{dataset.num_boxes}",
     }
+    if dataset.num_crowd_boxes:
+        fields["boxes"] += f" ({dataset.num_crowd_boxes} of them crowds)"
+    if dataset.HasField("existing_split"):
+        split = dataset.existing_split
+        fields["own splits"] = f"{split.train} train, {split.val} val, {split.test} test"
     if len(dataset.num_boxes_by_class) == len(dataset.class_names) > 0:
         fields["classes"] = ", ".join(
             f"{name} ({count})"
@@ -153,7 +250,18 @@ def _say_dataset(dataset: dataset_pb2.Dataset) -> None:
     if dataset.skipped:
         output.say(f"left out or corrected ({dataset.num_skipped} left out in all):")
         for problem in dataset.skipped:
-            output.say(
-                f"  {output.printable(problem.field)}: {problem.reason}:"
-                f" {output.printable(problem.description)}"
-            )
+            output.say(f"  {_problem_line(problem)}")
+        if len(dataset.skipped) == _MAX_SHOWN:
+            output.say(f"  all of them: detflow datasets problems {dataset.name}")
+
+
+def _problem_line(problem: common_pb2.Problem) -> str:
+    return (
+        f"{output.printable(problem.field)}: {problem.reason}:"
+        f" {output.printable(problem.description)}"
+    )
+
+
+def _check_format(text: str) -> None:
+    if text and text not in FORMATS:
+        raise typer.BadParameter(f"--format must be one of {', '.join(FORMATS)}, not {text!r}")

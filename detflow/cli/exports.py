@@ -1,6 +1,5 @@
 """`detflow export` and `detflow exports`: trained models as files."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from detflow.cli import output
 from detflow.cli.datasets import rate
+from detflow.cli.files import check_out
 from detflow.cli.session import Address, Json, Project, Session, session
 from detflow.client.exports import FORMATS, PRECISIONS
 from detflow.errors import DetflowError
@@ -74,7 +74,7 @@ def export(
     ):
         if text not in choices:
             raise typer.BadParameter(f"{option} must be one of {', '.join(choices)}, not {text!r}")
-    _check_out(out)
+    check_out(out)
     s = session(context, json, project, address)
     made = s.client.exports.create(
         s.client.trainings.find(training, s.project).name,
@@ -143,7 +143,7 @@ def download(
     address: Address = "",
 ) -> None:
     """Downloads the file of a finished export and checks it."""
-    _check_out(out)
+    check_out(out)
     s = session(context, json, project, address)
     _download(s, s.client.exports.get(export), out)
 
@@ -163,15 +163,6 @@ def delete(
         output.say_json({"name": export})
     else:
         output.say(f"deleted {output.printable(export)}")
-
-
-def _check_out(out: Path) -> None:
-    """Refuses at once what could not be written after minutes of work."""
-    folder = out if out.is_dir() else out.parent
-    if not folder.is_dir():
-        raise typer.BadParameter(f"-o {out}: there is no folder {folder}; make it first")
-    if not os.access(folder, os.W_OK):
-        raise typer.BadParameter(f"-o {out}: the folder {folder} cannot be written to")
 
 
 def _cancel(s: Session, name: str) -> None:

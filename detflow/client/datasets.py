@@ -3,14 +3,26 @@
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from detflow.client import archive
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
+from detflow.client.saving import replacing
 from detflow.client.upload import OnProgress, upload_archive
-from detflow.errors import NotFound, from_status
+from detflow.errors import InvalidArgument, NotFound, from_status
 from detflow.names import MAX_NAME_LENGTH, check_display_name
-from detflow.v1 import dataset_pb2, dataset_pb2_grpc
+from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
+
+
+FORMATS = {
+    "yolo": dataset_pb2.DATASET_FORMAT_YOLO,
+    "voc": dataset_pb2.DATASET_FORMAT_VOC,
+    "coco": dataset_pb2.DATASET_FORMAT_COCO,
+}
+"""Formats that are read and written."""
+
+_DOWNLOAD_SECONDS = 24 * 3600.0
 
 
 class Datasets:
@@ -27,6 +39,7 @@ class Datasets:
         project: str = DEFAULT_PROJECT,
         name: str = "",
         skip_invalid: bool = False,
+        format: str = "",
         progress: OnProgress | None = None,
     ) -> dataset_pb2.Dataset:
         """Imports an archive (zip, tar, tar.gz), a folder or a URL, and waits until it is done.
@@ -41,6 +54,7 @@ class Datasets:
             project: Id of the project.
             name: Name shown to people; by default that of the file.
             skip_invalid: Leave out what is invalid, and list it, instead of refusing the archive.
+            format: One of `FORMATS`; by default it is detected.
             progress: Called with what is being done: stages "hash" and "upload" (bytes), then the
                 import's.
 
@@ -54,6 +68,7 @@ class Datasets:
         text = os.fspath(source)
         name = name or archive.default_name(text)[:MAX_NAME_LENGTH]
         check_display_name(name, "name")  # not only after a long upload
+        wanted = _format(format)
         upload = ""
         if not archive.is_in_object_store(text):
             with archive.opened(text) as file:
@@ -68,6 +83,7 @@ class Datasets:
                 upload=upload,
                 source_url="" if upload else text,
                 skip_invalid=skip_invalid,
+                format=wanted,
                 request_id=str(uuid.uuid4()),
             ),
         )
@@ -106,6 +122,63 @@ class Datasets:
             f"no dataset {text!r} in project {project}: see `detflow datasets list`",
             metadata={"dataset": text},
         )
+
+    def problems(self, name: str) -> Iterator[common_pb2.Problem]:
+        """Yields everything that an import left out, clipped or refused, by place.
+
+        Args:
+            name: Resource name of a dataset, READY or FAILED.
+        """
+
+        def fetch(token: str) -> tuple[Sequence[common_pb2.Problem], str]:
+            request = dataset_pb2.ListImportProblemsRequest(
+                parent=name, page_size=1000, page_token=token
+            )
+            response = self._connection.call(self._stub.ListImportProblems, request)
+            return response.problems, response.next_page_token
+
+        return pages(fetch)
+
+    def download(
+        self,
+        name: str,
+        destination: str | os.PathLike[str],
+        *,
+        format: str = "",
+        progress: OnProgress | None = None,
+    ) -> Path:
+        """Downloads a dataset as a zip; it appears whole, or not at all.
+
+        Args:
+            name: Resource name.
+            destination: Path of the file, which is replaced, or of a folder.
+            format: One of `FORMATS`; by default that which it was imported in.
+            progress: Called in stage "download", with bytes; how many come is not known before.
+
+        Returns:
+            Where the file is.
+
+        Raises:
+            FailedPrecondition: The dataset is not READY.
+            DataLoss: An image is not what was imported.
+        """
+        request = dataset_pb2.DownloadDatasetRequest(name=name, format=_format(format))
+        path = Path(destination)
+        if path.is_dir():
+            path = path / f"{name.rsplit('/', 1)[-1]}.zip"
+        num_bytes = 0
+        with replacing(path) as file:
+            stream = self._stub.DownloadDataset(request, timeout=_DOWNLOAD_SECONDS)
+            try:
+                with self._connection.translated():
+                    for part in stream:
+                        file.write(part.data)
+                        num_bytes += len(part.data)
+                        if progress is not None:
+                            progress(common_pb2.Progress(stage="download", num_done=num_bytes))
+            finally:
+                stream.cancel()  # type: ignore[no-untyped-call]
+        return path
 
     def delete(self, name: str) -> None:
         """Deletes a dataset that no version uses."""

@@ -1,15 +1,14 @@
 """Exports: trained models as files that other programs run."""
 
-import contextlib
 import hashlib
 import os
-import secrets
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from detflow.client.connection import Connection, pages
+from detflow.client.saving import replacing
 from detflow.client.upload import OnProgress, of_bytes
 from detflow.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, from_status
 from detflow.v1 import export_pb2, export_pb2_grpc
@@ -169,7 +168,7 @@ class Exports:
             state = export_pb2.Export.State.Name(export.state)
             raise FailedPrecondition(f"{name} is {state} and has no file", reason="NO_FILE")
         path = self.path_of(export, destination)
-        with _replacing(path) as file:
+        with replacing(path) as file:
             self._receive(export, file, progress)
         return path
 
@@ -208,32 +207,3 @@ def _choice(field: str, text: str, choices: Collection[str]) -> str:
             f"{field} must be one of {', '.join(choices)}, not {text!r}", reason="UNKNOWN_VALUE"
         )
     return text
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file beside `path` that takes its place when all went well."""
-    partial = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.partial")
-    with _named(path):
-        file = open(partial, "xb")
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with _named(path):
-            partial.replace(path)
-    except BaseException:
-        partial.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidArgument(
-            f"cannot write {path} ({error.strerror}): name a file in a folder that is there",
-            reason="UNWRITABLE_FILE",
-        ) from error

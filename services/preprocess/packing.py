@@ -20,10 +20,10 @@ import orjson
 
 from services.preprocess.domain import SPLITS, Image
 from services.preprocess.formats.layout import stem_of
+from services.preprocess.formats.yolo import DIGITS, to_edges
 
 _MAX_STEM_BYTES = 200
 _SHORT_DIGITS = (6, 9, 12, 17, 24)
-_EXACT_DIGITS = 40
 _NOT_IN_XML = dict.fromkeys((0xFFFE, 0xFFFF), "_")
 
 
@@ -184,14 +184,14 @@ def _yolo_pair(low: float, high: float, side: int) -> tuple[str, str]:
     They are as many as it takes for the reader, which rounds once, to arrive at the same edges; a
     box that came from six digits leaves with the same six.
     """
-    with localcontext(prec=_EXACT_DIGITS):
+    with localcontext(prec=DIGITS):
         centre = (Decimal(low) + Decimal(high)) / (2 * side)
         extent = (Decimal(high) - Decimal(low)) / side
         for digits in _SHORT_DIGITS:
             unit = Decimal(1).scaleb(-digits)
             c, e = centre.quantize(unit), extent.quantize(unit)
-            ends = (float((c - e / 2) * side), float((c + e / 2) * side))
-            if (max(ends[0], 0.0), min(ends[1], float(side))) == (low, high):
+            edges = to_edges(c, e, side)
+            if (max(edges[0], 0.0), min(edges[1], float(side))) == (low, high):
                 return f"{c:f}", f"{e:f}"
     return str(centre), str(extent)
 

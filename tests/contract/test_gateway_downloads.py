@@ -12,7 +12,7 @@ import pytest
 from google.api import httpbody_pb2
 
 from detflow import errors
-from detflow.v1 import common_pb2, export_pb2
+from detflow.v1 import common_pb2, dataset_pb2, export_pb2
 from gateway import download
 from tests.gateway_rig import Rig, details, running
 
@@ -66,6 +66,26 @@ async def test_file_arrives_whole_with_its_name_type_and_size(rig: Rig) -> None:
         ("GetExport", "r1"),
     ]
     assert rig.backend.calls[1][1].name == PATH.removeprefix("/v1/").removesuffix(":download")
+
+
+async def test_a_file_made_while_it_is_sent_is_named_after_its_resource(rig: Rig) -> None:
+    async def reply(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        for chunk in CHUNKS:
+            yield body(chunk, "application/zip")
+
+    async def dataset(request: Any, _context: Any) -> Any:
+        return dataset_pb2.Dataset(name=request.name, display_name="세포")
+
+    rig.backend.replies["GetDataset"] = dataset
+    rig.backend.replies["DownloadDataset"] = reply
+    path = "/v1/projects/p/datasets/d:download?format=DATASET_FORMAT_COCO"
+    answer = await rig.http.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/zip"
+    assert "content-length" not in answer.headers
+    assert answer.headers["content-disposition"].endswith("UTF-8''%EC%84%B8%ED%8F%AC.zip")
+    assert answer.content == CONTENT
+    assert rig.backend.calls[0][1].format == dataset_pb2.DATASET_FORMAT_COCO
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ _NO_LABELS = frozenset(
     "classes labels names train val valid validation test predefined_classes notes license".split()
 )
 _NUM_COLUMNS = 5
-_DIGITS = 40
+DIGITS = 40
+"""Decimal digits that boxes are computed with."""
+_RESOLUTION = Decimal("1e-30")
+_MAX_EDGE = 1_000_000
 
 T = TypeVar("T")
 
@@ -181,16 +184,24 @@ def parse_labels(path: str, data: bytes, size: tuple[int, int], num_classes: int
     return builder.build()
 
 
+def to_edges(centre: Decimal, extent: Decimal, side: int) -> tuple[float, float]:
+    """Turns centre and length, as shares of a side, into two edges in pixels, each rounded once.
+
+    Call it with DIGITS of precision. What downloads write gives the very edges they were made of.
+    """
+    return _edge((centre - extent / 2) * side), _edge((centre + extent / 2) * side)
+
+
+def _edge(value: Decimal) -> float:
+    # An edge at 0 comes out as 3e-40 of a third of something.
+    return float(value.quantize(_RESOLUTION) if abs(value) < _MAX_EDGE else value)
+
+
 def _to_pixels(columns: list[str], width: int, height: int) -> tuple[float, float, float, float]:
-    """Turns cx, cy, w, h into pixels, each rounded only once: rows of a download give it back."""
-    with localcontext(prec=_DIGITS):
+    with localcontext(prec=DIGITS):
         cx, cy, w, h = (Decimal(column) for column in columns)
-        return (
-            float((cx - w / 2) * width),
-            float((cy - h / 2) * height),
-            float((cx + w / 2) * width),
-            float((cy + h / 2) * height),
-        )
+        (x1, x2), (y1, y2) = to_edges(cx, w, width), to_edges(cy, h, height)
+        return x1, y1, x2, y2
 
 
 def _class_problem(column: str, num_classes: int | None) -> str | None:
