@@ -202,3 +202,11 @@ class Datasets:
             return response.datasets, response.next_page_token
 
         return pages(fetch)
+
+
+def _format(text: str) -> dataset_pb2.DatasetFormat.ValueType:
+    if text and text not in FORMATS:
+        raise InvalidArgument(
+            f"format must be one of {', '.join(FORMATS)}, not {text!r}", reason="UNKNOWN_VALUE"
+        )
+    return FORMATS.get(text, dataset_pb2.DATASET_FORMAT_UNSPECIFIED)
