@@ -14,7 +14,6 @@ from detflow.errors import InvalidArgument, NotFound, from_status
 from detflow.names import MAX_NAME_LENGTH, check_display_name
 from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
 
-
 FORMATS = {
     "yolo": dataset_pb2.DATASET_FORMAT_YOLO,
     "voc": dataset_pb2.DATASET_FORMAT_VOC,
