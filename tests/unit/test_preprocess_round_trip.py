@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import tempfile
-import zipfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from xml.sax.saxutils import escape
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +14,11 @@ from services.preprocess.formats import Format
 from tests.preprocess_import import Imported, download, import_archive
 from tests.preprocess_samples import jpeg, pack, with_orientation
 
-_PAIRS = list(itertools.product(Format, Format))
 _CLASSES = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp", "Cn")), max_size=12)
+    st.text(
+        st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cf", "Zl", "Zp", "Cn")),
+        max_size=12,
+    )
     .map(str.strip)
     .filter(bool),
     min_size=1,
@@ -30,7 +26,7 @@ _CLASSES = st.lists(
     unique=True,
 )
 _STEMS = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters='/\\:'),
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="/\\:"),
     min_size=1,
     max_size=8,
 ).filter(lambda stem: stem.strip(". ") == stem and not stem.startswith("._"))
