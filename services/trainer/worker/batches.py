@@ -43,7 +43,7 @@ def to_pixels(images: torch.Tensor, device: torch.device, side: int) -> torch.Te
         RGB in 0..1, shape (n, 3, side, side), float32, channels last.
     """
     pixels = images.to(device, non_blocking=True)
-    pixels = pixels.contiguous(memory_format=torch.channels_last).float() / 255
+    pixels = pixels.contiguous(memory_format=torch.channels_last).float().div_(255)
     if side == pixels.shape[2]:
         return pixels
     return functional.interpolate(pixels, size=(side, side), mode="bilinear")
