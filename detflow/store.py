@@ -19,6 +19,7 @@ from detflow.errors import DataLoss, Unavailable
 from detflow.v1.common_pb2 import StoredObject
 
 if TYPE_CHECKING:  # it is a type of a stub file only
+    from obstore.store import ObjectStore as Store
     from obstore.store import RetryConfig
 
 _CHUNK_BYTES = 1 << 20
@@ -42,11 +43,9 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self._is_remote = urlsplit(url).scheme != "file"
-        if self._is_remote:
-            self._store = from_url(url, retry_config=_RETRIES)
-        else:
+        if not self._is_remote:
             Path(urlsplit(url).path).mkdir(parents=True, exist_ok=True)
-            self._store = from_url(url)
+        self._store = open_url(url)
 
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
         return ObjectStore, (self.url,)
@@ -161,6 +160,13 @@ class ObjectStore:
                 " address and its credentials",
                 reason="STORE_UNAVAILABLE",
             ) from error
+
+
+def open_url(url: str) -> Store:
+    """Opens a folder or a bucket; a bucket is asked again for half a minute."""
+    if urlsplit(url).scheme == "file":
+        return from_url(url)
+    return from_url(url, retry_config=_RETRIES)
 
 
 def _measure(data: bytes | Path) -> tuple[int, str]:

@@ -66,6 +66,7 @@ class Caller:
         upload: str,
         name: str = "cells",
         *,
+        source_url: str = "",
         skip_invalid: bool = False,
         request_id: str = "",
         project: str = PROJECT,
@@ -77,6 +78,7 @@ class Caller:
                     parent=project,
                     dataset=dataset_pb2.Dataset(display_name=name),
                     upload=upload,
+                    source_url=source_url,
                     skip_invalid=skip_invalid,
                     request_id=request_id,
                 )
@@ -182,6 +184,7 @@ async def running(
     *,
     limits: Limits | None = None,
     max_upload_bytes: int = 1 << 30,
+    import_urls: str = "",
     **others: Any,
 ) -> AsyncIterator[Rig]:
     """Runs the service on a free port; at the end it drains."""
@@ -192,6 +195,7 @@ async def running(
         data_dir=folder / "data",
         preprocess_processes=1,
         max_upload_bytes=max_upload_bytes,
+        import_urls=import_urls,
         drain_seconds=1.0,
         log_level="error",
         **others,

@@ -19,6 +19,7 @@ from services.preprocess.pipeline import Pipeline
 from services.preprocess.pool import Pool, WorkerPool
 from services.preprocess.ray_pool import RayPool
 from services.preprocess.service import DatasetService, PreprocessService
+from services.preprocess.sources import Sources
 from services.preprocess.uploads import Uploads
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -34,8 +35,20 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
     """
     scratch = Scratch(s.settings.data_dir / "preprocess")
     pool = WorkerPool(s.settings.preprocess_processes)
+    sources = Sources(
+        allowed=s.settings.import_urls,
+        store_url=s.settings.store_url,
+        limits=limits,
+        max_bytes=s.settings.max_upload_bytes,
+    )
     importer = Importer(
-        db=s.db, bus=s.bus, store=s.store, pool=pool, scratch=scratch, limits=limits
+        db=s.db,
+        bus=s.bus,
+        store=s.store,
+        pool=pool,
+        scratch=scratch,
+        sources=sources,
+        limits=limits,
     )
     shards: Pool = RayPool(s.settings) if s.settings.executor == "ray" else pool
     pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=shards, scratch=scratch)
@@ -53,6 +66,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
                 max_bytes=s.settings.max_upload_bytes,
                 lifetime=timedelta(hours=s.settings.upload_idle_hours),
             ),
+            sources=sources,
             wake=importer.loop.bell.ring,
         ),
     )

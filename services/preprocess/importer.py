@@ -54,6 +54,7 @@ from services.preprocess.messages import refusal
 from services.preprocess.pool import WorkerPool
 from services.preprocess.problem_store import insert_problems
 from services.preprocess.progress import ProgressReporter
+from services.preprocess.sources import Sources
 from services.preprocess.upload_store import list_parts
 
 log = telemetry.get_logger(__name__)
@@ -98,6 +99,7 @@ class Importer:
         store: ObjectStore,
         pool: WorkerPool,
         scratch: Scratch,
+        sources: Sources,
         limits: Limits,
     ) -> None:
         self._db = db
@@ -105,6 +107,7 @@ class Importer:
         self._store = store
         self._pool = pool
         self._scratch = scratch
+        self._sources = sources
         self._limits = limits
         self.loop = WorkLoop("importer", self.step)
 
@@ -223,6 +226,10 @@ class Importer:
         self, dataset: Dataset, folder: Path, progress: ProgressReporter
     ) -> tuple[Path, Mapping[str, Entry]]:
         """Brings the archive to the local disk; returns it with the files in it."""
+        if dataset.source_url:
+            fetched = await self._sources.fetch(dataset.source_url, folder, progress)
+            await progress.update("read")
+            return fetched
         archive = folder / "archive"
         async with self._db.connection() as conn:
             parts = await list_parts(conn, dataset.project_id, dataset.upload_id or "")

@@ -42,6 +42,7 @@ from services.preprocess.messages import (
     wanted_format,
 )
 from services.preprocess.problem_store import list_problems
+from services.preprocess.sources import Sources
 from services.preprocess.uploads import Uploads
 
 log = telemetry.get_logger(__name__)
@@ -65,6 +66,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         watcher: Fan-out of events.
         projects: The projects there are.
         uploads: Receives archives.
+        sources: Says what may be imported from elsewhere.
         wake: Awaited when there is a dataset to import.
     """
 
@@ -76,6 +78,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         watcher: Watcher,
         projects: Projects,
         uploads: Uploads,
+        sources: Sources,
         wake: Callable[[], Awaitable[None]],
     ) -> None:
         self._db = db
@@ -83,6 +86,7 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self._watcher = watcher
         self._projects = projects
         self._uploads = uploads
+        self._sources = sources
         self._wake = wake
 
     async def UploadArchive(
@@ -122,20 +126,26 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         """Starts an import."""
         project_id = project_of(request.parent)
         check_display_name(request.dataset.display_name, "dataset.display_name")
+        source_url = ""
+        if request.source_url:
+            await self._projects.check(request.parent)
+            source_url = self._sources.check(request.source_url).url
         async with self._db.transaction() as conn:
             if request.request_id and (
                 known := await sql.get_requested_dataset(conn, project_id, request.request_id)
             ):
                 return dataset_message(known)
-            upload = await _received(conn, project_id, request.upload)
+            upload_id = None
+            if not source_url:
+                upload_id = (await _received(conn, project_id, request.upload)).id
             dataset = await sql.insert_dataset(
                 conn,
                 dataset_id=new_id(),
                 project_id=project_id,
                 display_name=request.dataset.display_name,
                 request_id=request.request_id,
-                upload_id=upload.id,
-                source_url="",
+                upload_id=upload_id,
+                source_url=source_url,
                 skip_invalid=request.skip_invalid,
                 wanted_format=wanted_format(request.format),
             )

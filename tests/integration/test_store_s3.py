@@ -4,17 +4,22 @@ import pickle
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
 from obstore.store import from_url
 
-from detflow.errors import DataLoss, Unavailable
+from detflow.errors import DataLoss, Unavailable, from_status
+from detflow.events import Bus
 from detflow.local.demo_data import write_dataset
 from detflow.store import ObjectStore
-from tests import s3_rig, stack_rig
+from detflow.v1 import dataset_pb2
+from services.preprocess import assembly, sources
+from tests import preprocess_rig, s3_rig, stack_rig
+from tests.preprocess_samples import pack, yolo_files
 
 URL = "s3://detflow/some prefix"
 
@@ -123,6 +128,59 @@ def test_a_server_that_is_away_is_unavailable(
         with pytest.raises(Unavailable):
             bucket.download(stored, tmp_path / "file")
     assert not list(tmp_path.iterdir())
+
+
+async def test_datasets_are_imported_from_buckets(
+    s3: s3_rig.S3,
+    make_database_url: Callable[[str], Awaitable[str]],
+    nats_url: str,
+    bus: Bus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = yolo_files(20)
+    bucket = from_url("s3://data")
+    for name, data in files.items():
+        obstore.put(bucket, f"sets/cells & co/{name.replace('00', '한%41+')}", data)
+    obstore.put(bucket, "sets/cells.zip", pack(files))
+    url = await make_database_url("preprocess")
+    async with preprocess_rig.running(
+        url, nats_url, bus, tmp_path, import_urls="s3://data/sets,s3://nothing"
+    ) as rig:
+
+        async def import_url(url: str, name: str) -> dataset_pb2.Dataset:
+            created = await rig.create("", name, source_url=url)
+            return (await rig.watch_dataset(created.name))[-1].dataset
+
+        folder = await import_url("s3://data/sets/cells & co/", "folder")
+        assert (folder.num_images, folder.num_boxes) == (20, 20), folder.failure
+        archive = await import_url("s3://data/sets/cells.zip", "archive")
+        uploaded = await rig.import_archive(pack(files), "uploaded")
+        assert archive.content_sha256 == uploaded.content_sha256
+
+        assemble = assembly.assemble
+
+        async def change_then_assemble(*arguments: Any) -> None:
+            obstore.put(bucket, "sets/cells.zip", b"x" + pack(files)[1:])
+            await assemble(*arguments)
+
+        for name, reason in (
+            ("s3://nothing/a.zip", "SOURCE_NOT_FOUND"),
+            ("s3://nothing/a/", "SOURCE_NOT_FOUND"),
+            ("s3://data/sets/cell", "SOURCE_NOT_FOUND"),
+            ("s3://data/sets/cell/", "SOURCE_NOT_FOUND"),
+            ("s3://data/sets/cells.zip", "SOURCE_CHANGED"),
+            ("s3://data/sets/cells.zip", "SOURCE_DENIED"),
+            ("s3://data/sets/", "SOURCE_DENIED"),
+        ):
+            with monkeypatch.context() as patch:
+                if reason == "SOURCE_CHANGED":
+                    patch.setattr(sources, "assemble", change_then_assemble)
+                if reason == "SOURCE_DENIED":
+                    patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+                error = from_status((await import_url(name, name)).failure.status)
+            assert error.reason == reason, error.message
+            assert name in error.message
 
 
 @pytest.mark.slow
