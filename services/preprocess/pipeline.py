@@ -24,6 +24,7 @@ from detflow.postgres import Database
 from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
+from detflow.v1.preprocess_pb2 import LeakReport
 from detflow.v1.version_pb2 import Recipe
 from services.preprocess import bundle_store as sql
 from services.preprocess import store as dataset_sql
@@ -36,18 +37,26 @@ from services.preprocess.bundle import (
     plan_shards,
     render_manifest,
 )
-from services.preprocess.domain import Dataset, DatasetState, Image, Preprocessing, Reason
+from services.preprocess.domain import (
+    SPLITS,
+    Dataset,
+    DatasetState,
+    Image,
+    Preprocessing,
+    Reason,
+)
 from services.preprocess.events import append_state
 from services.preprocess.garbage_store import lock_object
+from services.preprocess.leaks import plan_split
 from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import transform_of
+from services.preprocess.outlines import Outlines
 from services.preprocess.pool import Pool
 from services.preprocess.progress import ProgressReporter
-from services.preprocess.split import TooFewImages, assign
+from services.preprocess.report_store import insert_leak_report, list_outlines
 
 log = telemetry.get_logger(__name__)
 
-SPLITS = ("train", "val", "test")
 _IMAGES_AT_ONCE = 1000
 
 
@@ -120,10 +129,10 @@ class Pipeline:
         await progress.update("plan")
         recipe = Recipe.FromString(preprocessing.recipe)
         dataset = await self._dataset_of(preprocessing)
-        async with self._db.connection() as conn:
-            sizes = await dataset_sql.list_image_sizes(conn, dataset.id)
+        async with self._db.transaction() as conn:
+            outlines = await list_outlines(conn, dataset.id)
             recorded = await sql.list_shards(conn, preprocessing.version_id)
-        assigned, plans = await asyncio.to_thread(_plan, sizes, recipe)
+        assigned, plans, report = await asyncio.to_thread(_plan, outlines, dataset, recipe)
         done = await asyncio.to_thread(self._still_there, recorded, plans, recipe)
         num_total = sum(len(p.sources) * _num_copies(recipe, p.split) for p in plans)
         num_done = sum(shard.num_images for shard in done.values())
@@ -147,7 +156,7 @@ class Pipeline:
         }
         for described in splits.values():
             await self._use(preprocessing.version_id, claim, described["ground_truth"]["key"])
-        await self._complete(preprocessing, claim, dataset, recipe, splits)
+        await self._complete(preprocessing, claim, dataset, recipe, splits, report)
 
     async def _dataset_of(self, preprocessing: Preprocessing) -> Dataset:
         project_id = project_of(preprocessing.version_name)
@@ -278,6 +287,7 @@ class Pipeline:
         dataset: Dataset,
         recipe: Recipe,
         splits: dict[str, dict[str, Any]],
+        report: LeakReport,
     ) -> None:
         manifest = render_manifest(
             dataset_sha256=dataset.content_sha256,
@@ -298,6 +308,7 @@ class Pipeline:
             )
             if succeeded is None:
                 raise ClaimLost
+            await insert_leak_report(conn, preprocessing.version_id, report)
             await append_state(conn, succeeded)
         log.info("preprocessing succeeded", version=preprocessing.version_name)
 
@@ -307,31 +318,21 @@ def _num_copies(recipe: Recipe, split: str) -> int:
 
 
 def _plan(
-    sizes: Sequence[tuple[str, int]], recipe: Recipe
-) -> tuple[dict[str, tuple[int, ...]], list[ShardPlan]]:
+    images: Outlines, dataset: Dataset, recipe: Recipe
+) -> tuple[dict[str, tuple[int, ...]], list[ShardPlan], LeakReport]:
     """Assigns the images to splits and the images of each split to shards.
 
-    Args:
-        sizes: Path and size in bytes of every image.
-        recipe: Shares and seed.
-
     Raises:
-        FailedPrecondition: TOO_FEW_IMAGES.
+        FailedPrecondition: TOO_FEW_IMAGES or TOO_FEW_GROUPS.
     """
-    shares = (recipe.split.train, recipe.split.val, recipe.split.test)
-    try:
-        split = assign([path for path, _ in sizes], shares, recipe.seed)
-    except TooFewImages as error:
-        raise FailedPrecondition(
-            f"the dataset has {len(sizes)} images; three splits need at least 3: add images",
-            reason=Reason.TOO_FEW_IMAGES,
-        ) from error
-    assigned = {"train": split.train, "val": split.val, "test": split.test}
+    planned = plan_split(images, recipe, len(dataset.class_names))
+    assigned = planned.positions()
+    size_bytes = images.size_bytes
     plans = [
         plan
         for name, positions in assigned.items()
         for plan in plan_shards(
-            name, positions, [sizes[i][1] for i in positions], _num_copies(recipe, name)
+            name, positions, size_bytes[list(positions)].tolist(), _num_copies(recipe, name)
         )
     ]
-    return assigned, plans
+    return assigned, plans, planned.report

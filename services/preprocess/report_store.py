@@ -1,0 +1,40 @@
+"""Outlines of images, leak reports and statistics in Postgres: SQL beside its function."""
+
+from __future__ import annotations
+
+from detflow.postgres import Connection
+from detflow.v1.preprocess_pb2 import LeakReport
+from services.preprocess.outlines import Outlines
+
+_ROWS_AT_ONCE = 5000
+
+
+async def list_outlines(conn: Connection, dataset_id: str) -> Outlines:
+    """Reads what a split has to know about a dataset's images, inside a transaction."""
+    outlines = Outlines()
+    rows = conn.cursor(
+        """
+        select path, sha256, size_bytes, class_ids, existing_split, perceptual_hash
+        from image where dataset_id = $1 order by position
+        """,
+        dataset_id,
+        prefetch=_ROWS_AT_ONCE,
+    )
+    async for row in rows:
+        outlines.add(**dict(row))
+    return outlines
+
+
+async def insert_leak_report(conn: Connection, version_id: str, report: LeakReport) -> None:
+    """Records what a finished preprocessing kept together."""
+    await conn.execute(
+        "insert into leak_report (version_id, report) values ($1, $2)",
+        version_id,
+        report.SerializeToString(deterministic=True),
+    )
+
+
+async def get_leak_report(conn: Connection, version_id: str) -> LeakReport | None:
+    """Reads the leak report of a version; None if there is none (yet)."""
+    data = await conn.fetchval("select report from leak_report where version_id = $1", version_id)
+    return None if data is None else LeakReport.FromString(data)
