@@ -24,6 +24,7 @@ from detflow.events import (
     ended,
     fetch,
     identify,
+    resource_of,
     translate,
 )
 from detflow.postgres import Connection, Database
@@ -44,7 +45,7 @@ class Consumer(Generic[T]):
 
     The inbox row is written in the handler's transaction, so a redelivery finds it and does
     nothing. An event whose handler keeps failing goes to detflow.dead.{consumer} after five
-    attempts, counted in Postgres.
+    attempts, counted in Postgres; `list_dead` tells those that build on it.
 
     Args:
         bus: Connection.
@@ -144,8 +145,8 @@ class Consumer(Generic[T]):
         async with self._db.transaction() as conn:
             attempts: int = await conn.fetchval(
                 """
-                insert into inbox_failure (consumer, event_id, attempts, error)
-                values ($1, $2, 1, $3)
+                insert into inbox_failure (consumer, event_id, attempts, error, resource)
+                values ($1, $2, 1, $3, $4)
                 on conflict (consumer, event_id)
                 do update set attempts = inbox_failure.attempts + 1, error = excluded.error
                 returning attempts
@@ -153,6 +154,7 @@ class Consumer(Generic[T]):
                 self._name,
                 event_id,
                 repr(error)[:1000],
+                resource_of(msg.subject),
             )
         log.error(
             "event failed",
@@ -182,3 +184,23 @@ class Consumer(Generic[T]):
         """Acknowledges; if that is lost the event comes again and the inbox knows it."""
         with translate():
             await acknowledgement
+
+
+async def list_dead(conn: Connection, consumer: str, resource: str) -> Sequence[str]:
+    """Returns the ids of a resource's events that a consumer has put aside.
+
+    Events that build on them would wait for ever: whoever would raise TooEarly asks this first.
+
+    Args:
+        conn: Connection.
+        consumer: Durable name.
+        resource: "kind.id", as `Delivered.resource`.
+    """
+    rows = await conn.fetch(
+        "select event_id from inbox_failure"
+        " where consumer = $1 and resource = $2 and attempts >= $3",
+        consumer,
+        resource,
+        _MAX_ATTEMPTS,
+    )
+    return [row["event_id"] for row in rows]

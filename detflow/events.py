@@ -234,6 +234,11 @@ class Delivered(Generic[T]):
     message: T
     carrier: Mapping[str, str]
 
+    @property
+    def resource(self) -> str:
+        """What the event is of: "kind.id"; of a record, training and attempt."""
+        return resource_of(self.subject)
+
 
 def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
     """Reads a JetStream message."""
@@ -251,6 +256,11 @@ def delivered(msg: Msg, decode: Callable[[bytes], T]) -> Delivered[T]:
         message=decode(msg.data),
         carrier=headers,
     )
+
+
+def resource_of(subject: str) -> str:
+    """Returns the part of a subject that names the resource."""
+    return ".".join(subject.split(".")[2:4])
 
 
 def identify(msg: Msg) -> str:

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
+from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
 
 from detflow import telemetry
@@ -134,7 +135,9 @@ class Watcher:
                     self._ready.set()
                     while generation == self._bus.generation:
                         for msg in await fetch(subscription):
-                            self._dispatch(_change(msg, self._epoch))
+                            if change := _change(msg, self._epoch):
+                                self._dispatch(change)
+                            self._advance(msg.metadata.sequence.stream)
             except Unavailable as error:
                 log.warning("watches wait", error=str(error))
                 await asyncio.sleep(1.0)
@@ -274,10 +277,10 @@ class Watcher:
             while pending > 0:
                 for msg in await fetch(subscription):
                     pending = msg.metadata.num_pending
-                    change = _change(msg, self._epoch)
-                    if change.stream_seq > until:
+                    if msg.metadata.sequence.stream > until:
                         return
-                    yield change
+                    if change := _change(msg, self._epoch):
+                        yield change
 
     async def _live(
         self, mailbox: _Mailbox, cursor: str, heartbeat_seconds: float
@@ -323,7 +326,9 @@ class Watcher:
                 continue
             mailbox.changes.append(change)
             mailbox.wake.set()
-        self._position = change.stream_seq
+
+    def _advance(self, position: int) -> None:
+        self._position = position
         self._moved.set()
         self._moved = asyncio.Event()
 
@@ -334,8 +339,13 @@ class Watcher:
                 mailbox.wake.set()
 
 
-def _change(msg: Msg, epoch: str) -> Change:
-    event = delivered(msg, events_pb2.Event.FromString)
+def _change(msg: Msg, epoch: str) -> Change | None:
+    """Reads an event; None for one that is not readable, of which watchers learn nothing."""
+    try:
+        event = delivered(msg, events_pb2.Event.FromString)
+    except DecodeError as error:
+        log.error("event is not readable", subject=msg.subject, error=str(error))
+        return None
     return Change(
         cursor=_encode_cursor(epoch, event.stream_seq),
         subject=event.subject,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from detflow.consumer import list_dead
 from detflow.events import TooEarly
 from detflow.postgres import Connection
 from detflow.v1 import events_pb2, training_pb2
@@ -12,6 +13,9 @@ from services.trainer.domain import Training
 from services.trainer.store import append_event
 
 _LAST_WRITES_SECONDS = 60.0
+
+RECORDS_CONSUMER = "trainer-records"
+"""Durable name of what applies the records; their event ids are training/attempt/seq."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +37,15 @@ async def advance_attempt(conn: Connection, training_id: str, attempt: int, seq:
     """Counts an applied record; False if it was applied before.
 
     Raises:
-        TooEarly: A record before it has not been applied yet.
+        TooEarly: A record before it, which may still come, has not been applied yet.
     """
     last = await last_record(conn, training_id, attempt, lock=True)
     if seq <= last:
         return False
     if seq > last + 1:
-        raise TooEarly(f"record {seq} came after {last}")
+        missing = {f"{training_id}/{attempt}/{number}" for number in range(last + 1, seq)}
+        if missing - set(await list_dead(conn, RECORDS_CONSUMER, f"{training_id}.{attempt}")):
+            raise TooEarly(f"record {seq} came after {last}")
     await conn.execute(
         "update attempt set last_seq = $3 where training_id = $1 and attempt = $2",
         training_id,

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from detflow import events, telemetry
-from detflow.consumer import Consumer
+from detflow.consumer import Consumer, list_dead
 from detflow.errors import Cancelled, NotFound, failure
 from detflow.events import Bus, Delivered
 from detflow.postgres import Connection, Database
 from detflow.v1 import common_pb2, events_pb2, metrics_pb2, preprocess_pb2, training_pb2
-from services.version import domain, store, trainings
+from services.version import domain, holes, store, trainings
 from services.version.service import announce
 
 log = telemetry.get_logger(__name__)
@@ -59,22 +59,46 @@ async def project(conn: Connection, delivered: Delivered[events_pb2.Event]) -> N
         return
     try:
         if what == "preprocessing":
-            await _project_preprocessing(conn, version, event.preprocessing)
+            await _project_preprocessing(conn, version, event.preprocessing, delivered)
         elif what == "evaluation":
             await _project_evaluation(conn, version, event.evaluation)
         else:
             time = delivered.carrier.get("ce-time")
             await _project_training(
-                conn, version, event.training, datetime.fromisoformat(time) if time else None
+                conn,
+                version,
+                event.training,
+                datetime.fromisoformat(time) if time else None,
+                delivered,
             )
     except domain.TooEarly as error:
         raise events.TooEarly(delivered.subject) from error
 
 
+async def _has_hole(
+    conn: Connection, version: domain.Version, delivered: Delivered[events_pb2.Event]
+) -> bool:
+    """Says whether an event that this one may build on was put aside and will not come."""
+    resources = {delivered.resource, f"preprocessing.{version.id}"}
+    if version.training_id is not None:
+        resources.add(f"training.{version.training_id}")
+    dead = [id_ for resource in resources for id_ in await list_dead(conn, NAME, resource)]
+    return any(id_ != delivered.event_id for id_ in dead)
+
+
 async def _project_preprocessing(
-    conn: Connection, version: domain.Version, preprocessing: preprocess_pb2.Preprocessing
+    conn: Connection,
+    version: domain.Version,
+    preprocessing: preprocess_pb2.Preprocessing,
+    delivered: Delivered[events_pb2.Event],
 ) -> None:
-    after = domain.project_preprocessing(version, preprocessing_from_proto(preprocessing))
+    event = preprocessing_from_proto(preprocessing)
+    try:
+        after = domain.project_preprocessing(version, event)
+    except domain.TooEarly:
+        if not await _has_hole(conn, version, delivered):
+            raise
+        after = holes.project_preprocessing_across(version, event)
     if after is None:
         return
     if after.state is version.state:
@@ -88,10 +112,23 @@ async def _project_training(
     version: domain.Version,
     training: training_pb2.Training,
     time: datetime | None,
+    delivered: Delivered[events_pb2.Event],
 ) -> None:
     event = training_from_proto(training, time)
     followed = await trainings.get_followed_training(conn, event.training_id)
-    projected = domain.project_training(version, followed, event, await store.get_time(conn))
+    now = await store.get_time(conn)
+    try:
+        projected = domain.project_training(version, followed, event, now)
+    except (domain.TooEarly, domain.IllegalTransition):
+        if not await _has_hole(conn, version, delivered):
+            raise
+        across = holes.project_training_across(version, followed, event, now)
+        if across is None:
+            return
+        steps, seen = across
+        for step in steps[:-1]:
+            version = await _move(conn, version, step)
+        projected = (steps[-1] if steps else version), seen
     if projected is None:
         return
     after, followed = projected
@@ -114,7 +151,7 @@ async def _project_evaluation(
         await _move(conn, version, after)
 
 
-async def _move(conn: Connection, before: domain.Version, after: domain.Version) -> None:
+async def _move(conn: Connection, before: domain.Version, after: domain.Version) -> domain.Version:
     moved = await store.update_state(conn, before, after)
     await announce(conn, moved, "updated" if after.state is before.state else "state_changed")
     log.info(
@@ -124,6 +161,7 @@ async def _move(conn: Connection, before: domain.Version, after: domain.Version)
         state=moved.state,
         revision=moved.revision,
     )
+    return moved
 
 
 def preprocessing_from_proto(message: preprocess_pb2.Preprocessing) -> domain.PreprocessingEvent:

@@ -268,6 +268,11 @@ class FollowedTraining:
         return _STATE_OF_TRAINING[self.state] in LIVE
 
 
+def state_of_training(event: TrainingEvent) -> State:
+    """Returns the state of a version whose training has come to where an event says."""
+    return _STATE_OF_TRAINING[event.state]
+
+
 def name_key(display_name: str) -> str:
     """Returns what must be unique among a project's names.
 
@@ -347,7 +352,7 @@ def project_training(
     )
     current = version.training_id == event.training_id
     if event.state is TrainingState.QUEUED and (followed is None or not followed.live):
-        if version.state is State.COMPLETED or (not current and _is_history(version, event, now)):
+        if version.state is State.COMPLETED or (not current and is_history(version, event, now)):
             return version, seen
         if version.state in LIVE:
             raise TooEarly
@@ -379,7 +384,8 @@ def _is_next(applied: int, revision: int) -> bool:
     return revision == applied + 1
 
 
-def _is_history(version: Version, event: TrainingEvent, now: datetime) -> bool:
+def is_history(version: Version, event: TrainingEvent, now: datetime) -> bool:
+    """Says whether an event is of a run before the one that the version follows."""
     if event.time is None or version.run_time is None:
         return False
     return event.time < version.run_time <= now

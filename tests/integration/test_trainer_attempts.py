@@ -187,6 +187,22 @@ async def test_record_that_contradicts_itself_is_put_aside_and_later_ones_flow(r
     await rig.until_epochs(training.name, 1)
 
 
+async def test_records_after_one_that_was_put_aside_flow_in_their_order(rig: Rig) -> None:
+    training, puppet = await rig.running()
+    epochs = {
+        seq: {"metrics": {"attempt": 1, "epoch": seq - 1, "values": {"lr": 1}}} for seq in (2, 4, 5)
+    }
+    await puppet.tell(record={"epoch": epochs[5], "seq": 5})  # out of order too
+    await puppet.tell(record={"epoch": epochs[2], "seq": 2})
+    other = {"metrics": {"attempt": 9, "epoch": 2}}  # contradicts the record that it is in
+    await publish_record(rig, training.name, 1, 3, epoch=other)
+    await rig.until_epochs(training.name, 1)
+    await puppet.tell(record={"epoch": epochs[4], "seq": 4})
+    await rig.until_epochs(training.name, 4)
+    events = await rig.events(id_of(training.name))
+    assert [e.epoch.epoch for e in events if e.HasField("epoch")] == [1, 3, 4]
+
+
 async def test_fourth_crash_fails_and_a_resume_counts_again(rig: Rig) -> None:
     training = await rig.start()
     for attempt in range(1, 5):

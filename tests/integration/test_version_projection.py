@@ -184,6 +184,30 @@ async def test_step_outside_the_graph_goes_to_the_dead_letters_and_others_flow(
         assert stuck.state is domain.State.QUEUED
 
 
+async def test_later_events_flow_past_those_that_nobody_can_read(
+    make_database: MakeDatabase, bus: Bus
+) -> None:
+    db = await make_database("version")
+    watcher = Watcher(bus)
+    lost = {2, 5, 7}  # the first training's PROVISIONING, its second one, the second's QUEUED
+    async with running(Relay(db, bus, "test").run(), watcher.run(), projection(bus, db).run()):
+        version = await insert(db)
+        stream = await changes(watcher)
+        for number, (subject, seq, event, time) in enumerate(history(version)):
+            headers = {Header.EVENT_ID: f"{subject}/{seq}", "ce-time": time.isoformat()}
+            content = b"\xff" if number in lost else event.SerializeToString()
+            await bus.publish_durable(subject, content, headers)
+        states = [version.state]
+        async with asyncio.timeout(40):
+            async for changed in stream:
+                if changed.state != version_pb2.Version.PREPROCESSING:
+                    states.append(domain.State(version_pb2.Version.State.Name(changed.state)))
+                if changed.state == version_pb2.Version.COMPLETED:
+                    break
+    assert all(after in domain.GRAPH[before] for before, after in itertools.pairwise(states))
+    assert changed.training == f"{version.name}/trainings/{version.id}t2"
+
+
 async def test_update_of_a_version_that_changed_meanwhile_is_aborted(
     make_database: MakeDatabase,
 ) -> None:

@@ -27,6 +27,7 @@ from services.version.domain import (
     project_preprocessing,
     project_training,
 )
+from services.version.holes import project_preprocessing_across, project_training_across
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 NOW = START + timedelta(days=1)
@@ -323,6 +324,37 @@ def test_shuffled_and_repeated_events_end_in_the_same_state(data: st.DataObject)
 
     assert projection.version == truth.version
     assert projection.followed == truth.followed
+
+
+@given(st.data())
+def test_version_follows_the_last_event_whichever_before_it_were_lost(data: st.DataObject) -> None:
+    history = data.draw(legal_histories().filter(bool))
+    truth = Projection(NEW)
+    for event in history:
+        truth.apply(event)
+    trained = [event for event in history if isinstance(event, TrainingEvent)]
+    if not trained:
+        return
+    kept = data.draw(st.lists(st.sampled_from(trained[:-1]), unique_by=id)) if trained[1:] else []
+    version, followed = READY, dict[str, FollowedTraining]()
+    for event in [e for e in trained if any(e is one for one in kept)] + [trained[-1]]:
+        across = project_training_across(version, followed.get(event.training_id), event, NOW)
+        assert across is not None
+        steps, followed[event.training_id] = across
+        for step in steps:
+            assert step.state in GRAPH[version.state]
+            version = step
+        assert project_training_across(version, followed[event.training_id], event, NOW) is None
+    assert (version.state, version.training_id) == (truth.version.state, truth.version.training_id)
+    assert version.failure == truth.version.failure
+
+
+def test_bundle_is_found_though_the_event_before_was_lost() -> None:
+    event = PreprocessingEvent(revision=3, state=PreprocessingState.SUCCEEDED, bundle=BUNDLE)
+    ready = project_preprocessing_across(NEW, event)
+    assert ready is not None
+    assert (ready.state, ready.bundle, ready.preprocessing_revision) == (State.READY, BUNDLE, 3)
+    assert project_preprocessing_across(ready, event) is None
 
 
 def test_every_live_state_can_end_and_can_be_tried_again() -> None:
