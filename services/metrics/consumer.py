@@ -1,4 +1,4 @@
-"""What the metrics service does when a training reports something."""
+"""What the metrics service does when a training reports something, or its version is purged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.metrics.domain import SPLITS, Training, TrainingState
 log = telemetry.get_logger(__name__)
 
 CONSUMER = "metrics-training"
-SUBJECTS = ("detflow.v1.training.>",)
+SUBJECTS = ("detflow.v1.training.>", "detflow.v1.version.*.purged")
 """Every event of a training, log lines too: only so is it known which of them are applied."""
 
 
@@ -36,12 +36,17 @@ class TrainingEvents:
         self, conn: Connection, delivered: Delivered[events_pb2.Event]
     ) -> AfterCommit | None:
         """Applies one event in the caller's transaction."""
+        if delivered.kind == "version":
+            await store.purge_version(conn, delivered.resource_id)
+            return self._applied.ring
         training = await store.lock_training(
             conn,
             training_id=delivered.resource_id,
             project_id=names.project_of(delivered.name),
             name=delivered.name,
         )
+        if training is None:
+            return None
         event, bell = delivered.message, self._applied
         what = event.WhichOneof("what")
         if what == "training":

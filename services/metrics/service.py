@@ -93,7 +93,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     ) -> AsyncIterator[metrics_pb2.WatchMetricsResponse]:
         """What there is, then epochs and evaluations until nothing more will be measured."""
         training_id = names.last_segment(request.training)
-        await self._catch_up(training_id)
+        await self._catch_up(request.training)
         async with self._db.connection() as conn:
             await _training(conn, request.training)
         # Who resumes after the last message gets no other: then silence tells that it was the last.
@@ -101,7 +101,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
 
         async def snapshot() -> Snapshot[tuple[metrics_pb2.MetricsSnapshot, bool]]:
             # Events up to here are not sent as changes, so the snapshot must hold them.
-            await self._catch_up(training_id)
+            await self._catch_up(request.training)
             return await self._read_snapshot(request.training)
 
         items = self._watcher.follow(
@@ -133,18 +133,21 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
                 if is_last:
                     return
 
-    async def _catch_up(self, training_id: str) -> None:
+    async def _catch_up(self, name: str) -> None:
         """Waits until what the stream holds of a training has been applied here or at a replica.
 
         Raises:
             Unavailable: It takes too long; or NATS or the database is away.
         """
+        training_id, version_id = names.last_segment(name), name.split("/")[3]
         last = await self._bus.last_seq(f"detflow.v1.training.{training_id}.>")
         start = time.monotonic()
         while True:
             heard = self._applied.listen()
             async with self._db.connection() as conn:
                 training = await store.get_training(conn, training_id)
+                if training is None and await store.is_purged(conn, version_id):
+                    return
             applied = training.applied if training else Applied()
             waited = time.monotonic() - start
             if applied.seq >= last:

@@ -26,17 +26,31 @@ from services.metrics.domain import (
 
 async def lock_training(
     conn: Connection, *, training_id: str, project_id: str, name: str
-) -> Training:
-    """Returns a training, recorded now if it is new, locked until the transaction ends."""
-    await conn.execute(
-        "insert into training (id, project_id, name) values ($1, $2, $3) on conflict do nothing",
-        training_id,
-        project_id,
-        name,
-    )
+) -> Training | None:
+    """Returns a training, recorded now if it is new, locked until the transaction ends.
+
+    There is none of a version that was purged.
+    """
     row = await conn.fetchrow("select * from training where id = $1 for update", training_id)
-    assert row is not None  # inserted above
-    return _training(row)
+    if row is None:
+        version_id = name.split("/")[3]
+        await conn.execute(
+            "select pg_advisory_xact_lock_shared(hashtextextended('version ' || $1, 0))", version_id
+        )
+        row = await conn.fetchrow(
+            """
+            insert into training (id, project_id, name)
+            select $1, $2, $3 where not exists (
+              select from purged_version where version_id = $4)
+            on conflict (id) do update set name = excluded.name
+            returning *
+            """,
+            training_id,
+            project_id,
+            name,
+            version_id,
+        )
+    return _training(row) if row else None
 
 
 async def get_training(conn: Connection, training_id: str) -> Training | None:
@@ -62,6 +76,25 @@ async def update_training(conn: Connection, training: Training) -> None:
         training.applied.seq,
         list(training.applied.ahead),
     )
+
+
+async def purge_version(conn: Connection, version_id: str) -> None:
+    """Forgets the trainings of a version for good, with all that was measured of them."""
+    await conn.execute(
+        "select pg_advisory_xact_lock(hashtextextended('version ' || $1, 0))", version_id
+    )
+    await conn.execute(
+        "insert into purged_version (version_id) values ($1) on conflict do nothing", version_id
+    )
+    await conn.execute("delete from training where split_part(name, '/', 4) = $1", version_id)
+
+
+async def is_purged(conn: Connection, version_id: str) -> bool:
+    """Says whether a version is gone for good."""
+    purged: bool = await conn.fetchval(
+        "select exists (select from purged_version where version_id = $1)", version_id
+    )
+    return purged
 
 
 async def insert_epoch(
