@@ -243,3 +243,107 @@ async def test_a_json_body_that_stalls_is_sent_away(
     assert code == 408
     assert b"BODY_TIMEOUT" in body
     assert not rig.backend.calls
+
+
+PART = "/v1/projects/p/uploads/u"
+UPLOAD = dataset_pb2.Upload
+
+
+def at(offset: int) -> dict[str, str]:
+    """The headers of a part."""
+    return BYTES | {"upload-offset": str(offset)}
+
+
+async def test_part_says_where_it_belongs_and_hears_how_far_the_upload_is(rig: Rig) -> None:
+    starts: list[Any] = []
+
+    async def write(requests: Any, _context: Any) -> Any:
+        num_bytes = 0
+        async for one in requests:
+            if one.HasField("start"):
+                starts.append(one.start)
+            num_bytes += len(one.chunk)
+        committed = starts[-1].offset + num_bytes
+        state = UPLOAD.RECEIVED if committed == 5 * MIB else UPLOAD.RECEIVING
+        return UPLOAD(name="projects/p/uploads/u", committed_bytes=committed, state=state)
+
+    rig.backend.replies["WriteUpload"] = write
+    first = await rig.http.patch(PART, content=blocks(3, MIB), headers=at(0))
+    assert first.json()["committedBytes"] == str(3 * MIB)
+    assert first.headers["upload-offset"] == str(3 * MIB)
+    assert first.headers["upload-complete"] == "?0"
+    last = await rig.http.patch(PART, content=blocks(2, MIB), headers=at(3 * MIB))
+    assert (last.headers["upload-offset"], last.headers["upload-complete"]) == (f"{5 * MIB}", "?1")
+    assert [(one.name, one.offset) for one in starts] == [
+        ("projects/p/uploads/u", 0),
+        ("projects/p/uploads/u", 3 * MIB),
+    ]
+
+    async def get(request: Any, _context: Any) -> Any:
+        return UPLOAD(name=request.name, committed_bytes=7)
+
+    rig.backend.replies["GetUpload"] = get
+    assert (await rig.http.get(PART)).headers["upload-offset"] == "7"
+
+
+async def test_part_without_its_place_and_query_is_refused(rig: Rig) -> None:
+    for text in (None, "", "-1", "1.5", "x", "1" * 19):
+        headers = BYTES if text is None else BYTES | {"upload-offset": text}
+        answer = await rig.http.patch(PART, content=b"x", headers=headers)
+        assert (answer.status_code, details(answer, "ErrorInfo")["reason"]) == (400, "BAD_OFFSET")
+    answer = await rig.http.patch(PART, params={"offset": 1}, content=b"x", headers=at(0))
+    assert details(answer, "ErrorInfo")["reason"] == "BAD_QUERY"
+    assert not rig.backend.calls
+
+
+async def test_wrong_place_is_409_with_the_right_one(rig: Rig) -> None:
+    async def refuse(requests: Any, _context: Any) -> Any:
+        async for _ in requests:
+            raise errors.FailedPrecondition(
+                "go on at 7", reason="WRONG_OFFSET", metadata={"committed_bytes": "7"}
+            )
+
+    rig.backend.replies["WriteUpload"] = refuse
+    answer = await rig.http.patch(PART, content=blocks(20, MIB), headers=at(0))
+    assert (answer.status_code, answer.headers["upload-offset"]) == (409, "7")
+    assert answer.json()["error"]["status"] == "FAILED_PRECONDITION"
+
+
+async def test_what_came_before_the_client_went_away_reaches_the_service(rig: Rig) -> None:
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def write(requests: Any, _context: Any) -> Any:
+        ended.set_result(sum([len(one.chunk) async for one in requests]))
+        return UPLOAD()
+
+    rig.backend.replies["WriteUpload"] = write
+    _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(
+        f"PATCH {PART} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+        f"Upload-Offset: 0\r\nContent-Length: {64 * MIB}\r\n\r\n".encode()
+    )
+    writer.write(b"x" * (3 * MIB + 17))
+    await writer.drain()
+    writer.close()
+    async with asyncio.timeout(5):
+        assert await ended == 3 * MIB + 17
+    assert not rig.backend.cancelled.is_set()
+
+
+async def test_part_of_a_client_that_stalls_is_kept(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "IDLE_SECONDS", 0.1)
+    kept: list[int] = []
+
+    async def write(requests: Any, _context: Any) -> Any:
+        kept.append(sum([len(one.chunk) async for one in requests]))
+        return UPLOAD()
+
+    rig.backend.replies["WriteUpload"] = write
+    code, body = await rig.raw(
+        f"PATCH {PART} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+        "Upload-Offset: 0\r\nContent-Length: 100\r\n\r\nPK".encode()
+    )
+    assert code == 408 and b"go on behind what was kept" in body
+    assert kept == [2]
