@@ -55,7 +55,7 @@ def consumers(db: Database, bus: Bus) -> list[Consumer[WorkerRecord] | Consumer[
             db,
             name="trainer-versions",
             stream=EVENTS_STREAM,
-            subjects=["detflow.v1.version.*.deleted", "detflow.v1.version.*.undeleted"],
+            subjects=[f"detflow.v1.version.*.{w}" for w in ("deleted", "undeleted", "purged")],
             decode=events_pb2.Event.FromString,
             handle=on_version,
         ),
@@ -203,12 +203,16 @@ def _unexplained(evaluation: Evaluation) -> Failure:
 
 
 async def on_version(conn: Connection, delivered: Delivered[events_pb2.Event]) -> None:
-    """Stops the live training of a version in the trash, and lets none start until it is back."""
+    """Stops the live training of a version in the trash, and lets none start until it is back.
+
+    What a purged version leaves behind is the sweeper's to delete.
+    """
     version = delivered.resource_id
-    deleted = delivered.what == "deleted"
+    purged = delivered.what == "purged"
+    deleted = purged or delivered.what == "deleted"
     await versions.lock_version(conn, version)
     is_news = await versions.update_deleted_version(
-        conn, version, deleted=deleted, seq=delivered.seq
+        conn, version, deleted=deleted, purged=purged, seq=delivered.seq
     )
     if not (is_news and deleted):
         return

@@ -14,19 +14,21 @@ async def lock_version(conn: Connection, version: str) -> None:
 
 
 async def update_deleted_version(
-    conn: Connection, version: str, *, deleted: bool, seq: int
+    conn: Connection, version: str, *, deleted: bool, seq: int, purged: bool = False
 ) -> bool:
-    """Notes that a version went to the trash or came back; False if something newer is known."""
+    """Notes that a version went to the trash, came back or is gone; False if newer is known."""
     row = await conn.fetchrow(
         """
-        insert into deleted_version (version, seq, deleted) values ($1, $2, $3)
-        on conflict (version) do update set seq = excluded.seq, deleted = excluded.deleted
-          where deleted_version.seq < excluded.seq
+        insert into deleted_version (version, seq, deleted, purging) values ($1, $2, $3, $4)
+        on conflict (version) do update
+        set seq = excluded.seq, deleted = excluded.deleted, purging = excluded.purging
+        where deleted_version.seq < excluded.seq
         returning version
         """,
         version,
         seq,
         deleted,
+        purged,
     )
     return row is not None
 
