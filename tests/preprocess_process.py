@@ -21,7 +21,7 @@ class Process:
     """The service as a process of its own."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
+        self.environment = environment
         self.process: asyncio.subprocess.Process | None = None
         self.address = ""
 
@@ -32,7 +32,7 @@ class Process:
             "-m",
             "services.preprocess",
             cwd=REPOSITORY,
-            env=os.environ | self._environment,
+            env=os.environ | self.environment,
             stderr=asyncio.subprocess.PIPE,
         )
         assert self.process.stderr is not None
