@@ -306,6 +306,18 @@ async def fail_dataset(
     return _dataset(row)
 
 
+async def list_image_places(
+    conn: Connection, dataset_id: str
+) -> list[tuple[str, str | None, int, int]]:
+    """Reads path, existing split, width and height of every image, in the order of positions."""
+    rows = await conn.fetch(
+        "select path, existing_split, width, height from image where dataset_id = $1"
+        " order by position",
+        dataset_id,
+    )
+    return [tuple(row) for row in rows]
+
+
 async def list_images(conn: Connection, dataset_id: str, positions: Sequence[int]) -> list[Image]:
     """Reads images by position, ascending."""
     rows = await conn.fetch(
