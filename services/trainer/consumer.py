@@ -6,7 +6,7 @@ from google.rpc import code_pb2
 
 from detflow import telemetry
 from detflow.consumer import Consumer
-from detflow.errors import DataLoss, InvalidArgument, failure
+from detflow.errors import DataLoss, FailedPrecondition, InvalidArgument, failure
 from detflow.events import EVENTS_STREAM, RECORDS_STREAM, Bus, Delivered
 from detflow.names import last_segment
 from detflow.postgres import Connection, Database
@@ -35,7 +35,7 @@ def consumers(db: Database, bus: Bus) -> list[Consumer[WorkerRecord] | Consumer[
         Consumer(
             bus,
             db,
-            name="trainer-records",
+            name=attempts.RECORDS_CONSUMER,
             stream=RECORDS_STREAM,
             subjects=["detflow.records.>"],
             decode=WorkerRecord.FromString,
@@ -102,6 +102,11 @@ async def on_record(conn: Connection, delivered: Delivered[WorkerRecord]) -> Non
             )
         case "finished":
             training = await _reach(conn, training, State.EVALUATING)
+            if training.weights is None:  # the record of them was put aside
+                raise FailedPrecondition(
+                    f"{training.name} has predictions and no weights; its next attempt makes both",
+                    reason="NO_WEIGHTS",
+                )
             await attempts.update_predictions(conn, training, record.finished.predictions)
         case "preflight":
             await store.update_preflight(conn, training.id, record.preflight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection
 
 from detflow import telemetry
@@ -13,12 +14,28 @@ from services.trainer import attempts, checkpoints, purge, weights
 log = telemetry.get_logger(__name__)
 
 
-class Sweeper:
-    """Deletes what no attempt goes on from, no record tells of, nobody can use or was purged."""
+_TRIES = "preflight"
+_TRY_SECONDS = 3600.0
 
-    def __init__(self, db: Database, objects: ObjectStore) -> None:
+
+class Sweeper:
+    """Deletes what no attempt goes on from, no record tells of, nobody can use or was purged.
+
+    Args:
+        db: Database of the service.
+        objects: Object store.
+        try_seconds: What a preflight stores for a moment and is there for so long, was left behind
+            by one that was killed.
+    """
+
+    def __init__(
+        self, db: Database, objects: ObjectStore, *, try_seconds: float = _TRY_SECONDS
+    ) -> None:
         self._db = db
         self._objects = objects
+        self._try_seconds = try_seconds
+        self._tries: frozenset[str] = frozenset()
+        self._tries_listed = float("-inf")
 
     async def sweep(self) -> None:
         """Deletes what there is, at most some hundred objects."""
@@ -43,6 +60,19 @@ class Sweeper:
             async with self._db.transaction() as conn:
                 await attempts.update_swept(conn, attempt)
         await self._purge()
+        await self._delete_tries()
+
+    async def _delete_tries(self) -> None:
+        """Deletes what is there since the last look, a while ago; whoever stored it is gone."""
+        if time.monotonic() - self._tries_listed < self._try_seconds:
+            return
+        keys = await self._list(_TRIES)
+        if keys is None:
+            return
+        for key in self._tries.intersection(keys):
+            if not await self._delete(key):
+                return
+        self._tries, self._tries_listed = frozenset(keys) - self._tries, time.monotonic()
 
     async def _purge(self) -> None:
         """Deletes what purged versions leave behind."""
@@ -60,15 +90,21 @@ class Sweeper:
 
     async def _empty(self, prefix: str, keep: Collection[str] = ()) -> bool:
         """Deletes the objects under a prefix but some; says whether that worked."""
-        try:
-            keys = await asyncio.to_thread(lambda: list(self._objects.list(prefix)))
-        except Exception as error:
-            log.warning("objects not listed", prefix=prefix, error=repr(error))
+        keys = await self._list(prefix)
+        if keys is None:
             return False
         for key in keys:
             if key not in keep and not await self._delete(key):
                 return False
         return True
+
+    async def _list(self, prefix: str) -> list[str] | None:
+        """Returns the keys under a prefix; None if the object store cannot say."""
+        try:
+            return await asyncio.to_thread(lambda: list(self._objects.list(prefix)))
+        except Exception as error:
+            log.warning("objects not listed", prefix=prefix, error=repr(error))
+            return None
 
     async def _delete(self, key: str) -> bool:
         """Deletes an object; says whether that worked."""

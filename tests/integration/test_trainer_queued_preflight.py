@@ -27,10 +27,12 @@ from detflow.v1 import training_pb2
 from detflow.v1.common_pb2 import Progress, StoredObject
 from detflow.v1.training_pb2 import Preflight
 from detflow.v1.worker_pb2 import JobMessage, JobSpec, WorkerSpec
-from services.trainer import domain, preflight_claims, store
+from services.trainer import domain, preflight_claims
+from services.trainer import store as trainings
 from services.trainer.jobs import run_job
 from services.trainer.preflight_claims import Claim
 from services.trainer.queued_preflights import RunJob
+from services.trainer.sweep import Sweeper
 from tests import trainer_rig
 from tests.shapes_bundle import write_bundle
 from tests.trainer_players import MANIFEST, VERSION, Puppet
@@ -336,7 +338,9 @@ async def insert(conn: Connection, version: str = "v1") -> str:
         hyperparameters={},
         manifest=MANIFEST,
     )
-    return (await store.insert_training(conn, training_id=new_id(), request_id="", plan=plan)).id
+    return (
+        await trainings.insert_training(conn, training_id=new_id(), request_id="", plan=plan)
+    ).id
 
 
 async def claim(db: Database, owner: str, lease: datetime.timedelta = LEASE) -> Claim | None:
@@ -367,12 +371,12 @@ async def test_claim_of_a_dead_trainer_runs_out_and_what_it_finds_late_is_nothin
         await preflight_claims.put_off(conn, dead, AT_ONCE, "late")
         assert await preflight_claims.renew_lease(conn, second, LEASE)
         # It is stopped and queued again while the second still tries it.
-        await store.stop_queued(conn, training_id, domain.StopMode.PAUSE)
+        await trainings.stop_queued(conn, training_id, domain.StopMode.PAUSE)
         assert not await preflight_claims.renew_lease(conn, second, LEASE)
-        await store.resume_training(conn, training_id)
+        await trainings.resume_training(conn, training_id)
         assert not await preflight_claims.renew_lease(conn, second, LEASE)
         assert await preflight_claims.settle_failed(conn, second, failure(BAD_LABELS)) is None
-        training = await store.get_training(conn, training_id)
+        training = await trainings.get_training(conn, training_id)
     assert training is not None
     assert (training.state, training.preflight, training.revision) == (domain.State.QUEUED, None, 3)
     third = await claim(db, "third")
@@ -389,3 +393,16 @@ async def test_training_whose_try_never_ends_well_is_left_to_its_turn(db: Databa
     for number in range(preflight_claims.MAX_TRIES):
         assert await claim(db, f"owner {number}", AT_ONCE) is not None
     assert await claim(db, "one more") is None
+
+
+async def test_what_a_killed_preflight_has_stored_is_deleted_after_a_while(
+    db: Database, store: ObjectStore
+) -> None:
+    patient, hasty = Sweeper(db, store), Sweeper(db, store, try_seconds=0)
+    store.put("preflight/left.pt", b"x")
+    for sweeper in (patient, patient, hasty):
+        await sweeper.sweep()
+    assert list(store.list("preflight")) == ["preflight/left.pt"]
+    store.put("preflight/new.pt", b"x")
+    await hasty.sweep()
+    assert list(store.list("preflight")) == ["preflight/new.pt"]
