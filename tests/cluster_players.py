@@ -3,16 +3,21 @@
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from detflow import channels
 from detflow.events import Bus
+from detflow.local.process import free_port
+from detflow.settings import Settings
 from detflow.store import ObjectStore
-from detflow.v1 import training_pb2
+from detflow.v1 import trainer_pb2_grpc, training_pb2
 from services.trainer.attempt import Deadlines
+from services.trainer.executors.ray import RayExecutor
 from tests import trainer_rig
 from tests.ray_rig import Cluster, Node
 from tests.s3_rig import S3
@@ -25,9 +30,26 @@ TINY = {"image_size": 64, "warmup_epochs": 0}
 LONG = 1000
 
 
+class LateExecutor(RayExecutor):
+    """Sees no machines, so that its trainer takes nothing on, until it is told to look."""
+
+    may_look = False
+
+    async def refresh(self) -> None:
+        if self.may_look:
+            await super().refresh()
+
+
 @contextlib.asynccontextmanager
 async def trainer_on(
-    cluster: Cluster, s3: S3, *, bus: Bus, nats_url: str, database_url: str, folder: Path
+    cluster: Cluster,
+    s3: S3,
+    *,
+    bus: Bus,
+    nats_url: str,
+    database_url: str,
+    folder: Path,
+    make_executor: Callable[[Settings], RayExecutor] | None = None,
 ) -> AsyncIterator[Rig]:
     """Runs a trainer that trains on a cluster."""
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +62,7 @@ async def trainer_on(
             database_url=database_url,
             folder=folder,
             deadlines=Deadlines(),
-            make_executor=None,
+            make_executor=make_executor,
             executor="ray",
             ray_address=cluster.dashboard,
             store_url=BUCKET,
@@ -49,6 +71,30 @@ async def trainer_on(
         ) as rig:
             rig.versions.by_name[VERSION].manifest.CopyFrom(manifest)
             yield rig
+
+
+@contextlib.asynccontextmanager
+async def other_trainer(
+    rig: Rig,
+) -> "AsyncIterator[tuple[asyncio.subprocess.Process, trainer_pb2_grpc.TrainerServiceAsyncStub]]":
+    """Runs one more trainer on the same database, in a process of its own."""
+    address = f"127.0.0.1:{free_port()}"
+    names = ("database_url", "nats_url", "store_url", "version_address", "executor", "ray_address")
+    settings = {f"DETFLOW_{name.upper()}": getattr(rig.settings, name) for name in names}
+    settings |= {"DETFLOW_LISTEN": address, "DETFLOW_NUM_QUEUED_PREFLIGHTS": "0"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.trainer"),
+        env={**os.environ, **settings, "DETFLOW_DATA_DIR": str(rig.settings.data_dir)},
+    )
+    try:
+        async with channels.channel(address) as channel:
+            async with asyncio.timeout(60):
+                await channel.channel_ready()
+            yield process, trainer_pb2_grpc.TrainerServiceStub(channel)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def until(

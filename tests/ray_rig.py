@@ -75,6 +75,7 @@ class Cluster:
     folder: Path
     environment: Mapping[str, str]
     nodes: list[Node] = field(default_factory=list)
+    num_started: int = 0
 
     @property
     def dashboard(self) -> str:
@@ -86,7 +87,8 @@ class Cluster:
 
     def add_node(self, *, num_cpus: int) -> Node:
         """Starts a node and waits until it is one of the cluster."""
-        number = len(self.nodes)
+        is_head, number = not self.nodes, self.num_started
+        self.num_started += 1
         temp_dir = self.folder / str(number)
         common = (
             *("--num-cpus", str(num_cpus), "--num-gpus", "0", "--node-ip-address", "127.0.0.1"),
@@ -99,7 +101,7 @@ class Cluster:
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)),
             *("--ray-client-server-port", str(self.client_port)),
         )
-        role = ("--address", f"127.0.0.1:{self.port}") if number else head
+        role = head if is_head else ("--address", f"127.0.0.1:{self.port}")
         with (self.folder / f"node-{number}.log").open("wb") as log:
             process = subprocess.Popen(
                 dying_with_parent([str(_binary()), "start", *role, *common], signal.SIGTERM),
@@ -114,6 +116,14 @@ class Cluster:
         self.nodes.append(node)
         self._wait(len([one for one in self.nodes if one.process.poll() is None]))
         return node
+
+    def lose(self) -> None:
+        """Takes the power of all nodes away; the next that is added is the head of a new cluster.
+
+        Those that have lost their head would end by themselves, but only after a minute.
+        """
+        while self.nodes:
+            self.nodes.pop().kill()
 
     def _wait(self, num_nodes: int) -> None:
         """Waits until the API knows so many living nodes."""
