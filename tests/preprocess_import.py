@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detflow.errors import InvalidArgument
-from services.preprocess.archive import ArchiveError, Limits, list_entries, read_entry
+from services.preprocess.archive import ArchiveError, Limits, open_archive, read_entry
 from services.preprocess.bundle import open_store, read_source
 from services.preprocess.checking import (
     CheckedImage,
@@ -23,7 +23,7 @@ from services.preprocess.download import Packer
 from services.preprocess.formats import Format, find_layout
 from services.preprocess.importer import number_classes
 
-LIMITS = Limits(entries=2000, total_bytes=1 << 26, entry_bytes=1 << 23, free_bytes=1 << 22)
+LIMITS = Limits(entries=2000, total_bytes=1 << 26, entry_bytes=1 << 23, free_bytes=6 << 20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,18 @@ class Imported:
 
 
 def import_archive(
-    data: bytes, folder: Path, *, wanted: Format | None = None, limits: Limits = LIMITS
+    data: bytes,
+    folder: Path,
+    *,
+    wanted: Format | None = None,
+    limits: Limits = LIMITS,
+    prefix: str = "data",
 ) -> Imported:
     """Imports an archive as the importer does with skip_invalid, into a store in `folder`."""
     path = folder / "archive"
     path.write_bytes(data)
     try:
-        entries = list_entries(path, limits)
+        path, entries = open_archive(path, folder, limits)
         with path.open("rb") as file:
             layout = find_layout(entries, lambda p: read_entry(file, entries[p], limits), wanted)
     except ArchiveError as error:
@@ -73,7 +78,7 @@ def import_archive(
                 num_classes=len(layout.class_names) if layout.class_names else None,
                 samples=group,
                 store_url=f"file://{folder}/store",
-                shard_key=f"{number}.tar",
+                shard_key=f"{prefix}/{number}.tar",
                 scratch=folder,
             )
         )
