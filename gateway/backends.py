@@ -61,7 +61,9 @@ class Backends:
                 response_deserializer=binding.response.FromString,
             )
         self._gets = {
-            (one.rpc.containing_service.full_name, one.rpc.name): one for one in self.bindings
+            one.template.text: one
+            for one in self.bindings
+            if one.http_method == "GET" and one.rpc.name.startswith("Get")
         }
         self._health = {
             service: channel.unary_unary(
@@ -95,13 +97,12 @@ class Backends:
         return response
 
     async def describe(self, binding: Binding, name: str, metadata: Metadata) -> Any:
-        """Gets the resource that a download is of: of DownloadExport, what GetExport answers.
+        """Gets the resource that a download is of: what is at its path without the verb.
 
         Raises:
             grpc.aio.AioRpcError: It failed.
         """
-        service = binding.rpc.containing_service
-        get = self._gets[service.full_name, binding.rpc.name.replace("Download", "Get", 1)]
+        get = self._gets[binding.template.text.removesuffix(f":{binding.template.verb}")]
         return await self.unary(get, get.request(name=name), DEFAULT_TIMEOUT_SECONDS, metadata)
 
     def stream(self, binding: Binding, request: Message, metadata: Metadata) -> Any:

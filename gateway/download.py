@@ -19,9 +19,10 @@ from gateway.stream import EOF, Receive, Send, unless_gone
 IDLE_SECONDS = 60.0
 """How long the service may send nothing."""
 
-CONTENT_TYPES = ("application/octet-stream", "application/zip")
+CONTENT_TYPES = ("application/octet-stream", "application/zip", "application/json")
 """What the document says of the body."""
 
+_EXTENSIONS = {"application/zip": ".zip", "application/json": ".json"}
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]{1,63}/[A-Za-z0-9.+-]{1,63}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._()+-]")
 
@@ -84,7 +85,7 @@ def _file_name(resource: Any, kind: str) -> str:
     """Returns the name of a file, or what it holds with the extension of its kind."""
     if "file_name" in resource.DESCRIPTOR.fields_by_name:
         return str(resource.file_name)
-    return resource.display_name + (".zip" if kind == "application/zip" else "")
+    return str(resource.display_name) + _EXTENSIONS.get(kind, "")
 
 
 def disposition(file_name: str) -> str:

@@ -72,7 +72,13 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
     )
     s.add(
         add_PreprocessServiceServicer_to_server,
-        PreprocessService(db=s.db, watcher=s.watcher, created=pipeline.loop.bell),
+        PreprocessService(
+            db=s.db,
+            store=s.store,
+            scratch=scratch,
+            watcher=s.watcher,
+            created=pipeline.loop.bell,
+        ),
     )
     s.spawn(VersionEvents(pipeline.loop.bell.ring).consumer(s.bus, s.db).run(), "consumer")
     garbage = GarbageCollector(db=s.db, store=s.store)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -19,6 +21,7 @@ from detflow.names import check_display_name, last_segment, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.projects import Projects
+from detflow.scratch import Scratch
 from detflow.store import ObjectStore
 from detflow.tasks import Bell, wait
 from detflow.v1 import (
@@ -42,6 +45,7 @@ from services.preprocess.messages import (
     wanted_format,
 )
 from services.preprocess.problem_store import list_problems
+from services.preprocess.replay import replay
 from services.preprocess.sources import Sources
 from services.preprocess.uploads import Uploads
 
@@ -265,16 +269,22 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
 
 class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
-    """The making of bundles: read and watch.
+    """The making of bundles: read, watch, replay.
 
     Args:
         db: Database of the service.
+        store: Object store.
+        scratch: Where what is read for a replay lies meanwhile.
         watcher: Fan-out of events.
         created: Rung when a preprocessing was recorded.
     """
 
-    def __init__(self, *, db: Database, watcher: Watcher, created: Bell) -> None:
+    def __init__(
+        self, *, db: Database, store: ObjectStore, scratch: Scratch, watcher: Watcher, created: Bell
+    ) -> None:
         self._db = db
+        self._store = store
+        self._scratch = scratch
         self._watcher = watcher
         self._created = created
 
@@ -320,6 +330,26 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
                     and response.preprocessing.state in _FINAL_PREPROCESSING
                 ):
                     return
+
+    async def DownloadReplay(
+        self, request: preprocess_pb2.DownloadReplayRequest, context: Any
+    ) -> AsyncIterator[HttpBody]:
+        """Says how to make a version again, while it is read."""
+        async with self._db.connection() as conn:
+            preprocessing = await bundle_store.get_preprocessing(conn, request.name)
+            project_id = project_of(request.name)
+            try:
+                dataset = await sql.get_dataset(conn, project_id, preprocessing.dataset_id)
+            except NotFound:
+                dataset = None
+        folder = self._scratch.folder(new_id())
+        content_type = "application/json"
+        try:
+            async for chunk in replay(self._store, folder, preprocessing, dataset):
+                yield HttpBody(content_type=content_type, data=chunk)
+                content_type = ""  # said once
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _get_patiently(self, version_name: str) -> tuple[Preprocessing, dict[str, int]]:
         """Reads a preprocessing, which may lag behind its version by an event's travel time."""

@@ -12,7 +12,7 @@ import pytest
 from google.api import httpbody_pb2
 
 from detflow import errors
-from detflow.v1 import common_pb2, dataset_pb2, export_pb2
+from detflow.v1 import common_pb2, dataset_pb2, export_pb2, version_pb2
 from gateway import download
 from tests.gateway_rig import Rig, details, running
 
@@ -86,6 +86,22 @@ async def test_a_file_made_while_it_is_sent_is_named_after_its_resource(rig: Rig
     assert answer.headers["content-disposition"].endswith("UTF-8''%EC%84%B8%ED%8F%AC.zip")
     assert answer.content == CONTENT
     assert rig.backend.calls[0][1].format == dataset_pb2.DATASET_FORMAT_COCO
+
+
+async def test_a_replay_is_named_after_its_version(rig: Rig) -> None:
+    async def reply(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield body(b"{}", "application/json")
+
+    async def version(request: Any, _context: Any) -> Any:
+        return version_pb2.Version(name=request.name, display_name="V_0")
+
+    rig.backend.replies["GetVersion"] = version
+    rig.backend.replies["DownloadReplay"] = reply
+    answer = await rig.http.get("/v1/projects/p/versions/v:replay")
+    assert answer.headers["content-type"] == "application/json"
+    assert 'filename="V_0.json"' in answer.headers["content-disposition"]
+    assert [name for name, _, _ in rig.backend.calls] == ["DownloadReplay", "GetVersion"]
+    assert rig.backend.calls[1][1].name == "projects/p/versions/v"
 
 
 @pytest.mark.parametrize(
