@@ -54,7 +54,9 @@ from services.preprocess.messages import refusal
 from services.preprocess.pool import WorkerPool
 from services.preprocess.problem_store import insert_problems
 from services.preprocess.progress import ProgressReporter
+from services.preprocess.report_store import insert_statistics
 from services.preprocess.sources import Sources
+from services.preprocess.statistics import count_dataset
 from services.preprocess.upload_store import list_parts
 
 log = telemetry.get_logger(__name__)
@@ -255,6 +257,7 @@ class Importer:
     ) -> None:
         class_names, images = await asyncio.to_thread(number_classes, layout, checked)
         statistics = await asyncio.to_thread(describe, images, len(class_names))
+        counted = await asyncio.to_thread(count_dataset, images, class_names)
         problems = await asyncio.to_thread(found.by_place)
         async with self._db.transaction() as conn:
             ready = await sql.complete_dataset(
@@ -271,6 +274,7 @@ class Importer:
             if ready is None:
                 raise ClaimLost
             await insert_problems(conn, dataset.id, problems, found.total)
+            await insert_statistics(conn, dataset.id, counted)
             await append_dataset_event(conn, ready, "imported")
         log.info("dataset imported", dataset=dataset.name, images=statistics.num_images)
 

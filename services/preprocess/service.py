@@ -34,7 +34,15 @@ from detflow.v1 import (
 from detflow.watch import Change, Gauge, Snapshot, Watcher
 from services.preprocess import bundle_store, upload_store
 from services.preprocess import store as sql
-from services.preprocess.domain import Dataset, Preprocessing, Upload, UploadState
+from services.preprocess.counting import statistics_of
+from services.preprocess.domain import (
+    Dataset,
+    Preprocessing,
+    PreprocessingState,
+    Reason,
+    Upload,
+    UploadState,
+)
 from services.preprocess.download import open_download
 from services.preprocess.events import append_dataset_event
 from services.preprocess.messages import (
@@ -46,6 +54,7 @@ from services.preprocess.messages import (
 )
 from services.preprocess.problem_store import list_problems
 from services.preprocess.replay import replay
+from services.preprocess.report_store import get_leak_report
 from services.preprocess.sources import Sources
 from services.preprocess.uploads import Uploads
 
@@ -185,6 +194,14 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
             datasets=[dataset_message(dataset) for dataset in page],
             next_page_token=encode_token(query, page[-1].id) if len(datasets) > size else "",
         )
+
+    async def GetDatasetStatistics(
+        self, request: dataset_pb2.GetDatasetStatisticsRequest, context: Any
+    ) -> dataset_pb2.DatasetStatistics:
+        """Reads what was counted in a dataset."""
+        async with self._db.connection() as conn:
+            dataset = await _get(conn, request.name.removesuffix("/statistics"))
+        return await statistics_of(self._db, dataset)
 
     async def ListImportProblems(
         self, request: dataset_pb2.ListImportProblemsRequest, context: Any
@@ -330,6 +347,26 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
                     and response.preprocessing.state in _FINAL_PREPROCESSING
                 ):
                     return
+
+    async def GetLeakReport(
+        self, request: preprocess_pb2.GetLeakReportRequest, context: Any
+    ) -> preprocess_pb2.LeakReport:
+        """Reads what the split of a version kept together."""
+        preprocessing, _ = await self._get_patiently(request.name.removesuffix("/leakReport"))
+        async with self._db.connection() as conn:
+            report = await get_leak_report(conn, preprocessing.version_id)
+        if report is None:
+            done = preprocessing.state is PreprocessingState.SUCCEEDED
+            raise FailedPrecondition(
+                f"{preprocessing.version_name} was made before there were leak reports; create it"
+                " again"
+                if done
+                else f"the preprocessing of {preprocessing.version_name} is {preprocessing.state};"
+                " the leak report comes with its end",
+                reason=Reason.NO_LEAK_REPORT,
+            )
+        report.name = request.name
+        return report
 
     async def DownloadReplay(
         self, request: preprocess_pb2.DownloadReplayRequest, context: Any
