@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,13 @@ def import_archive(
     prefix: str = "data",
 ) -> Imported:
     """Imports an archive as the importer does with skip_invalid, into a store in `folder`."""
-    path = folder / "archive"
+    work = folder / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    path = work / "archive"
     path.write_bytes(data)
     try:
-        path, entries = open_archive(path, folder, limits)
+        path, entries = open_archive(path, work, limits)
         with path.open("rb") as file:
             layout = find_layout(entries, lambda p: read_entry(file, entries[p], limits), wanted)
     except ArchiveError as error:
@@ -79,7 +83,7 @@ def import_archive(
                 samples=group,
                 store_url=f"file://{folder}/store",
                 shard_key=f"{prefix}/{number}.tar",
-                scratch=folder,
+                scratch=work,
             )
         )
         problems.extend(shard.problems)

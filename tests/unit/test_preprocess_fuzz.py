@@ -1,6 +1,13 @@
 """Whatever the bytes, the readers answer with a reason and nothing else."""
 
+import io
+import json
+import os
+import resource
+import tarfile
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +18,7 @@ from services.preprocess.archive import ArchiveError, Limits, check_name, list_e
 from services.preprocess.domain import InvalidData, place_key
 from services.preprocess.formats import Format, find_layout, parse_labels
 from services.preprocess.headers import EXTENSIONS
+from tests.preprocess_import import download, import_archive
 from tests.preprocess_samples import encode, pack, picture, voc_xml, with_orientation, yolo_files
 
 LIMITS = Limits(entries=100, total_bytes=1 << 22, entry_bytes=1 << 20, free_bytes=1 << 20)
@@ -108,3 +116,136 @@ def test_damaged_yaml(data: bytes) -> None:
     except InvalidData:
         return
     assert layout.class_names
+
+
+NUM_CASES = int(os.environ.get("DETFLOW_FUZZ_CASES", "300"))
+MAX_GROWTH_BYTES = 512 << 20
+
+
+def _coco(num_images: int) -> bytes:
+    return json.dumps(
+        {
+            "images": [{"id": i, "file_name": f"{i:03d}.jpg"} for i in range(num_images)],
+            "annotations": [
+                {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 5, 6], "iscrowd": i % 2}
+                for i in range(num_images)
+            ],
+            "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "square"}],
+        }
+    ).encode()
+
+
+def _whole_archives() -> list[dict[str, bytes]]:
+    """A good archive of each format, with everything that a reader may look at."""
+    yolo = yolo_files(4, size=(16, 16))
+    pictures = {path: data for path, data in yolo.items() if path.endswith(".jpg")}
+    others = {f"images/x{e}": encode(e, picture(16, 16)) for e in (".png", ".bmp", ".webp", ".tif")}
+    lists = {"train.txt": b"images/000.jpg\nimages/001.jpg\n", "valid.txt": b"images/002.jpg\n"}
+    xml = voc_xml(("disc", 1, 2, 10, 12), ("square", 0, 0, 16, 16))
+    voc = {path.replace("images", "JPEGImages"): data for path, data in pictures.items()}
+    voc |= {f"Annotations/{i:03d}.xml": xml for i in range(3)}
+    voc |= {"ImageSets/Main/train.txt": b"000\n001\n", "ImageSets/Main/val.txt": b"002\n"}
+    coco = {**pictures, "annotations/instances_train.json": _coco(2)}
+    return [{**yolo, **others, **lists}, voc, coco]
+
+
+def _pack_tar(files: dict[str, bytes], mode: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        for path, data in files.items():
+            info = tarfile.TarInfo(path)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _mutated(random: Random, data: bytes) -> bytes:
+    """Replaces, inserts, deletes, repeats or copies a few bytes."""
+    changed = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 4, 16))):
+        at = random.randrange(len(changed) + 1)
+        end = at + random.choice((1, 1, 2, 4, 30))
+        match random.randrange(6):
+            case 0:
+                changed[at : at + 1] = bytes([random.randrange(256)])
+            case 1:
+                changed[at:at] = random.choice(_TOKENS)
+            case 2:
+                changed[at:end] = random.choice(_TOKENS)
+            case 3:
+                del changed[at:end]
+            case 4:
+                changed[at:at] = changed[at:end] * random.choice((2, 50))
+            case _:
+                start = random.randrange(len(changed) + 1)
+                changed[at:end] = changed[start : start + end - at]
+    return bytes(changed)
+
+
+_TOKENS = [
+    *(b"\x00", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80", b"\n", b" ", b"../", b"/", b"\\"),
+    *(b"-1", b"0", b"1e999", b"nan", b"NaN", b"-Infinity", b"null", b"true", b"9" * 30, b"0.5"),
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"<", b">", b"</object>", b"&a;", b"<!DOCTYPE a>"),
+    *(
+        b"*a",
+        b"&a ",
+        b"!!python/object:a ",
+        b"\\ud800",
+        b"\xed\xa0\x80",
+        b"\xe2\x80\xae",
+        b"[" * 500,
+    ),
+    *("é한😀\u0301\ufffe".encode(), b"PK\x01\x02", b"PK\x03\x04", b"\xff\xd8\xff\xe0", b"II*\x00"),
+]
+
+
+def _case(random: Random, archives: list[dict[str, bytes]]) -> bytes:
+    """An archive with damage: to its bytes, to one file, or to a name."""
+    files = dict(random.choice(archives))
+    # Labels and lists are few bytes beside the images: hit them more often.
+    texts = [path for path in files if not path.endswith((".jpg", ".png", ".bmp", ".webp", ".tif"))]
+    path = random.choice(texts if random.random() < 0.7 else sorted(files))
+    match random.randrange(8):
+        case 0:
+            return _mutated(random, pack(files))
+        case 1:
+            return _mutated(random, _pack_tar(files, random.choice(("w", "w:gz"))))
+        case 2:
+            renamed = _mutated(random, path.encode()).decode("utf-8", "replace") or "x"
+            files[renamed] = files.pop(path)
+        case _:
+            files[path] = _mutated(random, files[path])
+    return pack(files)
+
+
+@pytest.mark.timeout(0 if NUM_CASES > 1000 else 300)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_data_sets_harm_nothing(tmp_path: Path) -> None:
+    """Whatever the damage, there is an answer within 2 s, in little memory."""
+    archives = _whole_archives()
+    goods = [
+        import_archive(pack(files), tmp_path, prefix=f"good{i}") for i, files in enumerate(archives)
+    ]
+    assert [good.format for good in goods] == [Format.YOLO, Format.VOC, Format.COCO]
+    assert not any(p.num_left_out for good in goods for p in good.problems)
+    before = [download(good, tmp_path, Format.COCO) for good in goods]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    first = int(os.environ.get("DETFLOW_FUZZ_SEED", "0"))
+    for seed in range(first, first + NUM_CASES):
+        data = _case(Random(seed), archives)
+        began = time.perf_counter()
+        try:
+            imported = import_archive(data, tmp_path, prefix="case")
+        except Exception as error:
+            raise AssertionError(f"DETFLOW_FUZZ_SEED={seed} breaks the import") from error
+        seconds = time.perf_counter() - began
+        assert seconds < 2, f"DETFLOW_FUZZ_SEED={seed} took {seconds:.1f} s"
+        assert imported.images or imported.problems or not imported.class_names
+        for problem in imported.problems:
+            assert problem.where.encode() and problem.description.encode(), seed
+            assert "\0" not in problem.where + problem.description, seed
+        for image in imported.images:
+            assert len(image.boxes) == 4 * len(image.class_ids), seed
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
+    assert growth < MAX_GROWTH_BYTES
+    assert [download(good, tmp_path, Format.COCO) for good in goods] == before
