@@ -8,7 +8,13 @@ from typing import Any
 
 import asyncpg
 
-from detflow.errors import AlreadyExists, FailedPrecondition, not_found
+from detflow.errors import (
+    MAX_VIOLATIONS,
+    AlreadyExists,
+    FailedPrecondition,
+    Violation,
+    not_found,
+)
 from detflow.postgres import Connection
 from services.preprocess.domain import (
     LEASE_SECONDS,
@@ -144,7 +150,8 @@ async def delete_dataset(conn: Connection, project_id: str, dataset_id: str) -> 
 
     Raises:
         NotFound: There is none in this project.
-        FailedPrecondition: DATASET_IN_USE: a version that is not in the trash was made of it.
+        FailedPrecondition: DATASET_IN_USE: versions that are not in the trash were made of it; they
+            are the violations.
     """
     row = await conn.fetchrow(
         f"select {_DATASET} from dataset where id = $1 and project_id = $2 for update",
@@ -153,19 +160,24 @@ async def delete_dataset(conn: Connection, project_id: str, dataset_id: str) -> 
     )
     if row is None:
         raise not_found(f"projects/{project_id}/datasets/{dataset_id}")
-    user = await conn.fetchval(
+    users = await conn.fetch(
         """
-        select version_name from preprocessing
+        select version_name, count(*) over () as num_users from preprocessing
         where dataset_id = $1 and not version_deleted and state not in ('FAILED', 'CANCELLED')
-        order by version_id limit 1
+        order by version_id limit $2
         """,
         dataset_id,
+        MAX_VIOLATIONS,
     )
-    if user is not None:
+    if users:
+        names, total = [user["version_name"] for user in users], users[0]["num_users"]
+        more = f" and {total - 1} more were" if total > 1 else " was"
         raise FailedPrecondition(
-            f"{user} was made of this dataset; delete the version first",
+            f"{names[0]}{more} made of this dataset; delete what uses it first",
             reason=Reason.DATASET_IN_USE,
-            metadata={"version": user},
+            violations=[Violation(name, Reason.DATASET_IN_USE, "uses it") for name in names],
+            total=total,
+            metadata={"version": names[0], "num_versions": str(total)},
         )
     await conn.execute("delete from dataset where id = $1", dataset_id)
     await insert_garbage(conn, dataset_prefix(dataset_id))

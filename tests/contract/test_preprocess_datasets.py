@@ -42,6 +42,7 @@ from tests.preprocess_samples import (
 
 __all__ = ["rig"]
 
+
 async def get(rig: Rig, name: str) -> dataset_pb2.Dataset:
     """Reads a dataset."""
     with channels.translate():
@@ -182,6 +183,22 @@ async def test_a_dataset_that_a_version_uses_is_not_deleted(rig: Rig) -> None:
         await delete(rig, dataset.name)
     assert caught.value.reason == "DATASET_IN_USE"
     assert caught.value.metadata["version"] == version.name
+    assert [violation.field for violation in caught.value.violations] == [version.name]
+
+    others = [f"{PROJECT}/versions/w{number:03}" for number in range(120)]
+    async with rig.service.db.connection() as conn:
+        await conn.executemany(
+            "insert into preprocessing (version_id, version_name, version_revision, dataset_id,"
+            " recipe, state) values ($1, $2, 1, $3, '', 'SUCCEEDED')",
+            [(name[-4:], name, dataset.name.split("/")[-1]) for name in others],
+        )
+        with pytest.raises(FailedPrecondition, match="and 120 more were made") as many:
+            await delete(rig, dataset.name)
+        named = [violation.field for violation in many.value.violations]
+        assert named == [version.name, *others][: len(named)]
+        assert len(named) > 20
+        assert many.value.total == 121
+        await conn.execute("delete from preprocessing where version_id like 'w%'")
 
     version.revision = 2
     await rig.tell("deleted", version)
