@@ -57,7 +57,7 @@ def test_training_goes_on_after_the_whole_stack_was_killed(tmp_path: Path) -> No
         with Client(f"127.0.0.1:{port}") as client:
             for message in client.trainings.watch(training.name):
                 if message.HasField("epoch") and message.epoch.attempt == 2:
-                    assert message.epoch.epoch >= 3
+                    assert message.epoch.epoch >= 2  # not all epochs are saved, but the first is
                     break
             client.trainings.stop(training.name, mode="discard")
             *_, last = client.trainings.watch(training.name)

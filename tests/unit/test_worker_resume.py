@@ -74,6 +74,7 @@ class Run:
         self._store = ObjectStore(f"file://{spec.folder / 'store'}")
         self._spec = spec
         self._num_left = self._num_not_saved = 0
+        self._saves_before_measuring = False
         self._saved: Checkpoint | None = None
 
     def finish(self, after: Checkpoint | None = None) -> dict[str, Any]:
@@ -82,9 +83,16 @@ class Run:
         state: dict[str, Any] = self.trainer.state(EPOCHS)
         return state
 
-    def until(self, num_steps: int, after: Checkpoint | None = None, lost: int = 1) -> Checkpoint:
+    def until(
+        self,
+        num_steps: int,
+        after: Checkpoint | None = None,
+        lost: int = 1,
+        before_measuring: bool = False,
+    ) -> Checkpoint:
         """Trains for so many steps and some more, which the checkpoint knows nothing of."""
         self._num_left, self._num_not_saved = num_steps + lost, lost
+        self._saves_before_measuring = before_measuring
         self._train(after)
         assert self._saved is not None
         return self._saved
@@ -102,6 +110,9 @@ class Run:
         try:
             for epoch in range(first_epoch, EPOCHS + 1):
                 self.trainer.train_epoch(epoch, self._on_step)
+                if self._num_left == self._num_not_saved and self._saves_before_measuring:
+                    self._save(epoch - 1, self.trainer.num_steps)
+                    break
                 self.trainer.measure(epoch, lambda: None)
                 if self._num_left == self._num_not_saved:
                     self._save(epoch, 0)
@@ -185,6 +196,16 @@ def test_images_that_do_not_fit_into_memory_are_the_same_after_an_interruption(
     assert whole.trainer.kept_bytes < 64 * 64 * 3 * NUM_IMAGES  # those of the validation alone
     assert not whole.trainer._images.dataset._decoded
     assert len(whole.trainer._images.dataset._passing) == 3 + BATCH_SIZE
+
+
+def test_epoch_that_was_stopped_while_it_was_measured_is_measured_after_the_resume(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    stopped = Run(spec(tmp_path, CASES["moments"]), bundle)
+    saved = stopped.until(NUM_STEPS, before_measuring=True)
+    assert (saved.epoch, saved.step) == (0, NUM_STEPS)
+    whole, resumed = (Run(spec(tmp_path, CASES["moments"]), bundle) for _ in range(2))
+    assert not list(differences(whole.finish(), resumed.finish(saved)))
 
 
 def test_losses_of_an_interrupted_epoch_are_the_mean_of_all_its_steps(

@@ -13,7 +13,7 @@ from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import WorkerRecord
 from services.trainer.worker.bundle import Bundle, fetch_bundle
-from services.trainer.worker.orders import Orders, Stopped
+from services.trainer.worker.orders import Fenced, Orders, Stopped
 from services.trainer.worker.progress import Progress
 from services.trainer.worker.records import Spool
 from services.trainer.worker.spec import Spec
@@ -47,6 +47,7 @@ class Training:
     def __init__(
         self, shared: Shared, folder: Path, patience: int, *fitness: float, batch_size: int = 4
     ) -> None:
+        self.store = shared.store
         self._shared = shared
         self.spec = Spec(
             training="projects/p/versions/v/trainings/t1",
@@ -162,7 +163,37 @@ def test_finish_ends_after_the_epoch_and_keeps_the_best_not_the_last(
     assert same(training.trainer.weights()["state_dict"], training.averages[0])
 
 
-def test_stop_leaves_the_checkpoints_of_the_epochs_before(shared: Shared, tmp_path: Path) -> None:
+def places(training: Training) -> list[tuple[int, int, bool]]:
+    """Returns epoch and step of every stored checkpoint, and whether an epoch ended there."""
+    told = [one.epoch for one in training.records if one.HasField("epoch")]
+    for epoch in told:
+        if epoch.HasField("checkpoint"):
+            training.store.get(epoch.checkpoint.object)
+    return [
+        (one.checkpoint.epoch, one.checkpoint.step, one.HasField("metrics"))
+        for one in told
+        if one.HasField("checkpoint")
+    ]
+
+
+def test_checkpoints_take_a_small_share_of_the_time_however_short_the_epochs(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.trainer.worker.checkpoint import Checkpoints
+
+    costs, ages = iter([0.0, 0.05, 0.05, 0.05]), iter([1.0, 9.0, 10.0, 1.0])  # but of the last
+    cost = property(lambda self: next(costs), lambda self, value: None)
+    monkeypatch.setattr(Checkpoints, "cost_seconds", cost, raising=False)
+    monkeypatch.setattr(Checkpoints, "age_seconds", property(lambda self: next(ages)))
+    training = Training(shared, tmp_path, 100, *[0.5] * 5)
+    training.run()
+    assert training.epochs == [1, 2, 3, 4, 5]
+    assert places(training) == [(1, 0, True), (3, 0, True), (5, 0, True)]
+
+
+def test_stop_while_an_epoch_is_measured_saves_what_it_learnt(
+    shared: Shared, tmp_path: Path
+) -> None:
     training = Training(shared, tmp_path, 100, 0.5, 0.4, 0.3)
     validate = training.trainer.validate
 
@@ -174,17 +205,46 @@ def test_stop_leaves_the_checkpoints_of_the_epochs_before(shared: Shared, tmp_pa
     with pytest.raises(Stopped):
         training.run()
     assert training.epochs == [1, 2]
-    for record in training.records:
-        if record.HasField("epoch"):
-            shared.store.get(record.epoch.checkpoint.object)
+    assert places(training)[-1] == (2, training.trainer.num_steps, False)
+
+
+def test_stop_between_two_steps_saves_what_was_learnt(shared: Shared, tmp_path: Path) -> None:
+    training = Training(shared, tmp_path, 100, 0.5, batch_size=2)
+    step = training.trainer.step
+
+    def stop_in_epoch_two(batch: Any, epoch: int, index: int) -> dict[str, float]:
+        training.orders.stop = (epoch, index) == (2, 0)
+        return dict(step(batch, epoch, index))
+
+    training.trainer.step = stop_in_epoch_two
+    with pytest.raises(Stopped):
+        training.run()
+    assert training.epochs == [1]
+    assert places(training) == [(1, 0, True), (1, 1, False)]
+
+
+def test_attempt_that_lost_its_say_saves_nothing_more(shared: Shared, tmp_path: Path) -> None:
+    training = Training(shared, tmp_path, 100, 0.5)
+    step = training.trainer.step
+
+    def lose(batch: Any, epoch: int, index: int) -> dict[str, float]:
+        training.orders.stop = training.orders.fenced = True
+        return dict(step(batch, epoch, index))
+
+    training.trainer.step = lose
+    with pytest.raises(Fenced):
+        training.run()
+    assert not places(training)
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_best_epoch_and_patience_survive_a_resume(
-    shared: Shared, tmp_path: Path, epoch: int
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
+    from services.trainer.worker import training as module
     from services.trainer.worker.checkpoint import load_checkpoint
 
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)  # after every epoch
     first = Training(shared, tmp_path, 3, 0.5, 0.4, 0.3, 0.2, 0.1)
     first.run()
     assert first.epochs == [1, 2, 3, 4]

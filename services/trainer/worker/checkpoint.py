@@ -35,9 +35,13 @@ class Checkpoints:
     Args:
         store: The object store.
         spec: What the worker does.
+
+    Attributes:
+        cost_seconds: How long the last one took, from copying to its record; 0 before the first.
     """
 
     def __init__(self, store: ObjectStore, spec: Spec) -> None:
+        self.cost_seconds = 0.0
         self._store = store
         self._spec = spec
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -64,7 +68,21 @@ class Checkpoints:
         self.wait()
         self._saved_at = time.monotonic()
         snapshot = snapshot_of(epoch, state)
-        self._pending = self._thread.submit(self._store_one, epoch, snapshot, report)
+        copy_seconds = time.monotonic() - self._saved_at
+        self._pending = self._thread.submit(self._store_one, epoch, snapshot, report, copy_seconds)
+
+    def skip(self, report: Callable[[None], None]) -> None:
+        """Reports that there is no checkpoint, after all that are still to be reported.
+
+        Raises:
+            Exception: The last checkpoint could not be stored.
+        """
+        before = self._pending
+        if before is None or before.done():
+            self.wait()
+            report(None)
+        else:
+            self._pending = self._thread.submit(lambda: report(before.result()))
 
     def wait(self) -> None:
         """Waits until everything is stored and reported; raises what prevented that."""
@@ -76,12 +94,18 @@ class Checkpoints:
         self._thread.shutdown()
 
     def _store_one(
-        self, epoch: int, state: dict[str, Any], report: Callable[[Checkpoint], None]
+        self,
+        epoch: int,
+        state: dict[str, Any],
+        report: Callable[[Checkpoint], None],
+        copy_seconds: float,
     ) -> None:
+        began = time.monotonic()
         step = state["step"]
         name = f"checkpoint-{epoch:06d}" + (f"-{step:06d}" if step else "")
         stored = save_snapshot(self._store, self._spec.key(f"{name}.pt"), state)
         report(Checkpoint(epoch=epoch, step=step, object=stored))
+        self.cost_seconds = copy_seconds + time.monotonic() - began
 
 
 def snapshot_of(epoch: int, state: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,8 @@ class Trainer:
         self._precision = Precision(self.device, amp=self._hyperparameters.amp)
         self._sides = Sides(self._hyperparameters, self.network.stride)
         self._last_update = -1
-        # Of the epoch under way.
+        # The epoch under way, or the last one until the next begins.
+        self._epoch = 0
         self._steps_done = 0
         self._sums: dict[str, float] = {}
         self._best: dict[str, Any] = {"epoch": 0, "fitness": -1.0, "state_dict": None}
@@ -216,34 +217,39 @@ class Trainer:
             save: Called to save it, at every rank.
 
         Returns:
-            Mean of each loss, lr, data_wait_share and images_per_second, by name.
+            Mean of each loss, lr, data_wait_share and images_per_second, by name; the last two are
+            of the steps done here, and left out if all were done before.
 
         Raises:
             FailedPrecondition: LOSS_NOT_FINITE.
         """
-        num_images = 0
+        if epoch != self._epoch:
+            self._epoch, self._steps_done, self._sums = epoch, 0, {}
+        num_images, waited = 0, 0.0
         began = time.perf_counter()
         for index, batch in enumerate(self._images, self._steps_done):
             for name, value in self.step(batch, epoch, index).items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._steps_done = index + 1
             num_images += len(batch["img"]) * self._ranks.num_ranks
-            means = {name: value / self._steps_done for name, value in self._sums.items()}
             waited = self._images.wait_seconds / (time.perf_counter() - began)
             learning_rate = self.optimizer.param_groups[0]["lr"]
             shares = self.loader_shares
-            step = Step(epoch, index + 1, means, learning_rate, waited, shares)
+            step = Step(epoch, index + 1, self._means(), learning_rate, waited, shares)
             if self._ranks.agree(bool(on_step(step))):
                 self._leave_to_first(epoch, index)
                 save()
         self._leave_to_first(epoch, self.num_steps - 1)
-        self._steps_done, self._sums = 0, {}
-        return {
-            **{f"train/{name}": value for name, value in means.items()},
-            "lr": learning_rate,
-            "data_wait_share": waited,
-            "images_per_second": num_images / (time.perf_counter() - began),
-        }
+        values = {f"train/{name}": value for name, value in self._means().items()}
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        if num_images:
+            values["data_wait_share"] = waited
+            values["images_per_second"] = num_images / (time.perf_counter() - began)
+        return values
+
+    def _means(self) -> dict[str, float]:
+        """Returns the mean of each loss in the steps of this epoch so far."""
+        return {name: value / self._steps_done for name, value in self._sums.items()}
 
     def step(
         self, batch: Mapping[str, Any], epoch: int, index: int, *, update: bool = False
@@ -360,18 +366,20 @@ class Trainer:
         """Returns everything needed to go on as if nothing had been: tensors and plain values.
 
         Args:
-            epoch: Last finished epoch.
+            epoch: Last finished epoch: trained and measured.
         """
+        step = self._steps_done if self._epoch == epoch + 1 else 0
         # The best weights are those of this epoch more often than not: not twice then.
-        is_best = self._best["epoch"] == epoch and not self._steps_done
+        is_best = self._best["epoch"] == epoch and not step
         return {
+            "epoch": epoch,
             "model": self.network.state_dict(),
             "ema": self.ema.network.state_dict(),
             "ema_updates": self.ema.num_updates,
             "optimizer": self.optimizer.state_dict(),
             "best": self._best | ({"state_dict": None} if is_best else {}),
-            "step": self._steps_done,
-            "sums": dict(self._sums),
+            "step": step,
+            "sums": dict(self._sums) if step else {},
             "last_update": self._last_update,
             # Of the batches since then.
             "gradients": {
@@ -396,7 +404,8 @@ class Trainer:
         self._best = dict(state["best"])
         if self._best["epoch"] and self._best["state_dict"] is None:
             self._best["state_dict"] = state["ema"]
-        self._steps_done, self._sums = state["step"], dict(state["sums"])
+        self._epoch, self._steps_done = state["epoch"] + 1, state["step"]
+        self._sums = dict(state["sums"])
         self._last_update = state["last_update"]
         for name, parameter in self.network.named_parameters():
             gradient = state["gradients"].get(name)

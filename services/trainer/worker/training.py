@@ -34,7 +34,11 @@ from services.trainer.worker.records import Spool
 from services.trainer.worker.spec import Spec
 
 CHECKPOINT_SECONDS = 300.0
-"""Time without a checkpoint after which one is saved inside an epoch."""
+"""Time without a checkpoint after which one is saved, inside an epoch too."""
+_CHECKPOINT_SHARE = 0.005
+"""Of the time, for checkpoints: the ends of epochs that come sooner are not saved."""
+_STOP_SECONDS = 2.0
+"""A checkpoint that takes longer than this is not begun when the worker shall end within five."""
 _NUM_DIAGNOSED = 3
 """Epochs of an attempt after which the log says what they waited for."""
 
@@ -178,37 +182,54 @@ def _train(
             loader_shares=step.loader_shares,
             memory_bytes=memory.used_bytes(trainer.device),
         )
+        if saves_at_stop():
+            return True
         orders.check()
         return step.number < trainer.num_steps and checkpoints.age_seconds >= CHECKPOINT_SECONDS
 
+    def saves_at_stop() -> bool:
+        """Says whether what was learnt since the last checkpoint is to be saved now."""
+        return orders.stop and not orders.fenced and checkpoints.cost_seconds <= _STOP_SECONDS
+
     def save_within(num_done: int) -> None:
         checkpoints.save(num_done, trainer.state(num_done), partial(_report_within, records))
-
-    def on_batch() -> None:
-        progress.validate()
         orders.check()
+
+    def on_batch(num_done: int) -> None:
+        progress.validate()
+        if saves_at_stop():
+            save_within(num_done)
+        orders.check()
+
+    def is_due() -> bool:
+        pause = checkpoints.cost_seconds / _CHECKPOINT_SHARE
+        return checkpoints.age_seconds >= min(pause, CHECKPOINT_SECONDS)
 
     try:
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
             values = trainer.train_epoch(epoch, on_step, partial(save_within, epoch - 1))
-            if epoch < first_epoch + _NUM_DIAGNOSED:
+            if epoch < first_epoch + _NUM_DIAGNOSED and "data_wait_share" in values:
                 for line in diagnose(values["data_wait_share"], trainer.loader_shares):
                     records.log(line)
-            values |= trainer.measure(epoch, on_batch)
+            values |= trainer.measure(epoch, partial(on_batch, epoch - 1))
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             metrics = EpochMetrics(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
             )
-            checkpoints.save(epoch, trainer.state(epoch), _reporter(records, metrics))
-            goes_on = True
+            why = ""
             if orders.finish:
-                records.log(f"stops after epoch {epoch}, as asked")
-                goes_on = False
+                why = ", as asked"
             elif trainer.has_stalled(epoch):
-                records.log(f"stops after epoch {epoch}: best was epoch {trainer.best_epoch}")
-                goes_on = False
-            if not ranks.agree(goes_on):
+                why = f": best was epoch {trainer.best_epoch}"
+            report = partial(_report_epoch, records, metrics)
+            if why or epoch == spec.epochs or is_due():
+                checkpoints.save(epoch, trainer.state(epoch), report)
+            else:
+                checkpoints.skip(report)
+            if why:
+                records.log(f"stops after epoch {epoch}{why}")
+            if not ranks.agree(not why):
                 break
         checkpoints.wait()
     finally:
@@ -220,18 +241,14 @@ def _report_within(records: Spool, checkpoint: Checkpoint) -> None:
     records.write(WorkerRecord(epoch=EpochRecord(checkpoint=checkpoint)))
 
 
-def _reporter(records: Spool, metrics: EpochMetrics) -> Callable[[Checkpoint], None]:
-    """Returns what writes the record of an epoch once its checkpoint is stored."""
-
-    def report(checkpoint: Checkpoint) -> None:
-        values = metrics.values
-        records.log(
-            f"epoch {metrics.epoch}: "
-            + ", ".join(f"{name} {values[name]:.4g}" for name in sorted(values))
-        )
-        records.write(WorkerRecord(epoch=EpochRecord(metrics=metrics, checkpoint=checkpoint)))
-
-    return report
+def _report_epoch(records: Spool, metrics: EpochMetrics, checkpoint: Checkpoint | None) -> None:
+    """Writes the record of an epoch, once its checkpoint is stored if it has one."""
+    values = metrics.values
+    records.log(
+        f"epoch {metrics.epoch}: "
+        + ", ".join(f"{name} {values[name]:.4g}" for name in sorted(values))
+    )
+    records.write(WorkerRecord(epoch=EpochRecord(metrics=metrics, checkpoint=checkpoint)))
 
 
 def _evaluate(
