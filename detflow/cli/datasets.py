@@ -1,4 +1,4 @@
-"""`detflow datasets`: import, list, show, delete."""
+"""`detflow datasets`: import, list, show, stats, download, problems, delete."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ import typer
 from detflow.cli import output
 from detflow.cli.files import check_out, file_name
 from detflow.cli.session import Address, Json, Project, session
+from detflow.cli.statistics import say_statistics
 from detflow.client.datasets import FORMATS
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.saving import replacing
@@ -116,6 +117,24 @@ def show(
         output.say_json(found)
     else:
         _say_dataset(found)
+
+
+@app.command("stats")
+def stats(
+    context: typer.Context,
+    dataset: _Name,
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Draws what is in a dataset: classes, sizes, and what is worth a look."""
+    s = session(context, json, project, address)
+    found = s.client.datasets.find(dataset, s.project)
+    statistics = s.client.datasets.statistics(found.name)
+    if s.json:
+        output.say_json(statistics)
+    else:
+        say_statistics(statistics)
 
 
 @app.command("delete")

@@ -9,6 +9,7 @@ from detflow.cli import output
 from detflow.cli.datasets import rate
 from detflow.cli.preview_page import preview_page
 from detflow.cli.session import Address, Json, Project, session
+from detflow.cli.statistics import say_leaks
 from detflow.client.recipes import CHOICES, GROUPS, RecipeOptions, describe_recipe
 from detflow.v1 import common_pb2, preprocess_pb2, version_pb2
 
@@ -197,6 +198,24 @@ def show(
         output.say_json(found)
     else:
         _say_version(found)
+
+
+@app.command("leaks")
+def leaks(
+    context: typer.Context,
+    version: _Name,
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Shows what the split kept together, what leaks, and each class's share of the splits."""
+    s = session(context, json, project, address)
+    found = s.client.versions.find(version, s.project)
+    report = s.client.versions.leaks(found.name)
+    if s.json:
+        output.say_json(report)
+    else:
+        say_leaks(report, found.class_names)
 
 
 @app.command("rename")

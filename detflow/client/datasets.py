@@ -179,6 +179,18 @@ class Datasets:
                 stream.cancel()  # type: ignore[no-untyped-call]
         return path
 
+    def statistics(self, name: str) -> dataset_pb2.DatasetStatistics:
+        """Gets what a READY dataset says about itself: counts, histograms, likely mistakes.
+
+        Args:
+            name: Resource name of the dataset.
+
+        Raises:
+            FailedPrecondition: The dataset is not READY.
+        """
+        request = dataset_pb2.GetDatasetStatisticsRequest(name=f"{name}/statistics")
+        return self._connection.call(self._stub.GetDatasetStatistics, request)
+
     def delete(self, name: str) -> None:
         """Deletes a dataset that no version uses."""
         request = dataset_pb2.DeleteDatasetRequest(name=name)

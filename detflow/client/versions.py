@@ -144,6 +144,18 @@ class Versions:
             metadata={"version": text},
         )
 
+    def leaks(self, name: str) -> preprocess_pb2.LeakReport:
+        """Gets the leak report of a preprocessed version: what its split kept together.
+
+        Args:
+            name: Resource name of the version.
+
+        Raises:
+            FailedPrecondition: Its preprocessing is not done.
+        """
+        request = preprocess_pb2.GetLeakReportRequest(name=f"{name}/leakReport")
+        return self._connection.call(self._preprocess.GetLeakReport, request)
+
     def rename(self, name: str, display_name: str, *, etag: str = "") -> version_pb2.Version:
         """Changes the name shown to people.
 
