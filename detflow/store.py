@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # it is a type of a stub file only
     from obstore.store import RetryConfig
 
 _CHUNK_BYTES = 1 << 20
+_DISK_FULL = f"(os error {errno.ENOSPC})"  # it has no class of its own
 _BEYOND_THE_END = ("Range Not Satisfiable", "range was invalid")
 _RETRIES: RetryConfig = {"max_retries": 6, "retry_timeout": datetime.timedelta(seconds=30)}
 
@@ -38,6 +40,7 @@ class ObjectStore:
 
     Raises:
         Unavailable: By every call on a bucket: it does not answer, or not us.
+        OSError: By a put into a folder: the disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -153,6 +156,8 @@ class ObjectStore:
         except (AlreadyExistsError, FileNotFoundError, NotFoundError):
             raise
         except BaseError as error:
+            if not self._is_remote and _DISK_FULL in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             if not self._is_remote:
                 raise
             raise Unavailable(

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 
 from detflow import channels
 from detflow.errors import (
@@ -324,6 +326,24 @@ async def test_bytes_behind_a_part_that_could_not_be_stored_are_not_stored(
     assert (await get(rig, upload.name)).committed_bytes == 1 << 20
     assert (await write(rig, upload.name, 1 << 20, data[1 << 20 :])).state == RECEIVED
     assert content(rig, upload.name) == data
+
+
+async def test_a_full_disk_is_told_and_what_came_before_stays(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await begin(rig, 6)
+    await write(rig, upload.name, 0, b"abc")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise GenericError("Unable to copy data to file: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(obstore, "put", full)
+        for attempt in (write(rig, upload.name, 3, b"def"), rig.upload(b"abcdef")):
+            with pytest.raises(ResourceExhausted) as caught:
+                await attempt
+            assert caught.value.reason == "DISK_FULL"
+    assert (await write(rig, upload.name, 3, b"def")).state == RECEIVED
 
 
 async def test_malformed_writes_are_refused(rig: Rig) -> None:
