@@ -15,8 +15,8 @@ from services.preprocess.archive import Limits
 from services.preprocess.consumer import VersionEvents
 from services.preprocess.garbage import GarbageCollector
 from services.preprocess.importer import Importer
-from services.preprocess.pipeline import Pipeline
-from services.preprocess.pool import Pool, WorkerPool
+from services.preprocess.pipeline import Pipeline, ShardPool
+from services.preprocess.pool import WorkerPool
 from services.preprocess.ray_pool import RayPool
 from services.preprocess.service import DatasetService, PreprocessService
 from services.preprocess.sources import Sources
@@ -50,7 +50,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
         sources=sources,
         limits=limits,
     )
-    shards: Pool = RayPool(s.settings) if s.settings.executor == "ray" else pool
+    shards: ShardPool = RayPool(s.settings) if s.settings.executor == "ray" else pool
     pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=shards, scratch=scratch)
     s.add(
         add_DatasetServiceServicer_to_server,
@@ -75,6 +75,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
         PreprocessService(
             db=s.db,
             store=s.store,
+            pool=pool,
             scratch=scratch,
             watcher=s.watcher,
             created=pipeline.loop.bell,

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf import json_format
 
 from detflow import telemetry
-from detflow.errors import DetflowError, FailedPrecondition, Unavailable, failure
+from detflow.errors import DetflowError, Unavailable, failure
 from detflow.events import Bus
 from detflow.names import new_id, project_of
 from detflow.postgres import Database
@@ -40,10 +40,8 @@ from services.preprocess.bundle import (
 from services.preprocess.domain import (
     SPLITS,
     Dataset,
-    DatasetState,
     Image,
     Preprocessing,
-    Reason,
 )
 from services.preprocess.events import append_state
 from services.preprocess.garbage_store import lock_object
@@ -51,7 +49,6 @@ from services.preprocess.leaks import plan_split
 from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import transform_of
 from services.preprocess.outlines import Outlines
-from services.preprocess.pool import Pool
 from services.preprocess.progress import ProgressReporter
 from services.preprocess.report_store import insert_leak_report, list_outlines
 
@@ -60,11 +57,20 @@ log = telemetry.get_logger(__name__)
 _IMAGES_AT_ONCE = 1000
 
 
+class ShardPool(Protocol):
+    """Where shards are made: `WorkerPool` or `RayPool`."""
+
+    def map(
+        self, work: Callable[[ShardJob], StoredShard], jobs: AsyncIterator[ShardJob]
+    ) -> AsyncGenerator[tuple[ShardJob, StoredShard], None]:
+        """Runs jobs side by side; yields each with its result as it is done, in any order."""
+
+
 class Pipeline:
     """Makes bundles one after the other; several processes may do so side by side."""
 
     def __init__(
-        self, *, db: Database, bus: Bus, store: ObjectStore, pool: Pool, scratch: Scratch
+        self, *, db: Database, bus: Bus, store: ObjectStore, pool: ShardPool, scratch: Scratch
     ) -> None:
         self._db = db
         self._bus = bus
@@ -128,8 +134,10 @@ class Pipeline:
         )
         await progress.update("plan")
         recipe = Recipe.FromString(preprocessing.recipe)
-        dataset = await self._dataset_of(preprocessing)
         async with self._db.transaction() as conn:
+            dataset = await dataset_sql.get_ready_dataset(
+                conn, project_of(preprocessing.version_name), preprocessing.dataset_id
+            )
             outlines = await list_outlines(conn, dataset.id)
             recorded = await sql.list_shards(conn, preprocessing.version_id)
         assigned, plans, report = await asyncio.to_thread(_plan, outlines, dataset, recipe)
@@ -157,19 +165,6 @@ class Pipeline:
         for described in splits.values():
             await self._use(preprocessing.version_id, claim, described["ground_truth"]["key"])
         await self._complete(preprocessing, claim, dataset, recipe, splits, report)
-
-    async def _dataset_of(self, preprocessing: Preprocessing) -> Dataset:
-        project_id = project_of(preprocessing.version_name)
-        async with self._db.connection() as conn:
-            dataset = await dataset_sql.get_dataset(conn, project_id, preprocessing.dataset_id)
-        if dataset.state is not DatasetState.READY:
-            raise FailedPrecondition(
-                f"{dataset.name} is {dataset.state}, not READY; make the version of a READY"
-                " dataset",
-                reason=Reason.DATASET_NOT_READY,
-                metadata={"dataset": dataset.name},
-            )
-        return dataset
 
     def _still_there(
         self,

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from detflow.errors import ResourceExhausted
 from services.preprocess.domain import Reason
@@ -26,15 +26,6 @@ R = TypeVar("R")
 
 class WorkerDied(ResourceExhausted):
     """A process of the pool was killed, most likely by the system for want of memory."""
-
-
-class Pool(Protocol):
-    """Where shards are made."""
-
-    def map(
-        self, work: Callable[[J], R], jobs: AsyncIterator[J]
-    ) -> AsyncGenerator[tuple[J, R], None]:
-        """Runs jobs side by side; yields each with its result as it is done, in any order."""
 
 
 async def side_by_side(

@@ -1,11 +1,20 @@
-"""What a recipe would make of some images: small pictures before and after, with boxes."""
+"""What a recipe would make of a dataset: exact counts, and small pictures before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
+from detflow.names import last_segment, project_of
+from detflow.postgres import Database
+from detflow.recipes import resolve_recipe
+from detflow.v1 import common_pb2
+from detflow.v1.preprocess_pb2 import PreviewVersionRequest, PreviewVersionResponse
+from detflow.v1.version_pb2 import Recipe, SplitCounts
 from services.preprocess import images
+from services.preprocess import store as sql
 from services.preprocess.bundle import (
     Transform,
     copy_boxes,
@@ -13,13 +22,23 @@ from services.preprocess.bundle import (
     open_store,
     read_source,
 )
-from services.preprocess.domain import Image
+from services.preprocess.domain import SPLITS, Image
+from services.preprocess.leaks import plan_split
+from services.preprocess.messages import transform_of
+from services.preprocess.pool import WorkerPool
+from services.preprocess.report_store import list_outlines
 from services.preprocess.resize import Resize, place_pixels
 
 PICTURE_SIDE_PX = 320
 """Longest side of a picture."""
 
 BEFORE = "original"
+
+_MAX_BYTES = 3 << 20
+"""Of all pictures together, so that the answer is one message."""
+_SPLITS = (common_pb2.SPLIT_TRAIN, common_pb2.SPLIT_VAL, common_pb2.SPLIT_TEST)
+
+_Message = PreviewVersionResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +93,81 @@ def make_pictures(job: PreviewJob) -> tuple[Picture, ...]:
             Picture(copy.name, width, height, _shrunk(pixels), tuple(boxes.ravel().tolist()))
             for pixels, (copy, width, height, boxes) in copies
         ),
+    )
+
+
+async def preview(
+    db: Database, pool: WorkerPool, store_url: str, request: PreviewVersionRequest
+) -> PreviewVersionResponse:
+    """Shows what a version would be, and makes nothing.
+
+    Args:
+        db: Database of the service.
+        pool: Processes that decode images.
+        store_url: Object store.
+        request: Dataset and recipe.
+
+    Raises:
+        NotFound: There is no such dataset.
+        FailedPrecondition: DATASET_NOT_READY, TOO_FEW_IMAGES or TOO_FEW_GROUPS.
+    """
+    recipe = resolve_recipe(request.recipe)
+    async with db.transaction() as conn:
+        dataset = await sql.get_ready_dataset(
+            conn, project_of(request.dataset), last_segment(request.dataset)
+        )
+        outlines = await list_outlines(conn, dataset.id)
+    plan = await asyncio.to_thread(plan_split, outlines, recipe, len(dataset.class_names))
+    splits = [plan.positions()[name] for name in SPLITS]
+    num_copies = [len(transform_of(recipe, name).copies) for name in SPLITS]
+    train, val, test = (len(p) * n for p, n in zip(splits, num_copies, strict=True))
+    response = PreviewVersionResponse(
+        num_images=SplitCounts(train=train, val=val, test=test), leak_report=plan.report
+    )
+    chosen = choose(splits, request.num_samples)
+    positions = [position for _, position in chosen]
+    async with db.connection() as conn:
+        listed = await sql.list_images(conn, dataset.id, positions)
+    found = dict(zip(sorted(positions), listed, strict=True))
+    samples = await _samples(pool, store_url, recipe, [(s, found[p]) for s, p in chosen])
+    room = _MAX_BYTES
+    for sample in samples:
+        room -= sample.ByteSize()
+        if room >= 0:
+            response.samples.append(sample)
+    return response
+
+
+async def _samples(
+    pool: WorkerPool, store_url: str, recipe: Recipe, chosen: Sequence[tuple[int, Image]]
+) -> list[_Message.Sample]:
+    """Has the pictures of some images made; in the order of the images."""
+
+    async def jobs() -> AsyncIterator[PreviewJob]:
+        for split, image in chosen:
+            yield PreviewJob(store_url, image, transform_of(recipe, SPLITS[split]))
+
+    made: dict[str, tuple[Picture, ...]] = {}
+    async with aclosing(pool.map(make_pictures, jobs())) as results:
+        async for job, pictures in results:
+            made[job.image.path] = pictures
+    samples = []
+    for split, image in chosen:
+        before, *after = (_message(picture, image) for picture in made[image.path])
+        samples.append(
+            _Message.Sample(path=image.path, split=_SPLITS[split], before=before, after=after)
+        )
+    return samples
+
+
+def _message(picture: Picture, image: Image) -> _Message.Picture:
+    return _Message.Picture(
+        step=picture.step,
+        width_px=picture.width,
+        height_px=picture.height,
+        jpeg=picture.jpeg,
+        boxes=picture.boxes,
+        class_ids=image.class_ids,
     )
 
 

@@ -52,6 +52,8 @@ from services.preprocess.messages import (
     upload_message,
     wanted_format,
 )
+from services.preprocess.pool import WorkerPool
+from services.preprocess.preview import preview
 from services.preprocess.problem_store import list_problems
 from services.preprocess.replay import replay
 from services.preprocess.report_store import get_leak_report
@@ -286,24 +288,41 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
 
 
 class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
-    """The making of bundles: read, watch, replay.
+    """The making of bundles: preview, read, watch, replay.
 
     Args:
         db: Database of the service.
         store: Object store.
+        pool: Processes that decode images.
         scratch: Where what is read for a replay lies meanwhile.
         watcher: Fan-out of events.
         created: Rung when a preprocessing was recorded.
     """
 
     def __init__(
-        self, *, db: Database, store: ObjectStore, scratch: Scratch, watcher: Watcher, created: Bell
+        self,
+        *,
+        db: Database,
+        store: ObjectStore,
+        pool: WorkerPool,
+        scratch: Scratch,
+        watcher: Watcher,
+        created: Bell,
     ) -> None:
         self._db = db
         self._store = store
+        self._pool = pool
         self._scratch = scratch
         self._watcher = watcher
         self._created = created
+
+    async def PreviewVersion(
+        self, request: preprocess_pb2.PreviewVersionRequest, context: Any
+    ) -> preprocess_pb2.PreviewVersionResponse:
+        """Shows what a recipe would make of a dataset."""
+        if project_of(request.dataset) != project_of(request.parent):
+            raise not_found(request.dataset)
+        return await preview(self._db, self._pool, self._store.url, request)
 
     async def GetPreprocessing(
         self, request: preprocess_pb2.GetPreprocessingRequest, context: Any

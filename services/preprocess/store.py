@@ -128,6 +128,23 @@ async def get_dataset(conn: Connection, project_id: str, dataset_id: str) -> Dat
     return _dataset(row)
 
 
+async def get_ready_dataset(conn: Connection, project_id: str, dataset_id: str) -> Dataset:
+    """Reads a dataset that versions are to be made of.
+
+    Raises:
+        NotFound: There is none in this project.
+        FailedPrecondition: DATASET_NOT_READY.
+    """
+    dataset = await get_dataset(conn, project_id, dataset_id)
+    if dataset.state is not DatasetState.READY:
+        raise FailedPrecondition(
+            f"{dataset.name} is {dataset.state}, not READY; make the version of a READY dataset",
+            reason=Reason.DATASET_NOT_READY,
+            metadata={"dataset": dataset.name},
+        )
+    return dataset
+
+
 async def list_datasets(
     conn: Connection, project_id: str, before: str | None, limit: int
 ) -> list[Dataset]:
