@@ -429,7 +429,11 @@ def layouts() -> Iterator[Case]:
         (
             "two images for an annotation",
             {**image, **voc_file, "images/a.jpeg": GOOD},
-            [("Annotations/a.xml", "AMBIGUOUS_LAYOUT")],
+            [
+                ("Annotations/a.xml", "AMBIGUOUS_LAYOUT"),
+                ("images/a.jpeg", "NOT_LISTED"),
+                ("images/a.jpg", "NOT_LISTED"),
+            ],
         ),
         (
             "two annotations of an image",

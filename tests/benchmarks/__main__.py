@@ -18,6 +18,7 @@ from typing import Any
 
 NAMES = (
     "preprocess",
+    "coco_import",
     "resizing",
     "large_images",
     "training",

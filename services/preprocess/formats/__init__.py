@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
 
-from services.preprocess.domain import InvalidData, Reason
+from services.preprocess.domain import MAX_KEPT_PROBLEMS, InvalidData, Problem, Reason
 from services.preprocess.formats import coco, voc, yolo
-from services.preprocess.formats.layout import Format, Labels, Layout, PathIndex, ReadFile, Rows
+from services.preprocess.formats.layout import (
+    Format,
+    Labels,
+    Layout,
+    PathIndex,
+    ReadFile,
+    Rows,
+    folder_of,
+)
 
 __all__ = ["Format", "Labels", "Layout", "Rows", "find_layout", "parse_labels", "read_rows"]
 
 read_rows = coco.read_rows
 
+_MASKS = "Segmentation"  # SegmentationClass and SegmentationObject of Pascal VOC
 _NAMES = {Format.VOC: "Pascal VOC", Format.YOLO: "YOLO", Format.COCO: "COCO"}
 _REMEDY = (
     "expected COCO (a .json with images, annotations and categories), Pascal VOC (Annotations/*.xml"
@@ -65,11 +76,29 @@ def find_layout(paths: Iterable[str], read: ReadFile, wanted: Format | None = No
         )
     match found[0]:
         case Format.COCO:
-            return coco.find_layout(index, in_json)
+            layout = coco.find_layout(index, in_json)
         case Format.VOC:
-            return voc.find_layout(index, read)
+            layout = voc.find_layout(index, read)
         case Format.YOLO:
-            return yolo.find_layout(index, read)
+            layout = yolo.find_layout(index, read)
+    return _with_others(index, layout)
+
+
+def _with_others(index: PathIndex, layout: Layout) -> Layout:
+    """Adds a warning for each image that the layout does not have."""
+    known = {sample.image for sample in layout.samples} | layout.left_out
+    others = (
+        Problem(
+            image,
+            Reason.NOT_LISTED,
+            f"no {_NAMES[layout.format]} label file is beside it or lists it; it was left out",
+            num_left_out=0,
+        )
+        for image in index.images
+        if image not in known and not folder_of(image).rpartition("/")[2].startswith(_MASKS)
+    )
+    room = MAX_KEPT_PROBLEMS - len(layout.problems)
+    return replace(layout, problems=(*layout.problems, *islice(others, room)))
 
 
 def parse_labels(

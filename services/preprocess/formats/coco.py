@@ -114,15 +114,13 @@ def find_layout(index: PathIndex, found: Found) -> Layout:
     for file in found.files:
         samples.extend(_samples(index, file, classes, described))
         problems.extend(file.problems)
-    for path in index.images:
-        if path not in described:
-            problems.add(path, Reason.NOT_LISTED, "no COCO file lists it; it was left out", 0)
     return Layout(
         Format.COCO,
         tuple(sorted(samples, key=lambda sample: sample.image)),
         names,
         tuple(problems.kept),
         problems.num_more,
+        frozenset(described),
     )
 
 

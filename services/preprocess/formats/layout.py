@@ -85,6 +85,7 @@ class Layout:
         class_names: Declared classes; None if only the labels tell.
         problems: Labels without image and the like, and warnings; at most MAX_KEPT_PROBLEMS.
         num_more_problems: How many were not kept.
+        left_out: Images that are no samples because of a problem.
     """
 
     format: Format
@@ -92,6 +93,7 @@ class Layout:
     class_names: tuple[str, ...] | None
     problems: tuple[Problem, ...]
     num_more_problems: int = 0
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
