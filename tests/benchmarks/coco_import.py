@@ -50,7 +50,13 @@ def run(*, quick: bool = False) -> dict[str, float]:
 
 def _import(folder: Path, sender: multiprocessing.connection.Connection) -> None:
     from services.preprocess.archive import Limits, list_entries, read_entry
-    from services.preprocess.checking import CheckJob, SampleEntry, check_samples, group_samples
+    from services.preprocess.checking import (
+        CheckedImage,
+        CheckJob,
+        SampleEntry,
+        check_samples,
+        group_samples,
+    )
     from services.preprocess.domain import describe
     from services.preprocess.formats import find_layout
     from services.preprocess.importer import number_classes
@@ -61,12 +67,16 @@ def _import(folder: Path, sender: multiprocessing.connection.Connection) -> None
     entries = list_entries(archive, limits)
     with archive.open("rb") as file:
         layout = find_layout(entries, lambda path: read_entry(file, entries[path], limits))
-    measured = {"file, s": time.perf_counter() - start, "file, peak MB": _peak_mb()}
+    measured = {
+        "file, s": time.perf_counter() - start,
+        "file, CPU s": time.process_time(),
+        "file, peak MB": _peak_mb(),
+    }
     samples = [
         SampleEntry(entries[s.image], entries[s.label] if s.label else None, s.split, s.rows)
         for s in layout.samples
     ]
-    checked = []
+    checked: list[CheckedImage] = []
     for number, group in enumerate(group_samples(samples)):
         job = CheckJob(
             archive=archive,
@@ -85,6 +95,7 @@ def _import(folder: Path, sender: multiprocessing.connection.Connection) -> None
         {
             **measured,
             "whole import, s": time.perf_counter() - start,
+            "whole import, CPU s": time.process_time(),
             "whole import, peak MB": _peak_mb(),
             "boxes": float(statistics.num_boxes),
         }
