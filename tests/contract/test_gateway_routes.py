@@ -39,6 +39,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "CreateProject": {"displayName": "Shapes"},
     "CreateVersion": {"dataset": "projects/x1/datasets/d1"},
     "UpdateVersion": {"displayName": "new"},
+    "PreviewVersion": {"dataset": "projects/x1/datasets/d1"},
     "CreateUpload": {"sizeBytes": "1"},
     "CreateDataset": {"dataset": {"displayName": "d"}, "upload": "projects/x1/uploads/u1"},
     "CreateExport": {"format": "ONNX"},
