@@ -28,7 +28,12 @@ _Name = Annotated[str, typer.Argument(metavar="DATASET", help="Name, id or resou
 def import_(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(metavar="PATH|URL", help="Zip archive, folder or address of one.")
+        str,
+        typer.Argument(
+            metavar="PATH|URL",
+            help="Archive (zip, tar, tar.gz), folder or address of one: https://, s3://, gs://,"
+            " az://.",
+        ),
     ],
     name: Annotated[
         str, typer.Option("--name", help="Name shown to people [default: that of the file].")
@@ -44,14 +49,20 @@ def import_(
     project: Project = "",
     address: Address = "",
 ) -> None:
-    """Imports labelled images in YOLO, Pascal VOC or COCO layout."""
+    """Imports labelled images in YOLO, Pascal VOC or COCO layout.
+
+    An upload that was interrupted goes on where it stopped when the command is given again.
+    """
     _check_format(format)
     s = session(context, json, project, address)
     if s.project != DEFAULT_PROJECT:
         s.client.projects.ensure(s.project)
+    stage = ""
     with s.bar() as bar:
 
         def show(progress: common_pb2.Progress) -> None:
+            nonlocal stage
+            stage = progress.stage
             bar.update(progress.stage, progress.percent, rate(progress))
 
         try:
@@ -63,6 +74,12 @@ def import_(
                 format=format,
                 progress=show,
             )
+        except KeyboardInterrupt:
+            if stage in ("hash", "upload"):
+                output.complain("interrupted: the same command goes on where this one stopped")
+            elif stage:
+                output.complain("detflow goes on with the import: see `detflow datasets list`")
+            raise
         except InvalidArgument as error:
             # The service speaks of its fields; here they are options.
             error.message = error.message.replace("skip_invalid", "--skip-invalid")
@@ -258,6 +275,8 @@ def _say_dataset(dataset: dataset_pb2.Dataset) -> None:
     if dataset.HasField("existing_split"):
         split = dataset.existing_split
         fields["own splits"] = f"{split.train} train, {split.val} val, {split.test} test"
+    if dataset.source_url:
+        fields["source"] = dataset.source_url
     if len(dataset.num_boxes_by_class) == len(dataset.class_names) > 0:
         fields["classes"] = ", ".join(
             f"{name} ({count})"
