@@ -1,16 +1,19 @@
-"""`detflow versions`: create, list, show, rename, delete, restore."""
+"""`detflow versions`: create, list, show, rename, label, delete, restore, replay."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from detflow.cli import output
 from detflow.cli.datasets import rate
 from detflow.cli.preview_page import preview_page
-from detflow.cli.session import Address, Json, Project, session
+from detflow.cli.session import Address, Json, Project, Session, session
 from detflow.cli.statistics import say_leaks
 from detflow.client.recipes import CHOICES, GROUPS, RecipeOptions, describe_recipe
+from detflow.client.replays import Replay
+from detflow.errors import FailedPrecondition
 from detflow.v1 import common_pb2, preprocess_pb2, version_pb2
 
 app = typer.Typer(help="Datasets frozen with a split and a recipe.", rich_markup_mode=None)
@@ -23,11 +26,36 @@ _Name = Annotated[
 _Dataset = Annotated[
     str, typer.Option("--dataset", help="Name, id or resource name.", metavar="DATASET")
 ]
+_OptionalDataset = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        help="Name, id or resource name; with --from by default the same.",
+        metavar="DATASET",
+    ),
+]
+_From = Annotated[
+    str,
+    typer.Option("--from", metavar="VERSION", help="Like this version, but for the options given."),
+]
+_Replay = Annotated[
+    Path | None,
+    typer.Option(
+        "--replay",
+        metavar="FILE",
+        help="By the recipe in a file of `versions replay`; says whether the bundle is the same.",
+    ),
+]
+_Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="A note; may be given several times."),
+]
 _Split = Annotated[
     str, typer.Option("--split", help="Percent of training, validation, test images.")
 ]
 _KeepSplit = Annotated[
-    bool, typer.Option("--keep-split", help="Keep the splits of the dataset's archive.")
+    bool,
+    typer.Option("--keep-split/--no-keep-split", help="Keep the splits of the dataset's archive."),
 ]
 _GroupBy = Annotated[
     str,
@@ -45,9 +73,12 @@ _Size = Annotated[
     str, typer.Option("--size", help="Exact size, e.g. 640x640.", metavar="WIDTHxHEIGHT")
 ]
 _Stretch = Annotated[
-    bool, typer.Option("--stretch", help="Stretch to --size instead of adding a border.")
+    bool,
+    typer.Option("--stretch/--no-stretch", help="Stretch to --size instead of adding a border."),
 ]
-_Grayscale = Annotated[bool, typer.Option("--grayscale", help="Make every image gray.")]
+_Grayscale = Annotated[
+    bool, typer.Option("--grayscale/--no-grayscale", help="Make every image gray.")
+]
 _Augment = Annotated[
     str,
     typer.Option("--augment", help=f"Copies of every training image, comma-separated: {CHOICES}."),
@@ -75,10 +106,13 @@ def _names(text: str) -> list[str]:
 @app.command("create")
 def create(
     context: typer.Context,
-    dataset: _Dataset,
+    dataset: _OptionalDataset = "",
+    from_: _From = "",
+    replay: _Replay = None,
     name: Annotated[
         str, typer.Option("--name", help="Name shown to people [default: the next V_n].")
     ] = "",
+    label: _Label = None,
     split: _Split = "70/20/10",
     keep_split: _KeepSplit = False,
     group_by: _GroupBy = "looks",
@@ -120,11 +154,25 @@ def create(
         grayscale=grayscale,
         augment=_names(augment),
     )
+    given = _given(context, options)
+    if replay and (from_ or given):
+        other = "--from" if from_ else f"--{next(iter(given)).replace('_', '-')}"
+        raise typer.BadParameter(f"--replay says what is to be done; leave out {other}")
+    if not dataset and (replay or not from_):
+        raise typer.BadParameter("name a --dataset, or a version to begin --from")
+    labels = _labels(label or [])
+    recorded = Replay.read(replay) if replay else None
     s = session(context, json, project, address)
-    found = s.client.datasets.find(dataset, s.project)
+    parent = s.client.versions.find(from_, s.project) if from_ else None
+    found = s.client.datasets.find(dataset or parent.dataset if parent else dataset, s.project)
+    base = parent.recipe if parent else recorded.recipe if recorded else None
+    if base is not None:
+        options = given
     if dry_run or preview:
         num_samples = _PREVIEW_SAMPLES if preview or s.json else 0
-        seen = s.client.versions.preview(found.name, num_samples=num_samples, **options)
+        seen = s.client.versions.preview(
+            found.name, num_samples=num_samples, recipe=base, **options
+        )
         if preview:
             preview.write_text(preview_page(found, seen), encoding="utf-8")
         if s.json:
@@ -132,7 +180,14 @@ def create(
         else:
             _say_preview(seen)
         return
-    version = s.client.versions.create(found.name, name=name, **options)
+    version = s.client.versions.create(
+        found.name,
+        name=name,
+        labels={key: value for key, value in labels.items() if value is not None},
+        parent=parent.name if parent else "",
+        recipe=base,
+        **options,
+    )
     if not detach:
         with s.bar() as bar:
 
@@ -142,9 +197,53 @@ def create(
             version = s.client.versions.wait(version.name, progress=show)
     if s.json:
         output.say_json(version)
-        return
-    output.say(f"created {output.printable(version.display_name)}")
-    _say_version(version)
+    else:
+        output.say(f"created {output.printable(version.display_name)}")
+        _say_version(version)
+    if recorded and not detach:
+        _say_whether_same(s, version, recorded)
+
+
+def _given(context: typer.Context, options: RecipeOptions) -> RecipeOptions:
+    """Returns those of the options that stand on the command line."""
+    parameters = {"max_side_px": "max_side", "exact_size": "size"}
+    sources = {
+        option: context.get_parameter_source(parameters.get(option, option)) for option in options
+    }
+    on_line = {
+        option: value
+        for option, value in options.items()
+        if (source := sources[option]) and source.name != "DEFAULT"
+    }
+    return cast(RecipeOptions, on_line)
+
+
+def _labels(texts: list[str]) -> dict[str, str | None]:
+    """Reads KEY=VALUE, and KEY- for the removal of a label."""
+    labels: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals and not key.endswith("-"):
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE, such as site=hall-2")
+        labels[key if equals else key.removesuffix("-")] = value if equals else None
+    return labels
+
+
+def _say_whether_same(s: Session, version: version_pb2.Version, recorded: Replay) -> None:
+    """Compares a version with the one whose replay it was made by.
+
+    Raises:
+        FailedPrecondition: REPLAY_DIFFERS.
+    """
+    differences = recorded.differences(Replay.parse(s.client.versions.read_replay(version.name)))
+    if differences:
+        raise FailedPrecondition(
+            f"{version.name} was made, but is not the version of the replay:"
+            f" {'; '.join(differences)}",
+            reason="REPLAY_DIFFERS",
+        )
+    if not s.json:
+        output.say(f"the same bundle as in the replay: manifest {recorded.manifest_sha256}")
 
 
 def _say_preview(seen: preprocess_pb2.PreviewVersionResponse) -> None:
@@ -163,23 +262,34 @@ def _say_preview(seen: preprocess_pb2.PreviewVersionResponse) -> None:
 def list_(
     context: typer.Context,
     deleted: Annotated[bool, typer.Option("--deleted", help="Those in the trash too.")] = False,
+    filter: Annotated[
+        str,
+        typer.Option(
+            "--filter", help="Which ones, e.g. 'state = COMPLETED AND metrics.map50 >= 0.8'."
+        ),
+    ] = "",
+    order_by: Annotated[
+        str,
+        typer.Option("--order-by", help="E.g. 'metrics.map50 desc' [default: create_time desc]."),
+    ] = "",
     json: Json = False,
     project: Project = "",
     address: Address = "",
 ) -> None:
     """Lists the versions, newest first."""
     s = session(context, json, project, address)
-    versions = s.client.versions.list(s.project, show_deleted=deleted)
+    versions = s.client.versions.list(
+        s.project, show_deleted=deleted, filter=filter, order_by=order_by
+    )
     if s.json:
         output.say_json({"versions": [output.as_dict(version) for version in versions]})
         return
     output.say_table(
-        ("NAME", "STATE", "TRAIN/VAL/TEST", "RESOURCE"),
-        (
-            (version.display_name, _state(version), _counts(version), version.name)
-            for version in versions
-        ),
-        empty=f"no versions in project {s.project}: make one with `detflow versions create`",
+        ("NAME", "STATE", "TRAIN/VAL/TEST", "MAP50", "RESOURCE"),
+        ((v.display_name, _state(v), _counts(v), _map50(v), v.name) for v in versions),
+        empty=f"no such versions in project {s.project}"
+        if filter
+        else f"no versions in project {s.project}: make one with `detflow versions create`",
     )
 
 
@@ -238,6 +348,54 @@ def rename(
         output.say(f"{old} is now {new}")
 
 
+@app.command("label")
+def label(
+    context: typer.Context,
+    version: _Name,
+    labels: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY=VALUE", help="Notes to set; KEY- removes one."),
+    ],
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Sets and removes labels: notes of your own, by which versions can be filtered."""
+    changes = _labels(labels)
+    s = session(context, json, project, address)
+    found = s.client.versions.find(version, s.project)
+    labelled = s.client.versions.label(found.name, changes)
+    if s.json:
+        output.say_json(labelled)
+    else:
+        output.say_fields({"labels": _said_labels(labelled)})
+
+
+@app.command("replay")
+def replay(
+    context: typer.Context,
+    version: _Name,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", metavar="FILE", help="File, or folder [default: here]."),
+    ] = Path(),
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+) -> None:
+    """Writes all that is needed to make the version again elsewhere, as JSON."""
+    s = session(context, json, project, address)
+    found = s.client.versions.find(version, s.project)
+    path = s.client.versions.download_replay(found.name, out)
+    if s.json:
+        output.say_json({"path": str(path)})
+    else:
+        output.say(
+            f"wrote {path}: make it again with `detflow versions create --replay {path} --dataset"
+            " DATASET`"
+        )
+
+
 @app.command("delete")
 def delete(
     context: typer.Context,
@@ -254,7 +412,8 @@ def delete(
         output.say_json(deleted)
     else:
         output.say(
-            f"moved {output.printable(found.display_name)} to the trash; take it out again with"
+            f"moved {output.printable(found.display_name)} to the trash, where it stays until"
+            f" {_time(deleted.purge_time)}; take it out again with"
             f" `detflow versions restore {found.name}`"
         )
 
@@ -279,7 +438,21 @@ def restore(
 
 def _state(version: version_pb2.Version) -> str:
     state = _State.Name(version.state)
-    return f"{state} (in the trash)" if version.HasField("delete_time") else state
+    if not version.HasField("delete_time"):
+        return state
+    return f"{state} (in the trash until {_time(version.purge_time)})"
+
+
+def _time(time: Timestamp) -> str:
+    return f"{time.ToDatetime():%Y-%m-%d %H:%M} UTC"
+
+
+def _map50(version: version_pb2.Version) -> str:
+    return f"{version.metrics.map50:.3f}" if version.HasField("metrics") else "-"
+
+
+def _said_labels(version: version_pb2.Version) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(version.labels.items())) or "-"
 
 
 def _counts(version: version_pb2.Version) -> str:
@@ -302,6 +475,16 @@ def _say_version(version: version_pb2.Version) -> None:
         "classes": ", ".join(version.class_names) or "-",
         "training": version.training or "none yet",
     }
+    if version.HasField("metrics"):
+        figures = version.metrics
+        fields["figures"] = (
+            f"mAP50 {figures.map50:.3f}, mAP50-95 {figures.map50_95:.3f}, precision"
+            f" {figures.precision:.3f}, recall {figures.recall:.3f} (test)"
+        )
+    if version.labels:
+        fields["labels"] = _said_labels(version)
+    if version.parent_version:
+        fields["made after"] = version.parent_version
     if version.HasField("failure"):
         fields["failure"] = version.failure.status.message
     output.say_fields(fields)

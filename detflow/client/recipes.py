@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TypedDict, Unpack
 
+from google.protobuf.field_mask_pb2 import FieldMask
+
 from detflow.errors import InvalidArgument
 from detflow.v1 import version_pb2
 
@@ -26,6 +28,21 @@ GROUPS = {
     "prefix": version_pb2.GROUP_BY_NAME_PREFIX,
 }
 """Short names of what keeps images on one side of the split."""
+
+
+_FIELDS = {
+    "split": ("split",),
+    "keep_split": ("keep_existing_split",),
+    "group_by": ("group_by", "group_separator"),
+    "group_separator": ("group_separator",),
+    "seed": ("seed",),
+    "max_side_px": ("max_side_px", "exact_size"),
+    "exact_size": ("max_side_px", "exact_size"),
+    "stretch": ("exact_size",),
+    "grayscale": ("grayscale",),
+    "augment": ("augmentations", "brightness", "contrast"),
+}
+"""By option, the fields of a recipe that it decides."""
 
 
 class RecipeOptions(TypedDict, total=False):
@@ -87,6 +104,25 @@ def make_recipe(**options: Unpack[RecipeOptions]) -> version_pb2.Recipe:
         )
     for text in options.get("augment", ()):
         _add_augmentation(recipe, text)
+    return recipe
+
+
+def override_recipe(
+    base: version_pb2.Recipe, **options: Unpack[RecipeOptions]
+) -> version_pb2.Recipe:
+    """Makes a recipe like another one but for the options that are given.
+
+    Raises:
+        InvalidArgument: UNKNOWN_AUGMENTATION or UNKNOWN_GROUP.
+    """
+    if "stretch" in options and base.HasField("exact_size"):
+        options.setdefault("exact_size", (base.exact_size.width_px, base.exact_size.height_px))
+    recipe = version_pb2.Recipe()
+    recipe.CopyFrom(base)
+    fields = [field for option in options for field in _FIELDS[option]]
+    FieldMask(paths=fields).MergeMessage(
+        make_recipe(**options), recipe, replace_message_field=True, replace_repeated_field=True
+    )
     return recipe
 
 

@@ -1,15 +1,18 @@
 """Versions: datasets frozen with a split and a recipe."""
 
+import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Unpack
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.client.recipes import RecipeOptions, make_recipe
+from detflow.client.recipes import RecipeOptions, make_recipe, override_recipe
+from detflow.client.saving import replacing
 from detflow.errors import NotFound, from_status
 from detflow.names import project_of
 from detflow.v1 import (
@@ -21,6 +24,7 @@ from detflow.v1 import (
 )
 
 _PREPROCESSING_APPEARS_SECONDS = 10.0
+_DOWNLOAD_SECONDS = 3600.0
 
 
 class Versions:
@@ -34,36 +38,59 @@ class Versions:
         )
 
     def create(
-        self, dataset: str, *, name: str = "", **options: Unpack[RecipeOptions]
+        self,
+        dataset: str,
+        *,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        parent: str = "",
+        recipe: version_pb2.Recipe | None = None,
+        **options: Unpack[RecipeOptions],
     ) -> version_pb2.Version:
         """Creates a version; it returns at once, in PREPROCESSING.
 
         Args:
             dataset: Resource name of the dataset.
             name: Name shown to people; by default the next V_n.
-            options: The recipe: see `detflow.client.recipes.RecipeOptions`.
+            labels: Notes by key.
+            parent: Resource name of the version that this one is made after.
+            recipe: What to do, e.g. the recipe of another version; by default the options alone.
+            options: The recipe, or what is to differ from `recipe`: see
+                `detflow.client.recipes.RecipeOptions`.
 
         Raises:
             InvalidArgument: An augmentation is not known, or the split does not add up to 100.
         """
-        recipe = make_recipe(**options)
+        wanted = version_pb2.Version(
+            dataset=dataset,
+            recipe=_recipe(recipe, options),
+            display_name=name,
+            labels=labels,
+            parent_version=parent,
+        )
         return self._connection.call(
             self._stub.CreateVersion,
             version_pb2.CreateVersionRequest(
                 parent=f"projects/{project_of(dataset)}",
-                version=version_pb2.Version(dataset=dataset, recipe=recipe, display_name=name),
+                version=wanted,
                 request_id=str(uuid.uuid4()),
             ),
         )
 
     def preview(
-        self, dataset: str, *, num_samples: int = 4, **options: Unpack[RecipeOptions]
+        self,
+        dataset: str,
+        *,
+        num_samples: int = 4,
+        recipe: version_pb2.Recipe | None = None,
+        **options: Unpack[RecipeOptions],
     ) -> preprocess_pb2.PreviewVersionResponse:
         """Shows what `create` would make: images in each split, and images before and after.
 
         Args:
             dataset: Resource name of the dataset.
             num_samples: Images to show, 0..12.
+            recipe: As for `create`.
             options: The recipe, as for `create`.
         """
         return self._connection.call(
@@ -71,7 +98,7 @@ class Versions:
             preprocess_pb2.PreviewVersionRequest(
                 parent=f"projects/{project_of(dataset)}",
                 dataset=dataset,
-                recipe=make_recipe(**options),
+                recipe=_recipe(recipe, options),
                 num_samples=num_samples,
             ),
         )
@@ -113,10 +140,25 @@ class Versions:
         return self._connection.call(self._stub.GetVersion, request)
 
     def list(
-        self, project: str = DEFAULT_PROJECT, *, show_deleted: bool = False
+        self,
+        project: str = DEFAULT_PROJECT,
+        *,
+        show_deleted: bool = False,
+        filter: str = "",
+        order_by: str = "",
     ) -> Sequence[version_pb2.Version]:
-        """Lists a project's versions, newest first."""
-        return [*self._iterate(project, show_deleted)]
+        """Lists a project's versions.
+
+        Args:
+            project: Id of the project.
+            show_deleted: Those in the trash too.
+            filter: Which ones, e.g. `state = COMPLETED AND metrics.map50 >= 0.8`.
+            order_by: E.g. "metrics.map50 desc"; by default newest first.
+
+        Raises:
+            InvalidArgument: BAD_FILTER or BAD_ORDER; the message says where and what is expected.
+        """
+        return [*self._iterate(project, show_deleted, filter, order_by)]
 
     def find(
         self, text: str, project: str = DEFAULT_PROJECT, *, deleted: bool = False
@@ -170,6 +212,48 @@ class Versions:
             ),
         )
 
+    def label(self, name: str, changes: Mapping[str, str | None]) -> version_pb2.Version:
+        """Changes labels of a version; those not named stay.
+
+        Args:
+            name: Resource name.
+            changes: New values by key; None removes the label.
+        """
+        labels = {key: value for key, value in changes.items() if value is not None}
+        return self._connection.call(
+            self._stub.UpdateVersion,
+            version_pb2.UpdateVersionRequest(
+                version=version_pb2.Version(name=name, labels=labels),
+                update_mask=FieldMask(paths=[f"labels.{key}" for key in changes]),
+            ),
+        )
+
+    def read_replay(self, name: str) -> bytes:
+        """Reads all that is needed to make a version again, as JSON.
+
+        Raises:
+            FailedPrecondition: VERSION_HAS_NO_BUNDLE.
+        """
+        return b"".join(self._replay(name))
+
+    def download_replay(self, name: str, destination: str | os.PathLike[str]) -> Path:
+        """Writes what `read_replay` returns to a file, which appears whole, or not at all.
+
+        Args:
+            name: Resource name.
+            destination: Path of the file, which is replaced, or of a folder.
+
+        Returns:
+            Where the file is.
+        """
+        path = Path(destination)
+        if path.is_dir():
+            path = path / f"{name.rsplit('/', 1)[-1]}.json"
+        with replacing(path) as file:
+            for data in self._replay(name):
+                file.write(data)
+        return path
+
     def delete(self, name: str, *, etag: str = "") -> version_pb2.Version:
         """Moves a version to the trash; a running training is stopped."""
         request = version_pb2.DeleteVersionRequest(name=name, etag=etag)
@@ -217,15 +301,33 @@ class Versions:
                     return
                 time.sleep(0.05)
 
-    def _iterate(self, project: str, show_deleted: bool) -> Iterator[version_pb2.Version]:
+    def _replay(self, name: str) -> Iterator[bytes]:
+        request = preprocess_pb2.DownloadReplayRequest(name=name)
+        stream = self._preprocess.DownloadReplay(request, timeout=_DOWNLOAD_SECONDS)
+        try:
+            with self._connection.translated():
+                for part in stream:
+                    yield part.data
+        finally:
+            stream.cancel()  # type: ignore[no-untyped-call]
+
+    def _iterate(
+        self, project: str, show_deleted: bool, filter: str = "", order_by: str = ""
+    ) -> Iterator[version_pb2.Version]:
         def fetch(token: str) -> tuple[Sequence[version_pb2.Version], str]:
             request = version_pb2.ListVersionsRequest(
                 parent=f"projects/{project}",
                 page_size=1000,
                 page_token=token,
                 show_deleted=show_deleted,
+                filter=filter,
+                order_by=order_by,
             )
             response = self._connection.call(self._stub.ListVersions, request)
             return response.versions, response.next_page_token
 
         return pages(fetch)
+
+
+def _recipe(base: version_pb2.Recipe | None, options: RecipeOptions) -> version_pb2.Recipe:
+    return make_recipe(**options) if base is None else override_recipe(base, **options)
