@@ -14,7 +14,7 @@ from detflow.cli.statistics import say_leaks
 from detflow.client.recipes import CHOICES, GROUPS, RecipeOptions, describe_recipe
 from detflow.client.replays import Replay
 from detflow.errors import FailedPrecondition
-from detflow.v1 import common_pb2, preprocess_pb2, version_pb2
+from detflow.v1 import common_pb2, version_pb2
 
 app = typer.Typer(help="Datasets frozen with a split and a recipe.", rich_markup_mode=None)
 
@@ -178,7 +178,9 @@ def create(
         if s.json:
             output.say_json(seen)
         else:
-            _say_preview(seen)
+            counts = seen.num_images
+            output.say(f"{counts.train}/{counts.val}/{counts.test} images (train/val/test)")
+            say_leaks(seen.leak_report, found.class_names)
         return
     version = s.client.versions.create(
         found.name,
@@ -244,18 +246,6 @@ def _say_whether_same(s: Session, version: version_pb2.Version, recorded: Replay
         )
     if not s.json:
         output.say(f"the same bundle as in the replay: manifest {recorded.manifest_sha256}")
-
-
-def _say_preview(seen: preprocess_pb2.PreviewVersionResponse) -> None:
-    counts, leaks = seen.num_images, seen.leak_report
-    output.say_fields(
-        {
-            "images": f"{counts.train}/{counts.val}/{counts.test} (train/val/test)",
-            "copies": f"{leaks.num_augmented_copies} of those in train",
-            "kept together": f"{leaks.num_grouped_images} images in {leaks.num_groups} groups",
-            "leaks": f"{leaks.num_leaking_groups}",
-        }
-    )
 
 
 @app.command("list")
