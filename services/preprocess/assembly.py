@@ -13,8 +13,8 @@ from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from services.preprocess.progress import ProgressReporter
 
-PIECE_BYTES = 8 << 20
-_FETCHED_AT_ONCE = 8
+PIECE_BYTES = 4 << 20
+_FETCHED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Piece:
 
     Attributes:
         start: Place of the first in the file.
-        size_bytes: How many; at most PIECE_BYTES.
+        size_bytes: How many.
         fetch: Returns them.
     """
 
@@ -35,7 +35,7 @@ class Piece:
 async def assemble(
     path: Path, pieces: AsyncIterator[Piece], num_bytes: int, progress: ProgressReporter
 ) -> None:
-    """Fetches pieces, eight at once, and writes each to its place in a new file.
+    """Fetches pieces, sixteen at once, and writes each to its place in a new file.
 
     Args:
         path: The file.

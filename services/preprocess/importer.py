@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detflow import telemetry
-from detflow.errors import DetflowError, InvalidArgument, failure
+from detflow.errors import DataLoss, DetflowError, InvalidArgument, failure
 from detflow.events import Bus
 from detflow.names import new_id
 from detflow.postgres import Database
@@ -57,9 +57,12 @@ from services.preprocess.progress import ProgressReporter
 from services.preprocess.report_store import insert_statistics
 from services.preprocess.sources import Sources
 from services.preprocess.statistics import count_dataset
-from services.preprocess.upload_store import list_parts
+from services.preprocess.upload_store import delete_unused_uploads, list_parts
 
 log = telemetry.get_logger(__name__)
+
+_SPANS = {"download": (0.0, 20.0), "check": (20.0, 100.0)}
+"""Percent of an import at the beginning and the end of its stages."""
 
 _ALWAYS_FATAL = frozenset({Reason.ARCHIVE_LIMIT, Reason.CORRUPT_ARCHIVE})
 """Problems of the archive as such; skip_invalid does not leave these out."""
@@ -147,6 +150,8 @@ class Importer:
             problems = await asyncio.to_thread(found.by_place)
             async with self._db.transaction() as conn:
                 failed = await sql.fail_dataset(conn, dataset.id, claim, why)
+                if isinstance(error, DataLoss) and dataset.upload_id:  # nobody can use it again
+                    await delete_unused_uploads(conn, [dataset.upload_id])
                 if failed is not None:
                     await insert_problems(conn, dataset.id, problems, found.total)
                     await append_dataset_event(conn, failed, "failed")
@@ -170,7 +175,8 @@ class Importer:
     async def _read(self, dataset: Dataset, claim: str, folder: Path, found: Findings) -> None:
         """Does the import; raises a DetflowError that says all that is wrong with the archive."""
         wrong = found.wrong
-        progress = ProgressReporter(self._bus, f"detflow.progress.dataset.{dataset.id}")
+        subject = f"detflow.progress.dataset.{dataset.id}"
+        progress = ProgressReporter(self._bus, subject, _SPANS)
         await progress.update("download")
         prefix = dataset_prefix(dataset.id)
         await asyncio.to_thread(empty, self._store, prefix, f"{prefix}/{claim}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from detflow import telemetry
 from detflow.errors import Unavailable
@@ -22,13 +23,17 @@ class ProgressReporter:
     Args:
         bus: Connection.
         subject: detflow.progress.{kind}.{id}.
+        spans: Where the percentage begins and ends in stages that are not the whole work.
     """
 
-    def __init__(self, bus: Bus, subject: str) -> None:
+    def __init__(
+        self, bus: Bus, subject: str, spans: Mapping[str, tuple[float, float]] | None = None
+    ) -> None:
         self._bus = bus
         self._subject = subject
         self._start = time.monotonic()
         self._next = 0.0
+        self._spans = spans or {}
         self._percent = 0.0
         self._stage = ""
         self._recent: deque[tuple[float, int]] = deque()
@@ -61,7 +66,9 @@ class ProgressReporter:
         since, done_then = self._recent[0]
         rate = (num_done - done_then) / (now - since) if now > since else 0.0
         if num_total:
-            self._percent = max(self._percent, min(100.0, 100.0 * num_done / num_total))
+            begin, end = self._spans.get(self._stage, (0.0, 100.0))
+            percent = begin + (end - begin) * min(1.0, num_done / num_total)
+            self._percent = max(self._percent, percent)
         return Progress(
             stage=self._stage,
             num_done=num_done,

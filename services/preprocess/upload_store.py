@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -206,15 +207,25 @@ async def delete_expired_uploads(conn: Connection) -> int:
     rows = await conn.fetch(
         "select id from upload where expire_time < now() limit 1000 for update skip locked"
     )
+    return await delete_unused_uploads(conn, [row["id"] for row in rows])
+
+
+async def delete_unused_uploads(conn: Connection, upload_ids: Sequence[str]) -> int:
+    """Deletes those uploads that no import needs; their parts become garbage.
+
+    Returns:
+        How many there were.
+    """
     deleted = await conn.fetch(
         """
-        with old as (
+        with unused as (
           delete from upload u where id = any($1::text[]) and not exists (
             select 1 from dataset d where d.upload_id = u.id and d.state = 'IMPORTING')
           returning id
         )
-        insert into garbage (prefix) select 'uploads/' || id from old returning prefix
+        insert into garbage (prefix) select 'uploads/' || id from unused
+        on conflict do nothing returning prefix
         """,
-        [row["id"] for row in rows],
+        list(upload_ids),
     )
     return len(deleted)

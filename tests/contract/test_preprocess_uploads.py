@@ -13,6 +13,7 @@ from obstore.exceptions import GenericError
 from detflow import channels
 from detflow.errors import (
     Aborted,
+    DataLoss,
     DeadlineExceeded,
     DetflowError,
     FailedPrecondition,
@@ -344,6 +345,20 @@ async def test_a_full_disk_is_told_and_what_came_before_stays(
                 await attempt
             assert caught.value.reason == "DISK_FULL"
     assert (await write(rig, upload.name, 3, b"def")).state == RECEIVED
+
+
+async def test_an_archive_that_the_store_has_lost_can_be_uploaded_again(rig: Rig) -> None:
+    data = pack(yolo_files(3))
+    for name, state in (("lost", DatasetState.FAILED), ("again", DatasetState.READY)):
+        upload = await begin(rig, len(data), request_id="same")
+        upload = await write(rig, upload.name, 0, data)
+        if name == "lost":
+            rig.service.store.put(stored(rig, upload.name)[0], data[:-1] + b"x")
+        dataset = (await rig.watch_dataset((await rig.create(upload.name, name)).name))[-1].dataset
+        assert dataset.state == state
+        if name == "lost":
+            assert dataset.failure.status.code == DataLoss.code.value[0]
+            await until(lambda: not stored(rig))
 
 
 async def test_malformed_writes_are_refused(rig: Rig) -> None:

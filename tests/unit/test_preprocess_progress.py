@@ -6,8 +6,8 @@ from typing import cast
 from detflow.errors import DataLoss
 from detflow.events import Bus
 from detflow.v1.common_pb2 import Progress
-from services.preprocess.archive import Entry
 from services.preprocess.checking import SampleEntry, group_samples
+from services.preprocess.entries import Entry, Storage
 from services.preprocess.leases import tell
 from services.preprocess.progress import ProgressReporter
 from services.preprocess.shards import MAX_SOURCE_BYTES
@@ -40,6 +40,16 @@ async def test_progress_is_throttled_never_falls_and_ends_at_a_hundred() -> None
     assert len(seen) <= 5 + 10 * (seen[-1].elapsed_seconds + 0.1)
 
 
+async def test_stages_that_are_not_the_whole_work_share_the_percentage() -> None:
+    recorder = Recorder()
+    spans = {"download": (0.0, 20.0), "check": (20.0, 100.0)}
+    reporter = ProgressReporter(cast(Bus, recorder), "detflow.progress.dataset.d", spans)
+    for stage, done in (("download", 1), ("download", 2), ("check", 0), ("check", 2)):
+        await reporter.update(stage, done, 2)
+    shown = [(p.stage, p.percent) for p in recorder.published]
+    assert shown == [("download", 10.0), ("download", 20.0), ("check", 20.0), ("check", 100.0)]
+
+
 def test_what_is_given_up_says_why_and_hides_what_is_internal() -> None:
     lost = DataLoss("gone")
     assert tell(lost, "import") is lost
@@ -53,7 +63,8 @@ def test_what_is_given_up_says_why_and_hides_what_is_internal() -> None:
 def test_samples_are_grouped_in_order_within_the_limits() -> None:
     sizes = [10, MAX_SOURCE_BYTES, 10, 10, MAX_SOURCE_BYTES + 1, *[5] * 40]
     samples = [
-        SampleEntry(Entry(f"{i}.jpg", 0, 1, size, 0, False), None) for i, size in enumerate(sizes)
+        SampleEntry(Entry(f"{i}.jpg", 0, 1, size, 0, Storage.PLAIN), None)
+        for i, size in enumerate(sizes)
     ]
     groups = group_samples(samples)
     assert [s for group in groups for s in group] == samples
