@@ -14,6 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from google.protobuf import json_format
 
 from detflow import telemetry
@@ -322,7 +323,9 @@ def _plan(
     """
     planned = plan_split(images, recipe, len(dataset.class_names))
     assigned = planned.positions()
-    size_bytes = images.size_bytes
+    # Small images may be enlarged: a JPEG takes about half a byte per pixel.
+    size = recipe.exact_size
+    size_bytes = np.maximum(images.size_bytes, size.width_px * size.height_px // 2)
     plans = [
         plan
         for name, positions in assigned.items()
