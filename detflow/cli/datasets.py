@@ -235,12 +235,12 @@ def problems(
             else:
                 output.say(_problem_line(problem))
         return
-    with replacing(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with replacing(out) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
         rows = csv.writer(text)
         rows.writerow(("place", "reason", "description"))
         rows.writerows((one.field, one.reason, one.description) for one in found)
-        text.flush()
-        text.detach()
+        text.detach()  # flushed, and open until it is in its place
     if not s.json:
         output.say(f"wrote {output.printable(str(out))}")
 

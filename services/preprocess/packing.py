@@ -23,7 +23,7 @@ from services.preprocess.formats.layout import stem_of
 from services.preprocess.formats.yolo import DIGITS, to_edges
 
 _MAX_STEM_BYTES = 200
-_SHORT_DIGITS = (6, 9, 12, 17, 24)
+_SHORT_DIGITS = (6, 9, 12, 17, 20, 24)
 _NOT_IN_XML = dict.fromkeys((0xFFFE, 0xFFFF), "_")
 
 
@@ -192,8 +192,14 @@ def _yolo_pair(low: float, high: float, side: int) -> tuple[str, str]:
             c, e = centre.quantize(unit), extent.quantize(unit)
             edges = to_edges(c, e, side)
             if (max(edges[0], 0.0), min(edges[1], float(side))) == (low, high):
-                return f"{c:f}", f"{e:f}"
+                return _short(c), _short(e)
     return str(centre), str(extent)
+
+
+def _short(value: Decimal) -> str:
+    """Renders a number with six digits after the point, and more only where they say something."""
+    whole, _, digits = f"{value:f}".partition(".")
+    return f"{whole}.{digits[:6]}{digits[6:].rstrip('0')}"
 
 
 def _shortened(stem: str) -> str:

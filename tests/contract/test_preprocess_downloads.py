@@ -1,9 +1,13 @@
 """COCO archives, downloads and lists of problems through the running service."""
 
 import asyncio
+import csv
 import io
 import json
+import os
+import sys
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +171,27 @@ async def test_every_problem_is_listed_by_place_page_by_page(rig: Rig) -> None:
     request = dataset_pb2.ListImportProblemsRequest(parent=ready.name, page_token="abc")
     with pytest.raises(InvalidArgument), channels.translate():
         await rig.datasets.ListImportProblems(request)
+
+
+async def test_the_command_line_writes_both_to_files(rig: Rig, tmp_path: Path) -> None:
+    async def run(*arguments: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "detflow.cli", "datasets", *arguments),
+            *("--project", "p", "--address", "127.0.0.1:7100"),
+            env={**os.environ, "DETFLOW_PREPROCESS_ADDRESS": rig.service.address},
+        )
+        assert await process.wait() == 0
+
+    files = {**coco_files(), "set/train2017/d.jpg": jpeg()}
+    dataset = await rig.import_archive(pack(files), "셀")
+    await run("problems", "셀", "-o", str(tmp_path / "problems.csv"))
+    rows = list(csv.reader((tmp_path / "problems.csv").read_text().splitlines()))
+    assert [row[:2] for row in rows] == [
+        ["place", "reason"],
+        ["set/train2017/d.jpg", "NOT_LISTED"],
+    ]
+    await run("download", "셀", "--format", "voc", "-o", str(tmp_path))
+    assert (tmp_path / "셀.zip").read_bytes() == await download(rig, dataset.name, VOC)
 
 
 async def test_of_an_archive_that_cannot_be_opened_there_is_a_problem_and_no_download(
