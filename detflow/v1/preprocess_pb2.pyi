@@ -134,7 +134,7 @@ class LeakReport(_message.Message):
         PATHS_FIELD_NUMBER: _builtins.int
         MAX_DISTANCE_FIELD_NUMBER: _builtins.int
         split: _common_pb2.Split.ValueType
-        """Split that has them; SPLIT_UNSPECIFIED if they are in several, because the archive's own splits were kept."""
+        """Split that has them; SPLIT_UNSPECIFIED if they are in several."""
         num_images: _builtins.int
         """Images of the group."""
         max_distance: _builtins.int
@@ -177,7 +177,9 @@ class LeakReport(_message.Message):
     num_grouped_images: _builtins.int
     """Images in them."""
     num_leaking_groups: _builtins.int
-    """Groups that are in more than one split: each is a leak. None unless the archive's own splits were kept."""
+    """Groups that are in more than one split: each is a leak. None unless the archive's own splits were kept, or so many
+    images look alike that no split could hold them.
+    """
     num_augmented_copies: _builtins.int
     """Augmented copies in the training split; there are none in the others."""
     @_builtins.property

@@ -21,6 +21,7 @@ NAMES = (
     "coco_import",
     "resizing",
     "large_images",
+    "splits",
     "training",
     "efficientdet",
     "overhead",

@@ -9,5 +9,8 @@ create table leak_report (
 );
 
 -- Images are dealt to splits in another way now: bundles that are being made begin again, so that none is dealt in two.
+insert into garbage (prefix)
+select shard.key from shard join preprocessing using (version_id) where state in ('PENDING', 'RUNNING')
+on conflict do nothing;
 delete from shard using preprocessing
 where shard.version_id = preprocessing.version_id and preprocessing.state in ('PENDING', 'RUNNING');
