@@ -116,7 +116,7 @@ class QueuedPreflights:
             )
         except DetflowError as error:
             await self._settle_problem(claim, error)
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # a TimeoutError too
             log.warning("preflight not done", training=claim.training.name, error=repr(error))
             await self._put_off(claim, "it could not be tried on this machine")
         except asyncio.CancelledError:
@@ -130,7 +130,6 @@ class QueuedPreflights:
         """Runs the job; None if the training does not wait any more, or another tries it."""
         training = claim.training
         device = self._device(training)
-
         async with reporting(self._bus, f"detflow.progress.training.{training.id}") as hear:
             message = await run_while_owned(
                 self._run_job(

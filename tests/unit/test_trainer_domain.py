@@ -5,7 +5,16 @@ from google.rpc import code_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detflow.errors import FailedPrecondition
+from detflow.errors import (
+    Aborted,
+    DataLoss,
+    DetflowError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from detflow.v1 import training_pb2
 from detflow.v1.common_pb2 import Failure, StoredObject
 from services.trainer.domain import (
@@ -23,6 +32,7 @@ from services.trainer.domain import (
     after_evaluation,
     check_resumable,
     decide_stop,
+    is_conclusive,
     is_retried,
     sources_of,
 )
@@ -164,3 +174,24 @@ def test_name_is_parsed_into_its_parts() -> None:
     assert one.name == "projects/p/versions/v/trainings/t"
     assert TrainingName.parse(one.name) == TrainingName(project="p", version="v", training="t")
     assert State.QUEUED not in ATTEMPTING
+
+
+@pytest.mark.parametrize(
+    ("problem", "stays"),
+    [
+        (FailedPrecondition("a box is outside", reason="BAD_LABELS"), True),
+        (InvalidArgument("other shapes", reason="WEIGHTS_DO_NOT_FIT"), True),
+        (DataLoss("an object is gone", reason="OBJECT_LOST"), True),
+        (FailedPrecondition("no space left", reason="DISK_FULL"), False),
+        (InvalidArgument("too little", reason="BAD_SETTING"), False),
+        (ResourceExhausted("out of memory", reason="OUT_OF_MEMORY"), False),
+        (Aborted("killed (signal 9)", reason="JOB_DIED"), False),
+        (Unavailable("no answer", reason="STORE_UNAVAILABLE"), False),
+        (Internal("unknown", reason="WORKER_FAILED"), False),
+    ],
+    ids=lambda value: getattr(value, "reason", None),
+)
+def test_only_what_stays_wrong_fails_a_training_that_waits(
+    problem: DetflowError, stays: bool
+) -> None:
+    assert is_conclusive(problem) is stays
