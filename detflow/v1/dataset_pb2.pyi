@@ -457,9 +457,9 @@ class Upload(_message.Message):
     name: _builtins.str
     """projects/{project}/uploads/{upload}"""
     size_bytes: _builtins.int
-    """Bytes received."""
+    """Size of the whole archive in bytes."""
     sha256: _builtins.str
-    """SHA-256 of those bytes."""
+    """SHA-256 of the whole archive; while it is RECEIVING the one it must have, empty if that is not known."""
     state: Global___Upload.State.ValueType
     """Where it stands."""
     committed_bytes: _builtins.int
