@@ -82,13 +82,15 @@ def _describe(
 ) -> dict[str, Any]:
     """Returns everything but the images."""
     name = shlex.quote(dataset.display_name) if dataset else "DATASET"
+    download = [f"detflow datasets download {name} -o ARCHIVE.zip"] if dataset else []
     return {
         "format": FORMAT,
         "version": preprocessing.version_name,
         "detflow": installed_version("detflow"),
         "libraries": manifest["libraries"],
         "commands": [
-            f"detflow datasets import ARCHIVE --name {name}",
+            *download,
+            f"detflow datasets import ARCHIVE.zip --name {name}",
             f"detflow versions create --replay THIS_FILE --dataset {name}",
         ],
         "dataset": {
