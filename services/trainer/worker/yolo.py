@@ -13,6 +13,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 from ultralytics.utils.loss import v8DetectionLoss
 
+from services.trainer.worker import pointwise
 from services.trainer.worker.networks import Network
 from services.trainer.worker.spec import Value
 
@@ -38,6 +39,7 @@ class Yolo(_Library, Network):  # type: ignore[misc]
         self, description: str, num_classes: int, gains: Mapping[str, float], dropout: float
     ) -> None:
         super().__init__(description, nc=num_classes, verbose=False)
+        pointwise.replace(self)
         self.args = IterableSimpleNamespace(**{**vars(DEFAULT_CFG), **gains})  # read by the loss
         self.stride = int(max(self.model[-1].stride))
         self._loss: Any = None
