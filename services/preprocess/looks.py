@@ -67,26 +67,26 @@ def orientations(hashes: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
 def _shrink(gray: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Averages an image over 32 x 32 equal areas, in parts of a gray level."""
     step = max(gray.shape) // _MAX_SIDE + 1
-    if step > 1:  # whole blocks first: the products below take memory
+    if step > 1:  # whole blocks first: the sums below take memory
         height, width = (max(1, side // step) for side in gray.shape)
         rows, columns = min(step, gray.shape[0]), min(step, gray.shape[1])
         blocks = gray[: height * rows, : width * columns].reshape(height, rows, width, columns)
         gray = (blocks.sum(axis=(1, 3), dtype=np.uint32) // (rows * columns)).astype(np.uint8)
     height, width = gray.shape
-    # Whole numbers below 2^53 in floating point: exact, whatever the order of the additions.
-    sums = _areas(height) @ gray.astype(np.float64) @ _areas(width).T
-    small: NDArray[np.int64] = sums.astype(np.int64) * _FRACTION // (height * width)
+    sums = _divided(_divided(gray.astype(np.int64)).T).T
+    small: NDArray[np.int64] = sums * _FRACTION // (height * width)
     return small
 
 
-@lru_cache(maxsize=256)
-def _areas(length: int) -> NDArray[np.float64]:
-    """Shape (32, length): how much of each pixel is in each of 32 parts, in 1/32 of a pixel."""
-    parts, pixels = np.arange(_SIDE)[:, None], np.arange(length)[None]
-    overlap = np.minimum((parts + 1) * length, (pixels + 1) * _SIDE) - np.maximum(
-        parts * length, pixels * _SIDE
-    )
-    return np.asarray(np.maximum(overlap, 0), np.float64)
+def _divided(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums rows over 32 equal parts, in 1/32 of a row; one on a border is shared."""
+    length, width = values.shape
+    none = np.zeros((1, width), np.int64)
+    row, share = np.divmod(np.arange(_SIDE + 1) * length, _SIDE)
+    before = np.concatenate([none, np.cumsum(values, axis=0)])[row] * _SIDE
+    upto = before + np.concatenate([values, none])[row] * share[:, None]
+    parts: NDArray[np.int64] = np.diff(upto, axis=0)
+    return parts
 
 
 @lru_cache(maxsize=1)
