@@ -134,7 +134,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         project_id = project_of(request.parent)
         condition = parse_filter(request.filter, FIELDS, first=2)
         order = parse_order(request.order_by)
-        async with self._db.connection() as conn:
+        async with self._db.transaction(isolation="repeatable_read") as conn:
             await store.get_project(conn, project_id)
             versions = await store.list_versions(
                 conn,

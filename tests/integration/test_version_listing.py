@@ -185,7 +185,7 @@ async def test_page_of_ten_thousand_versions_is_read_from_an_index(
     make_database: MakeDatabase,
 ) -> None:
     db = await make_database("version")
-    async with db.connection() as conn:
+    async with db.transaction() as conn:
         await conn.execute(
             """
             insert into version (
@@ -222,6 +222,9 @@ class _Explaining:
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self.plans: list[str] = []
+
+    async def execute(self, query: str) -> None:
+        await self._conn.execute(query)
 
     async def fetch(self, query: str, *parameters: Any) -> Any:
         rows = await self._conn.fetch(f"explain (analyze) {query}", *parameters)

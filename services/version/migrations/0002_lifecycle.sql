@@ -32,7 +32,7 @@ create index version_by_map50_95 on version (project_id, map50_95, id) where met
 create index version_by_precision on version (project_id, precision, id) where metrics_training_id is not null;
 create index version_by_recall on version (project_id, recall, id) where metrics_training_id is not null;
 create index version_unmeasured on version (project_id, id) where metrics_training_id is null;
-create index version_by_label on version using gin (labels jsonb_path_ops);
+create index version_by_label on version using gin (labels jsonb_path_ops) with (fastupdate = off);
 create index version_by_dataset on version (project_id, dataset);
 
 -- The attempt in which a training stands, and what was measured of it on the test split: figures belong to the version
