@@ -192,6 +192,11 @@ def create(
     else:
         output.say(f"created {output.printable(version.display_name)}")
         say_version(version)
+        if not detach and (found_leaks := s.client.versions.leaks(version.name).num_leaking_groups):
+            output.say(
+                f"images that belong together are in more than one split ({found_leaks} times): see"
+                f" `detflow versions leaks {version.name}`"
+            )
     if recorded and not detach:
         _say_whether_same(s, version, recorded)
 

@@ -37,3 +37,12 @@ async def test_skip_invalid_leaves_out_only_the_two_boxes(rig: Rig) -> None:
     assert dataset.num_boxes == 361 + 4155 + 372 - 2
     assert dataset.num_skipped == 2
     assert [(p.field, p.reason) for p in dataset.skipped] == DEGENERATE
+
+    # One scene was photographed twice, and nothing else looks the same.
+    request = dataset_pb2.GetDatasetStatisticsRequest(name=f"{dataset.name}/statistics")
+    statistics = await rig.datasets.GetDatasetStatistics(request)
+    (suspicion,) = statistics.suspicions
+    assert suspicion.kind == dataset_pb2.DatasetStatistics.Suspicion.NEAR_DUPLICATE_IMAGE
+    assert list(suspicion.examples) == [
+        "BCCD/JPEGImages/BloodImage_00037.jpg = BCCD/JPEGImages/BloodImage_00038.jpg"
+    ]
