@@ -380,8 +380,8 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
                 f"{preprocessing.version_name} was made before there were leak reports; create it"
                 " again"
                 if done
-                else f"the preprocessing of {preprocessing.version_name} is {preprocessing.state};"
-                " the leak report comes with its end",
+                else f"{preprocessing.version_name} has no leak report: its preprocessing is"
+                f" {preprocessing.state}, not SUCCEEDED",
                 reason=Reason.NO_LEAK_REPORT,
             )
         report.name = request.name
