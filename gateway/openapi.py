@@ -50,6 +50,13 @@ _WELL_KNOWN: dict[str, Json] = {
         "additionalProperties": True,
     },
 }
+_UPLOAD_HEADERS: Json = {
+    "Upload-Offset": {"description": "committedBytes.", "schema": {"type": "integer"}},
+    "Upload-Complete": {
+        "description": "?1 if it is RECEIVED, else ?0.",
+        "schema": {"type": "string"},
+    },
+}
 _ERRORS = {
     "400": "The request is wrong, or the resource is in a state that does not allow it.",
     "404": "There is no such resource.",
@@ -170,6 +177,8 @@ def _operation(
         "description": texts.get(rpc.output_type.full_name, "") or rpc.output_type.name,
         "content": content,
     }
+    if rpc.output_type.full_name == upload.RESOURCE:
+        operation["responses"]["200"]["headers"] = _UPLOAD_HEADERS
     return operation
 
 

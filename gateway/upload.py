@@ -104,6 +104,10 @@ def check_headers(kind: Kind, headers: Mapping[bytes, bytes], max_bytes: int) ->
         raise _too_large(kind, max_bytes)
 
 
+RESOURCE = dataset_pb2.Upload.DESCRIPTOR.full_name
+"""What is answered about with headers that say how far it is."""
+
+
 def read_offset(headers: Mapping[bytes, bytes]) -> int:
     """Reads where the bytes of a part belong.
 
