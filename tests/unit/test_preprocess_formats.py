@@ -487,6 +487,15 @@ def test_a_large_file_is_read_in_pieces_wherever_they_end(monkeypatch: pytest.Mo
         assert list(json_stream.members("x.json", document)) == expected
 
 
+def test_a_list_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "MAX_ELEMENTS", 2)
+    files = {"a.jpg": b"", "x.json": coco("a.jpg", "b.jpg", "c.jpg")}
+    with pytest.raises(InvalidData) as caught:
+        layout_of(files)
+    assert caught.value.problem.reason is Reason.ARCHIVE_LIMIT
+    assert caught.value.problem.where == "x.json images[2]"
+
+
 def test_a_class_list_of_a_voc_archive_names_classes_without_boxes() -> None:
     files = {"JPEGImages/a.jpg": b"", "Annotations/a.xml": XML, "classes.txt": b"none\ncell\n"}
     assert layout_of(files).class_names == ("none", "cell")

@@ -11,7 +11,6 @@ from services.preprocess.domain import MAX_KEPT_PROBLEMS, InvalidData, Problem, 
 from services.preprocess.formats.json_stream import members
 from services.preprocess.formats.layout import MAX_CLASSES, class_name_problem
 
-MAX_ANNOTATIONS = 10_000_000
 KEYS = frozenset({"images", "annotations", "categories"})
 
 _SHOWN = reprlib.Repr()
@@ -151,12 +150,6 @@ def _read_image(file: File, number: int, value: Any) -> None:
 
 def _read_annotation(file: File, number: int, value: Any) -> None:
     file.num_annotations += 1
-    if number >= MAX_ANNOTATIONS:
-        raise InvalidData(
-            f"{file.path} annotations[{number}]",
-            Reason.ARCHIVE_LIMIT,
-            f"more than {MAX_ANNOTATIONS} annotations in one file are not read; split it",
-        )
 
     def refuse(name: str, reason: Reason, description: str) -> None:
         file.problems.add(f"{file.path} annotations[{number}]{name}", reason, description)

@@ -15,6 +15,7 @@ from typing import Any
 
 from services.preprocess.domain import InvalidData, Reason
 
+MAX_ELEMENTS = 10_000_000
 MAX_ELEMENT_CHARS = 32 << 20
 _WINDOW_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -34,7 +35,8 @@ def members(path: str, data: bytes) -> Iterator[tuple[str, int | None, Any]]:
 
     Raises:
         InvalidData: CORRUPT_LABEL: it is not UTF-8, no JSON object, nested too deeply, or has an
-            element larger than 32 million characters; the place is the key and the index.
+            element larger than 32 million characters; ARCHIVE_LIMIT: an array has more than ten
+            million elements. The place is the key and the index.
     """
     text = _Text(path, data)
     if text.peek() != "{":
@@ -70,6 +72,12 @@ def _elements(text: _Text, key: str) -> Iterator[tuple[str, int, Any]]:
     place = text.where
     while True:
         text.where = f"{place}[{index}]"
+        if index == MAX_ELEMENTS:
+            raise InvalidData(
+                f"{text.path} {text.where}",
+                Reason.ARCHIVE_LIMIT,
+                f"lists of more than {MAX_ELEMENTS} are not read; divide it into several files",
+            )
         yield key, index, text.value()
         index += 1
         if text.expect(",]") == "]":
@@ -82,7 +90,7 @@ class _Text:
 
     def __init__(self, path: str, data: bytes) -> None:
         self.where = ""
-        self._path = path
+        self.path = path
         self._data = memoryview(data)
         self._num_bytes = 0
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
@@ -92,7 +100,7 @@ class _Text:
 
     def refusal(self, description: str) -> InvalidData:
         """Makes the error that names the current place."""
-        where = f"{self._path} {self.where}".rstrip()
+        where = f"{self.path} {self.where}".rstrip()
         return InvalidData(where, Reason.CORRUPT_LABEL, f"{description}; export it again")
 
     def peek(self) -> str:
