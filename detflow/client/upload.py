@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, TypeVar
@@ -62,39 +64,28 @@ def upload(
         DetflowError: What the service raised; InvalidArgument if the file cannot be read.
     """
     num_total = os.fstat(file.fileno()).st_size
-    unreadable: list[OSError] = []
-
-    def read() -> bytes:
-        # gRPC keeps to itself what was wrong with the parts.
-        try:
-            return file.read(_CHUNK_BYTES)
-        except OSError as error:
-            unreadable.append(error)
-            raise
+    source = _Source(file, noun)
 
     def parts() -> Iterator[Request]:
+        at = 0
         yield opening
-        while data := read():
+        while data := source.read(at):
             yield chunk(data)
+            at += len(data)
             if progress is not None:
-                progress(of_bytes("upload", file.tell(), num_total))
-        yield ending(file.tell())
+                progress(of_bytes("upload", at, num_total))
+        yield ending(at)
 
     for attempt in range(1, _ATTEMPTS + 1):
-        file.seek(0)
         try:
             with connection.translated():
                 return method(parts(), timeout=_SECONDS)
-        except Unavailable as error:
-            if attempt == _ATTEMPTS or error.reason == "UNREACHABLE":
-                raise
         except DetflowError as error:
-            if not unreadable:
+            if source.problem is not None:
+                raise source.problem from error
+            is_away = isinstance(error, Unavailable) and error.reason != "UNREACHABLE"
+            if not is_away or attempt == _ATTEMPTS:
                 raise
-            raise InvalidArgument(
-                f"the {noun} cannot be read to its end ({unreadable[0].strerror})",
-                reason="UNREADABLE_FILE",
-            ) from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -122,20 +113,22 @@ def upload_archive(
         DetflowError: What the service raised; InvalidArgument if the file cannot be read;
             Unavailable if nothing gets through for two minutes.
     """
-    num_total, sha256 = _measure(file, progress)
+    source = _Source(file, "archive")
+    num_total, sha256 = source.measure(progress)
     request = dataset_pb2.CreateUploadRequest(
         parent=f"projects/{project}", size_bytes=num_total, sha256=sha256, request_id=sha256
     )
     upload = connection.call(stub.CreateUpload, request)
     patience = _Patience()
     while upload.state != dataset_pb2.Upload.RECEIVED:
-        sending = _Sending(file, upload, num_total, progress)
         try:
             with connection.translated():
-                upload = stub.WriteUpload(sending.messages(), timeout=_SECONDS)
+                upload = stub.WriteUpload(
+                    _parts(source, upload, num_total, progress), timeout=_SECONDS
+                )
         except DetflowError as error:
-            if sending.problem is not None:
-                raise sending.problem from error
+            if source.problem is not None:
+                raise source.problem from error
             if not _may_go_on(error):
                 raise
             patience.wait(error)
@@ -144,44 +137,81 @@ def upload_archive(
     return upload
 
 
-class _Sending:
-    """The messages that bring an upload what it does not have yet.
+def _parts(
+    source: _Source,
+    upload: dataset_pb2.Upload,
+    num_total: int,
+    progress: OnProgress | None,
+) -> Iterator[dataset_pb2.WriteUploadRequest]:
+    """Yields the messages that bring an upload what it does not have yet."""
+    message = dataset_pb2.WriteUploadRequest
+    at = upload.committed_bytes
+    yield message(start=message.Start(name=upload.name, offset=at))
+    while data := source.read(at):
+        yield message(chunk=data)
+        at += len(data)
+        if progress is not None:
+            progress(of_bytes("upload", at, num_total))
+
+
+class _Source:
+    """A file that is read by one attempt while the thread of another may not have ended yet.
+
+    Args:
+        file: Seekable.
+        noun: What it is called in errors.
 
     Attributes:
-        problem: Why the file could not be read; gRPC keeps that to itself.
+        problem: Why it could not be read; gRPC keeps that to itself.
     """
 
-    def __init__(
-        self,
-        file: IO[bytes],
-        upload: dataset_pb2.Upload,
-        num_total: int,
-        progress: OnProgress | None,
-    ) -> None:
+    def __init__(self, file: IO[bytes], noun: str) -> None:
         self.problem: DetflowError | None = None
         self._file = file
-        self._upload = upload
-        self._num_total = num_total
-        self._progress = progress
+        self._noun = noun
+        self._lock = threading.Lock()
 
-    def messages(self) -> Iterator[dataset_pb2.WriteUploadRequest]:
-        """Yields them."""
-        message = dataset_pb2.WriteUploadRequest
-        at = self._upload.committed_bytes
-        yield message(start=message.Start(name=self._upload.name, offset=at))
-        self._file.seek(at)
-        while data := self._read():
-            yield message(chunk=data)
-            at += len(data)
-            if self._progress is not None:
-                self._progress(of_bytes("upload", at, self._num_total))
+    def read(self, at: int) -> bytes:
+        """Reads a chunk.
 
-    def _read(self) -> bytes:
+        Raises:
+            InvalidArgument: It cannot be read.
+        """
+        with self._lock, self._told():
+            self._file.seek(at)
+            return self._file.read(_CHUNK_BYTES)
+
+    def measure(self, progress: OnProgress | None) -> tuple[int, str]:
+        """Returns size and SHA-256.
+
+        Raises:
+            InvalidArgument: It cannot be read, or is empty.
+        """
+        digest, num_done = hashlib.sha256(), 0
+        with self._told():
+            num_total = self._file.seek(0, os.SEEK_END)
+        while data := self.read(num_done):
+            digest.update(data)
+            num_done += len(data)
+            if progress is not None:
+                progress(of_bytes("hash", num_done, num_total))
+        if not num_done:
+            raise InvalidArgument(f"the {self._noun} is empty", reason="CORRUPT_ARCHIVE")
+        return num_done, digest.hexdigest()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            return _read(self._file)
-        except DetflowError as error:
+            yield
+        except InvalidArgument as error:
             self.problem = error
             raise
+        except OSError as error:
+            self.problem = InvalidArgument(
+                f"the {self._noun} cannot be read to its end ({error.strerror})",
+                reason="UNREADABLE_FILE",
+            )
+            raise self.problem from error
 
 
 class _Patience:
@@ -220,30 +250,6 @@ def _may_go_on(error: DetflowError) -> bool:
     if isinstance(error, FailedPrecondition):
         return error.reason == "WRONG_OFFSET"
     return isinstance(error, (Aborted, Cancelled, DeadlineExceeded, NotFound, Unavailable))
-
-
-def _measure(file: IO[bytes], progress: OnProgress | None) -> tuple[int, str]:
-    """Returns size and SHA-256 of a file."""
-    digest, num_done = hashlib.sha256(), 0
-    num_total = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    while data := _read(file):
-        digest.update(data)
-        num_done += len(data)
-        if progress is not None:
-            progress(of_bytes("hash", num_done, num_total))
-    if not num_done:
-        raise InvalidArgument("the archive is empty", reason="CORRUPT_ARCHIVE")
-    return num_done, digest.hexdigest()
-
-
-def _read(file: IO[bytes]) -> bytes:
-    try:
-        return file.read(_CHUNK_BYTES)
-    except OSError as error:
-        raise InvalidArgument(
-            f"the archive cannot be read to its end ({error.strerror})", reason="UNREADABLE_FILE"
-        ) from error
 
 
 def of_bytes(stage: str, num_done: int, num_total: int) -> common_pb2.Progress:

@@ -1,5 +1,7 @@
 """The SDK against a gRPC server whose answers the test writes down."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ import pytest
 from grpc_status import rpc_status
 
 from detflow import errors
-from detflow.client import Client
+from detflow.client import Client, upload
 from detflow.v1 import (
     common_pb2,
     dataset_pb2,
@@ -63,18 +65,45 @@ class Projects(project_pb2_grpc.ProjectServiceServicer):
 
 @dataclass
 class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
-    """Keeps one dataset; an archive whose bytes are "bad" fails."""
+    """Keeps datasets, and one upload, whose writing breaks off as `breaks` says."""
 
     kept: dict[str, dataset_pb2.Dataset] = field(default_factory=dict)
-    chunks: list[int] = field(default_factory=list)
+    upload: dataset_pb2.Upload = field(default_factory=dataset_pb2.Upload)
+    received: bytearray = field(default_factory=bytearray)
+    offsets: list[int] = field(default_factory=list)
+    breaks: list[tuple[int, errors.DetflowError]] = field(default_factory=list)
+    """How many chunks are taken in each stream before it ends in an error; later ones are whole."""
 
-    def UploadArchive(self, parts: Any, context: Context) -> Any:
-        first, *rest = parts
-        assert first.parent == "projects/default"
-        *chunks, last = rest
-        self.chunks = [len(part.chunk) for part in chunks]
-        assert last.size_bytes == sum(self.chunks)
-        return dataset_pb2.Upload(name="projects/default/uploads/u")
+    def CreateUpload(self, request: Any, context: Context) -> Any:
+        assert request.parent == "projects/default"
+        assert request.request_id == request.sha256
+        if self.upload.sha256 != request.sha256:
+            self.received.clear()
+            self.upload = dataset_pb2.Upload(
+                name="projects/default/uploads/u",
+                size_bytes=request.size_bytes,
+                sha256=request.sha256,
+                state=dataset_pb2.Upload.RECEIVING,
+            )
+        return self.upload
+
+    def WriteUpload(self, parts: Any, context: Context) -> Any:
+        start = next(parts).start
+        self.offsets.append(start.offset)
+        assert (start.name, start.offset) == (self.upload.name, len(self.received))
+        num_chunks, error = self.breaks.pop(0) if self.breaks else (1 << 30, None)
+        while num_chunks > 0 and (part := next(parts, None)) is not None:
+            self.received += part.chunk
+            num_chunks -= 1
+        self.upload.committed_bytes = len(self.received)
+        if len(self.received) == self.upload.size_bytes:
+            assert hashlib.sha256(self.received).hexdigest() == self.upload.sha256
+            self.upload.state = dataset_pb2.Upload.RECEIVED
+        if isinstance(error, errors.NotFound):
+            self.upload = dataset_pb2.Upload()
+        if error is not None:
+            fail(context, error)
+        return self.upload
 
     def CreateDataset(self, request: Any, context: Context) -> Any:
         assert request.request_id
@@ -88,6 +117,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             name=f"projects/default/datasets/d{len(self.kept)}",
             display_name=name,
             state=dataset_pb2.Dataset.IMPORTING,
+            source_url=request.source_url,
         )
         self.kept[dataset.name] = dataset
         if not request.skip_invalid:
@@ -247,14 +277,54 @@ def test_import_reports_progress_and_refusal_names_the_label(rig: Rig, tmp_path:
     assert caught.value.violations == (
         errors.Violation("labels/a.txt:3", "BAD_BOX", "has no area"),
     )
-    assert rig.datasets.chunks == [1 << 20, 1 << 20, 5]
-    assert stages == ["upload", "upload", "upload", "check"]
+    assert rig.datasets.received == archive.read_bytes()
+    assert stages == ["hash"] * 3 + ["upload"] * 3 + ["check"]
 
     dataset = rig.client.datasets.import_(archive, skip_invalid=True)
     assert dataset.state == dataset_pb2.Dataset.READY
+    assert rig.datasets.offsets == [0]  # the same archive is not sent again
 
     with pytest.raises(errors.AlreadyExists, match="cells"):
         rig.client.datasets.import_(archive, skip_invalid=True)
+
+
+def test_upload_goes_on_where_it_broke_off_whatever_the_reason(rig: Rig, tmp_path: Path) -> None:
+    archive = tmp_path / "cells.zip"
+    archive.write_bytes(os.urandom(20 << 20))
+    rig.datasets.breaks = [
+        (3, errors.Unavailable("draining")),
+        (0, errors.Unavailable("draining")),
+        (5, errors.Aborted("another writer", reason="UPLOAD_MOVED")),
+        (1, errors.FailedPrecondition("go on elsewhere", reason="WRONG_OFFSET")),
+        (2, errors.DeadlineExceeded("nothing came")),
+        (4, errors.NotFound("expired")),
+        (6, errors.Cancelled("the server stops")),
+        (14, errors.Unavailable("the answer was lost")),
+    ]
+    rig.client.datasets.import_(archive, skip_invalid=True)
+    assert [offset >> 20 for offset in rig.datasets.offsets] == [0, 3, 3, 8, 9, 11, 0, 6]
+    assert rig.datasets.received == archive.read_bytes()
+
+
+def test_upload_raises_what_going_on_does_not_mend(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "cells.zip"
+    archive.write_bytes(b"x")
+    rig.datasets.breaks = [(0, errors.InvalidArgument("changed", reason="HASH_MISMATCH"))]
+    with pytest.raises(errors.InvalidArgument, match="changed"):
+        rig.client.datasets.import_(archive)
+    monkeypatch.setattr(upload, "_PATIENCE_SECONDS", 0.0)
+    rig.datasets.breaks = [(0, errors.DeadlineExceeded("nothing came"))]
+    with pytest.raises(errors.DeadlineExceeded, match="nothing came"):
+        rig.client.datasets.import_(archive)
+    assert rig.datasets.offsets == [0, 0]
+
+
+def test_archive_in_an_object_store_is_left_to_detflow(rig: Rig) -> None:
+    dataset = rig.client.datasets.import_("s3://bucket/cells.tar.gz", skip_invalid=True)
+    assert (dataset.display_name, rig.datasets.offsets) == ("cells", [])
+    assert rig.datasets.kept[dataset.name].source_url == "s3://bucket/cells.tar.gz"
 
 
 def test_archive_that_cannot_be_read_is_said_to_be(rig: Rig) -> None:
@@ -267,7 +337,7 @@ def test_name_is_checked_before_the_upload(rig: Rig, tmp_path: Path) -> None:
     archive.write_bytes(b"x")
     with pytest.raises(errors.InvalidArgument, match="at most 63"):
         rig.client.datasets.import_(archive, name="x" * 64)
-    assert rig.datasets.chunks == []
+    assert rig.datasets.offsets == []
 
 
 def test_dataset_is_found_by_name_id_or_resource_over_all_pages(rig: Rig) -> None:
