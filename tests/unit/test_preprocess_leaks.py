@@ -79,12 +79,14 @@ def test_images_that_look_the_same_are_on_one_side_and_reported() -> None:
 def test_groups_torn_by_the_archives_own_splits_are_leaks() -> None:
     looks = different(30)
     looks[29] = looks[0]
+    looks[5] = looks[6] = looks[7]
     own = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
     plan = plan_split(images_of(looks, own), recipe(keep_existing_split=True), 2)
     assert plan.positions()["test"] == tuple(range(25, 30))
     assert plan.report.num_leaking_groups == 1
-    (group,) = plan.report.groups
-    assert (group.split, group.num_images) == (common_pb2.SPLIT_UNSPECIFIED, 2)
+    leak, whole = plan.report.groups  # leaks come first
+    assert (leak.split, leak.num_images) == (common_pb2.SPLIT_UNSPECIFIED, 2)
+    assert (whole.split, whole.num_images) == (common_pb2.SPLIT_TRAIN, 3)
     # Without the archive's splits they stay together.
     assert plan_split(images_of(looks, own), recipe(), 2).report.num_leaking_groups == 0
 

@@ -152,12 +152,12 @@ def test_single_images_make_up_for_groups() -> None:
 
 
 def test_groups_of_many_sizes_come_near_to_the_shares() -> None:
-    group_sizes = np.random.default_rng(0).integers(5, 200, 25)
+    group_sizes = np.random.default_rng(4).integers(5, 200, 25)
     groups: Labels = np.repeat(np.cumsum(group_sizes) - group_sizes, group_sizes)
     split = assign(plain(len(groups)), (70, 20, 10), 0, groups)
     wanted = sizes(len(groups), (70, 20, 10))
     missed = sum(abs(len(p) - n) for p, n in zip(parts(split), wanted, strict=True)) / 2
-    assert missed / len(groups) < 0.005
+    assert missed <= 2  # of 3022 images; dealing alone, without exchanges, misses 9
 
 
 def test_fewer_groups_than_splits_are_refused() -> None:
