@@ -19,8 +19,6 @@ AUTOMATIC_NAME = "V_{}"
 METRICS = ("map50", "map50_95", "precision", "recall")
 """Figures of a version, by the names of detflow.v1.VersionMetrics."""
 
-MAX_LABELS = 64
-
 TRASH_TIME = timedelta(days=30)
 """How long a deleted version can be taken back, unless the settings say otherwise."""
 

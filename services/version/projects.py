@@ -9,7 +9,7 @@ from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Database
 from detflow.times import timestamp
 from detflow.v1 import project_pb2, project_pb2_grpc
-from services.version import domain, store
+from services.version import domain, project_store
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which no handler here needs
 
@@ -26,14 +26,16 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         display_name = check_display_name(request.project.display_name, "project.display_name")
         async with self._db.transaction() as conn:
             return _project_to_proto(
-                await store.insert_project(conn, request.project_id, display_name)
+                await project_store.insert_project(conn, request.project_id, display_name)
             )
 
     async def GetProject(  # noqa: D102
         self, request: project_pb2.GetProjectRequest, context: Context
     ) -> project_pb2.Project:
         async with self._db.connection() as conn:
-            return _project_to_proto(await store.get_project(conn, last_segment(request.name)))
+            return _project_to_proto(
+                await project_store.get_project(conn, last_segment(request.name))
+            )
 
     async def ListProjects(  # noqa: D102
         self, request: project_pb2.ListProjectsRequest, context: Context
@@ -41,7 +43,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         key = decode_token(request.page_token, "projects", int) or [0]
         size = page_size(request.page_size)
         async with self._db.connection() as conn:
-            projects = await store.list_projects(conn, int(key[0]), size + 1)
+            projects = await project_store.list_projects(conn, int(key[0]), size + 1)
         more = len(projects) > size
         return project_pb2.ListProjectsResponse(
             projects=[_project_to_proto(project) for project in projects[:size]],

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -36,14 +35,14 @@ from detflow.v1 import (
     version_pb2_grpc,
 )
 from detflow.watch import Change, Snapshot, Watcher
-from services.version import domain, store
+from services.version import domain, project_store, store
 from services.version.filter import parse_filter
+from services.version.labels import change_labels, check_labels
 from services.version.listing import FIELDS, parse_order
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which no handler here needs
 
 _PART = 500  # versions in one message of a snapshot: well below gRPC's 4 MiB
-_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _RECENT = timedelta(hours=1)  # longer than an event may wait in the outbox or the stream
 
 
@@ -77,18 +76,18 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         display_name = wanted.display_name and check_display_name(
             wanted.display_name, "version.display_name"
         )
-        labels = _checked_labels(wanted.labels)
+        labels = check_labels(wanted.labels)
         request_id = request.request_id or None
         request_sha256 = _fingerprint(wanted, display_name)
         async with self._db.connection() as conn:
-            await store.get_project(conn, project_id)
+            await project_store.get_project(conn, project_id)
             made = await store.get_version_by_request(conn, project_id, request_id)
         if made is None:
             wanted = await self._filled_from_parent(project_id, wanted)
             dataset = await self._get_ready_dataset(project_id, wanted.dataset)
             recipe = resolve_recipe(wanted.recipe)
             async with self._db.transaction() as conn:
-                await store.get_project(conn, project_id, lock=True)
+                await project_store.get_project(conn, project_id, lock=True)
                 # The same request may have come in meanwhile, by another connection.
                 made = await store.get_version_by_request(conn, project_id, request_id)
                 if made is None:
@@ -97,7 +96,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                         version_id=new_id(),
                         project_id=project_id,
                         display_name=display_name
-                        or await store.take_display_name(conn, project_id),
+                        or await project_store.take_display_name(conn, project_id),
                         dataset=dataset.name,
                         dataset_sha256=dataset.content_sha256,
                         class_names=dataset.class_names,
@@ -135,7 +134,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         condition = parse_filter(request.filter, FIELDS, first=2)
         order = parse_order(request.order_by)
         async with self._db.transaction(isolation="repeatable_read") as conn:
-            await store.get_project(conn, project_id)
+            await project_store.get_project(conn, project_id)
             versions = await store.list_versions(
                 conn,
                 project_id,
@@ -167,15 +166,15 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         renames = bool(paths & {"display_name", "*"})
         if renames:
             check_display_name(request.version.display_name, "version.display_name")
-        given = _checked_labels(request.version.labels)
+        given = check_labels(request.version.labels)
         project_id, version_id = ids
         async with self._db.transaction() as conn:
-            await store.get_project(conn, project_id, lock=True)
+            await project_store.get_project(conn, project_id, lock=True)
             version = await store.get_version(conn, project_id, version_id, lock=True)
             _check_not_deleted(version)
             _check_etag(version, request.version.etag)
             display_name = request.version.display_name if renames else version.display_name
-            labels = _changed_labels(version.labels, given, paths)
+            labels = change_labels(version.labels, given, paths)
             if (display_name, labels) != (version.display_name, version.labels):
                 version = await store.update_version(
                     conn, version, display_name=display_name, labels=labels
@@ -204,7 +203,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
     ) -> version_pb2.Version:
         project_id = project_of(request.name)
         async with self._db.transaction() as conn:
-            await store.get_project(conn, project_id, lock=True)
+            await project_store.get_project(conn, project_id, lock=True)
             version = await store.get_version(
                 conn, project_id, last_segment(request.name), lock=True
             )
@@ -219,7 +218,7 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
     ) -> AsyncIterator[version_pb2.WatchVersionsResponse]:
         project_id = project_of(request.parent)
         async with self._db.connection() as conn:
-            await store.get_project(conn, project_id)
+            await project_store.get_project(conn, project_id)
 
         def of_this_project(change: Change) -> bool:
             return project_of(change.event.version.name) == project_id
@@ -383,48 +382,6 @@ def _fields_set(version: version_pb2.Version) -> set[str]:
     """Returns what an empty mask stands for: the fields that are set, or else the name."""
     fields = {name for name in ("display_name", "labels") if getattr(version, name)}
     return fields or {"display_name"}
-
-
-def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Checks what the rules in the protos don't say of labels.
-
-    Raises:
-        InvalidArgument: BAD_LABEL: a value holds control characters.
-    """
-    for key, value in labels.items():
-        if _NO_TEXT.search(value):
-            raise bad_field(
-                f"version.labels.{key}",
-                "BAD_LABEL",
-                "must be one line without control or bidirectional-override characters; take them"
-                " out",
-            )
-    return dict(labels)
-
-
-def _changed_labels(
-    before: Mapping[str, str], given: Mapping[str, str], paths: Collection[str]
-) -> dict[str, str]:
-    """Returns the labels after an update of all of them, or of single keys.
-
-    Raises:
-        InvalidArgument: TOO_MANY_LABELS.
-    """
-    if {"labels", "*"} & set(paths):
-        return dict(given)
-    labels = dict(before)
-    for key in (path.removeprefix("labels.") for path in paths if path.startswith("labels.")):
-        labels.pop(key, None)
-        if key in given:
-            labels[key] = given[key]
-    if len(labels) > domain.MAX_LABELS:
-        raise bad_field(
-            "version.labels",
-            "TOO_MANY_LABELS",
-            f"a version has at most {domain.MAX_LABELS} labels, and this would make"
-            f" {len(labels)}; remove some",
-        )
-    return labels
 
 
 def _check_not_deleted(version: domain.Version) -> None:

@@ -1,4 +1,4 @@
-"""Projects and versions in Postgres: SQL beside its function, in the caller's transaction."""
+"""Versions in Postgres: SQL beside its function, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import asyncpg
 from detflow.errors import Aborted, AlreadyExists, not_found
 from detflow.postgres import Connection
 from services.version.domain import (
-    AUTOMATIC_NAME,
     LIVE,
     TRASH_TIME,
     Bundle,
     Metrics,
-    Project,
     State,
     StoredObject,
     Version,
@@ -25,72 +23,6 @@ from services.version.domain import (
 )
 from services.version.filter import Condition
 from services.version.listing import EVERYTHING, NEWEST_FIRST, Order, PageKey
-
-
-async def insert_project(conn: Connection, project_id: str, display_name: str) -> Project:
-    """Adds a project.
-
-    Raises:
-        AlreadyExists: DUPLICATE_PROJECT.
-    """
-    try:
-        (row,) = await conn.fetch(
-            "insert into project (id, display_name) values ($1, $2) returning *",
-            project_id,
-            display_name,
-        )
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name != "project_pkey":
-            raise
-        raise AlreadyExists(
-            f"projects/{project_id} exists; choose another project_id",
-            reason="DUPLICATE_PROJECT",
-            metadata={"resource": f"projects/{project_id}"},
-        ) from error
-    return _project(row)
-
-
-async def get_project(conn: Connection, project_id: str, *, lock: bool = False) -> Project:
-    """Reads a project; with `lock`, nobody else gives out names in it until the transaction ends.
-
-    Raises:
-        NotFound: There is none with this id.
-    """
-    row = await conn.fetchrow(
-        "select * from project where id = $1" + (" for no key update" if lock else ""), project_id
-    )
-    if row is None:
-        raise not_found(f"projects/{project_id}")
-    return _project(row)
-
-
-async def list_projects(conn: Connection, after: int, limit: int) -> list[Project]:
-    """Reads at most `limit` projects, oldest first, beginning after position `after`."""
-    rows = await conn.fetch(
-        "select * from project where position > $1 order by position limit $2", after, limit
-    )
-    return [_project(row) for row in rows]
-
-
-async def take_display_name(conn: Connection, project_id: str) -> str:
-    """Takes the next V_n of a project that is locked.
-
-    The number only grows, so the name of a deleted version never comes back. Names that a user gave
-    by hand, to a version that is there or in the trash, are skipped.
-    """
-    while True:
-        number: int = await conn.fetchval(
-            "update project set next_version_number = next_version_number + 1 where id = $1"
-            " returning next_version_number - 1",
-            project_id,
-        )
-        name = AUTOMATIC_NAME.format(number)
-        if not await conn.fetchval(
-            "select exists (select from version where project_id = $1 and name_key = $2)",
-            project_id,
-            name,
-        ):
-            return name
 
 
 async def insert_version(
@@ -373,15 +305,6 @@ def _changed(row: asyncpg.Record | None, before: Version) -> Version:
             reason="CONCURRENT_CHANGE",
         )
     return _version(row)
-
-
-def _project(row: asyncpg.Record) -> Project:
-    return Project(
-        id=row["id"],
-        display_name=row["display_name"],
-        position=row["position"],
-        create_time=row["create_time"],
-    )
 
 
 def _version(row: asyncpg.Record, revision: int | None = None) -> Version:

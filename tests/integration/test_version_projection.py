@@ -15,7 +15,7 @@ from detflow.outbox import Relay
 from detflow.postgres import Database
 from detflow.v1 import common_pb2, events_pb2, preprocess_pb2, training_pb2, version_pb2
 from detflow.watch import Change, Snapshot, Watcher
-from services.version import domain, store
+from services.version import domain, project_store, store
 from services.version.consumer import projection
 from services.version.service import announce
 from tests.background import running
@@ -37,7 +37,7 @@ async def insert(db: Database, display_name: str = "") -> domain.Version:
             conn,
             version_id=new_id(),
             project_id="default",
-            display_name=display_name or await store.take_display_name(conn, "default"),
+            display_name=display_name or await project_store.take_display_name(conn, "default"),
             dataset="projects/default/datasets/d1",
             class_names=["circle"],
             recipe=b"",

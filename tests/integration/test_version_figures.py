@@ -20,7 +20,7 @@ from detflow.v1 import (
     training_pb2,
     version_pb2,
 )
-from services.version import domain, store
+from services.version import domain, project_store, store
 from services.version.consumer import project
 from services.version.purge import Purger
 
@@ -34,7 +34,7 @@ async def insert(db: Database) -> domain.Version:
             conn,
             version_id=new_id(),
             project_id="default",
-            display_name=await store.take_display_name(conn, "default"),
+            display_name=await project_store.take_display_name(conn, "default"),
             dataset="projects/default/datasets/d1",
             class_names=["circle"],
             recipe=b"",
