@@ -22,6 +22,7 @@ from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.projects import Projects
 from detflow.scratch import Scratch
+from detflow.sharing import SharedRead
 from detflow.store import ObjectStore
 from detflow.tasks import Bell, wait
 from detflow.v1 import (
@@ -103,6 +104,8 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self._uploads = uploads
         self._sources = sources
         self._wake = wake
+        # Counting may take longer than a caller waits: it goes on, and the next one finds it.
+        self._statistics = SharedRead(self._read_statistics)
 
     async def UploadArchive(
         self, request_iterator: AsyncIterator[dataset_pb2.UploadArchiveRequest], context: Any
@@ -201,8 +204,11 @@ class DatasetService(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.GetDatasetStatisticsRequest, context: Any
     ) -> dataset_pb2.DatasetStatistics:
         """Reads what was counted in a dataset."""
+        return await self._statistics.get(request.name.removesuffix("/statistics"))
+
+    async def _read_statistics(self, name: str) -> dataset_pb2.DatasetStatistics:
         async with self._db.connection() as conn:
-            dataset = await _get(conn, request.name.removesuffix("/statistics"))
+            dataset = await _get(conn, name)
         return await statistics_of(self._db, dataset)
 
     async def ListImportProblems(
