@@ -1,11 +1,16 @@
 """Bad archives through the running service: refused with code, reason and place, without harm."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
 import pytest
 from google.rpc import code_pb2
 
+from detflow.events import Bus
+from services.preprocess.domain import LIMIT_REASONS
 from tests.bad_archives import Case, all_cases
-from tests.preprocess_rig import DatasetState, Rig, reasons
-from tests.preprocess_rig import rig as rig  # the fixture
+from tests.preprocess_import import LIMITS
+from tests.preprocess_rig import DatasetState, Rig, reasons, running
 from tests.preprocess_samples import pack, yolo_files
 
 WARNINGS = {"BOX_CLIPPED", "NOT_LISTED"}
@@ -18,7 +23,16 @@ def refused(case: Case) -> bool:
 
 
 CASES = [case for case in all_cases() if refused(case)][::40]  # so that each group is there
-LIMITS = {"ARCHIVE_LIMIT", "IMAGE_TOO_LARGE"}
+
+
+@pytest.fixture
+async def rig(
+    make_database_url: Callable[[str], Awaitable[str]], nats_url: str, bus: Bus, tmp_path: Path
+) -> AsyncIterator[Rig]:
+    """A preprocess service with the limits that the corpus was made for."""
+    url = await make_database_url("preprocess")
+    async with running(url, nats_url, bus, tmp_path, limits=LIMITS) as rig:
+        yield rig
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -30,7 +44,7 @@ async def test_bad_archives_are_refused_and_what_was_there_stays(rig: Rig) -> No
         assert failed.state == DatasetState.FAILED, case.name
         assert reasons(failed.failure) == case.problems[:100], case.name
         expected = code_pb2.INVALID_ARGUMENT
-        if case.problems[0][1] in LIMITS:
+        if case.problems[0][1] in LIMIT_REASONS:
             expected = code_pb2.RESOURCE_EXHAUSTED
         assert failed.failure.status.code == expected, case.name
     again = await rig.import_archive(pack(yolo_files(3)), "good again")

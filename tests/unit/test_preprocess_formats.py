@@ -499,6 +499,19 @@ def test_a_list_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_class_list_of_a_voc_archive_names_classes_without_boxes() -> None:
     files = {"JPEGImages/a.jpg": b"", "Annotations/a.xml": XML, "classes.txt": b"none\ncell\n"}
     assert layout_of(files).class_names == ("none", "cell")
+    files["classes.txt"] = b"not\nnot\n"
+    assert layout_of(files).class_names is None
+
+
+def test_other_yaml_files_do_not_hide_the_one_that_is_meant() -> None:
+    files = {"set/images/a.jpg": b"", "set/labels/a.txt": ROW, "compose.yaml": b"services: {}"}
+    assert layout_of(files).class_names is None
+    files["set/coco8.yaml"] = b"names: [other]"
+    assert layout_of(files).class_names is None
+    files["set/data.yaml"] = DATA_YAML
+    assert layout_of(files).class_names == ("disc", "square")
+    del files["set/data.yaml"], files["compose.yaml"]
+    assert layout_of(files).class_names == ("other",)
 
 
 @given(st.integers(1, 5000), st.data())

@@ -206,9 +206,12 @@ def _without_image(path: str) -> Problem:
 
 
 def _class_list(index: PathIndex, read: ReadFile) -> tuple[str, ...] | None:
-    """Reads classes.txt at the top, which exports of this program write; the format has none."""
+    """Reads classes.txt, which downloads write; the format has none, so it may be anything."""
     found = [p for p in index.paths if p.rpartition("/")[2].casefold() == _CLASS_LIST]
-    return read_class_list(found[0], read(found[0])) if len(found) == 1 else None
+    try:
+        return read_class_list(found[0], read(found[0])) if len(found) == 1 else None
+    except InvalidData:
+        return None
 
 
 def _image_sets(

@@ -244,14 +244,16 @@ def _labels_of(index: PathIndex, image: str) -> list[str]:
 
 
 def _yaml_files(index: PathIndex) -> list[str]:
-    """Returns the YAML files nearest to the top."""
-    paths = [path for path in index.paths if path.casefold().endswith((".yaml", ".yml"))]
+    return [path for path in index.paths if path.casefold().endswith((".yaml", ".yml"))]
+
+
+def _topmost(paths: list[str]) -> list[str]:
     top = min((path.count("/") for path in paths), default=0)
     return [path for path in paths if path.count("/") == top]
 
 
 def _find_yaml(index: PathIndex, read: ReadFile) -> DataYaml | None:
-    """Reads data.yaml, else any YAML file with names.
+    """Reads data.yaml, else any YAML file with names, nearest to the top.
 
     Raises:
         InvalidData: BAD_DATA_YAML, or AMBIGUOUS_LAYOUT: two of them differ.
@@ -259,7 +261,7 @@ def _find_yaml(index: PathIndex, read: ReadFile) -> DataYaml | None:
     paths = _yaml_files(index)
     meant = [path for path in paths if stem_of(path).casefold() in _YAML_STEMS]
     found: dict[str, DataYaml] = {}
-    for path in meant or paths:
+    for path in _topmost(meant or paths):
         try:
             found[path] = read_data_yaml(path, read(path))
         except InvalidData:
@@ -270,8 +272,7 @@ def _find_yaml(index: PathIndex, read: ReadFile) -> DataYaml | None:
 
 def _read_class_lists(index: PathIndex, read: ReadFile) -> tuple[str, ...] | None:
     paths = [p for p in index.paths if p.rpartition("/")[2].casefold() in _CLASS_FILES]
-    top = min((path.count("/") for path in paths), default=0)
-    return _same({p: read_class_list(p, read(p)) for p in paths if p.count("/") == top})
+    return _same({path: read_class_list(path, read(path)) for path in _topmost(paths)})
 
 
 def _same(found: Mapping[str, T]) -> T | None:
