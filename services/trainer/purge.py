@@ -18,9 +18,9 @@ async def delete_purged_trainings(conn: Connection) -> list[str]:
     """
     rows = await conn.fetch(
         """
-        with gone as (
-          delete from training t using deleted_version d
-          where d.version = t.version and d.purging and t.state <> all($1)
+        with chosen as (
+          select t.id from training t join deleted_version d using (version)
+          where d.purging and t.state <> all($1)
             and not exists (
               select from export e where e.training_id = t.id and e.state <> all($2))
             and not exists (
@@ -28,7 +28,9 @@ async def delete_purged_trainings(conn: Connection) -> list[str]:
               where other.version <> t.version and other.state = any($3)
                 and position(convert_to('trainings/' || t.id || '/', 'UTF8')
                              in other.warm_start_weights) > 0)
-          returning t.id
+          order by t.id limit 100 for update of t skip locked
+        ), gone as (
+          delete from training t using chosen where t.id = chosen.id returning t.id
         ), marked as (
           insert into garbage (prefix)
           select 'trainings/' || id from gone
@@ -42,8 +44,12 @@ async def delete_purged_trainings(conn: Connection) -> list[str]:
         list(LIVE | RESUMABLE),
     )
     await conn.execute(
-        "update deleted_version d set purging = false where purging"
-        " and not exists (select from training t where t.version = d.version)"
+        """
+        update deleted_version set purging = false where version in (
+          select version from deleted_version d
+          where purging and not exists (select from training t where t.version = d.version)
+          for update skip locked)
+        """
     )
     return [row["id"] for row in rows]
 
