@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,18 +45,17 @@ async def assemble(
     Raises:
         Exception: What `fetch` raises, or OSError; the other pieces are abandoned.
     """
-    num_done = 0
-    file = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    num_done, taking = 0, asyncio.Lock()
+    await asyncio.to_thread(path.touch, exist_ok=False)
 
     async def work() -> None:
         nonlocal num_done
         while (piece := await _next(pieces, taking)) is not None:
             data = await piece.fetch()
-            await asyncio.to_thread(_write, file, data, piece.start)
+            await asyncio.to_thread(_write, path, data, piece.start)
             num_done += piece.size_bytes
             await progress.update("download", num_done, num_bytes)
 
-    taking = asyncio.Lock()
     workers = [asyncio.create_task(work()) for _ in range(_FETCHED_AT_ONCE)]
     try:
         await asyncio.gather(*workers)
@@ -65,7 +63,6 @@ async def assemble(
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await asyncio.to_thread(os.close, file)
 
 
 async def assemble_upload(
@@ -96,7 +93,10 @@ async def _next(pieces: AsyncIterator[Piece], taking: asyncio.Lock) -> Piece | N
         return await anext(pieces, None)
 
 
-def _write(file: int, data: bytes, start: int) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(file, data[written:] if written else data, start + written)
+def _write(path: Path, data: bytes, start: int) -> None:
+    # Opened for each piece: this thread may outlive the work, and must not write to another file.
+    with path.open("r+b", buffering=0) as file:
+        file.seek(start)
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
