@@ -60,6 +60,7 @@ def _import(folder: Path, sender: multiprocessing.connection.Connection) -> None
     from services.preprocess.domain import describe
     from services.preprocess.formats import find_layout
     from services.preprocess.importer import number_classes
+    from services.preprocess.statistics import count_dataset
 
     cv2.setNumThreads(1)
     archive, limits = folder / "archive.zip", Limits()
@@ -91,6 +92,7 @@ def _import(folder: Path, sender: multiprocessing.connection.Connection) -> None
         checked.extend(check_samples(job).images)
     names, images = number_classes(layout, checked)
     statistics = describe(images, len(names))
+    count_dataset(images, names)
     sender.send(
         {
             **measured,
