@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(wildcard protos/detflow/v1/*.proto)
 
-.PHONY: help setup demo up test cluster fuzz check protos lock bench clean
+.PHONY: help setup demo up test cluster models fuzz check protos lock bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(READY)  ## run the tests
 
 cluster: $(READY)  ## run the tests on a Ray cluster of two nodes: some minutes, some gigabytes
 	DETFLOW_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
+
+models: $(READY)  ## export all 18 models untrained, and print how far ONNX and OpenVINO are from PyTorch: some minutes
+	DETFLOW_TEST_MODELS=1 $(BIN)/python -m pytest -s tests/models $(ARGS)
 
 fuzz: $(READY)  ## import 10,000 damaged data sets: about a minute a thousand
 	DETFLOW_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/unit/test_preprocess_fuzz.py $(ARGS)

@@ -9,9 +9,10 @@ import dataclasses
 import io
 import json
 import os
+import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +32,34 @@ CONFIDENT = 0.25
 BIAS = -1.0
 Pixels: TypeAlias = NDArray[np.float32]
 Predict: TypeAlias = Callable[[Pixels], Pixels]
+Case: TypeAlias = Mapping[str, Any]
+REPOSITORY = Path(__file__).parent.parent
+
+
+def play(folder: Path, cases: object) -> list[dict[str, Any]]:
+    """Has the cases done in a process of their own, which may reach no other machine."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "def refuse(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo'):\n"
+        "        open('connections', 'a').write(f'{event} {arguments}\\n')\n"
+        "        raise OSError('no network in this test')\n"
+        "sys.addaudithook(refuse)\n"
+    )
+    paths = f"{folder}:{REPOSITORY}"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.export_player", str(folder)],
+        env={**os.environ, "PYTHONPATH": paths, "HOME": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (folder / "connections").exists(), (folder / "connections").read_text()
+    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    return found
 
 
 def main(folder: Path) -> None:

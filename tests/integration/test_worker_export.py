@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import numpy as np
 import pytest
 
 from detflow.v1.export_pb2 import Export
+from tests.export_player import Case, play
 
 REPOSITORY = Path(__file__).parent.parent.parent
-Case = Mapping[str, Any]
 
 YOLO = {"model": "yolov8n", "size": 128}
 EFFICIENTDET = {"model": "efficientdet-d0", "size": 128}
@@ -72,32 +71,6 @@ ALL_MODELS = (
     *(f"yolo{version}{scale}" for version in ("v5", "v8") for scale in "nsmlx"),
     *(f"efficientdet-d{scale}" for scale in range(8)),
 )
-
-
-def play(folder: Path, cases: object) -> list[dict[str, Any]]:
-    """Has the cases done in a process of their own, which may reach no other machine."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "def refuse(event, arguments):\n"
-        "    if event in ('socket.connect', 'socket.getaddrinfo'):\n"
-        "        open('connections', 'a').write(f'{event} {arguments}\\n')\n"
-        "        raise OSError('no network in this test')\n"
-        "sys.addaudithook(refuse)\n"
-    )
-    paths = f"{folder}:{REPOSITORY}"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.export_player", str(folder)],
-        env={**os.environ, "PYTHONPATH": paths, "HOME": str(folder)},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not (folder / "connections").exists(), (folder / "connections").read_text()
-    found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
-    return found
 
 
 @pytest.fixture(scope="module")
