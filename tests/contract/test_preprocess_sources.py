@@ -73,28 +73,28 @@ async def test_archives_and_folders_elsewhere_are_the_same_dataset_as_when_uploa
     assert not list(scratch.rglob("source*"))
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.org/a.zip",
-        "s3://elsewhere/data/../secret/a.zip",
-        "s3://elsewhere/data/%2e%2e/secret/a.zip",
-        "s3://elsewhere/data//a.zip",
-        "s3://elsewhere/data\\a.zip",
-        "s3://key:secret@elsewhere/data/a.zip",
-        "s3://elsewhere:9000/data/a.zip",
-        "s3://elsewhere/data/a.zip?X-Amz-Signature=secret",
-        "s3://elsewhere/data/a.zip#secret",
-        "s3:///data/a.zip",
-        "file://host/etc/passwd",
-        "data/a.zip",
-    ],
-)
-async def test_what_is_no_plain_url_is_refused_without_repeating_it(rig: Rig, url: str) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        await rig.create("", source_url=url)
-    assert caught.value.reason == "BAD_SOURCE_URL"
-    assert "secret" not in caught.value.message
+BAD_URLS = [
+    "https://example.org/a.zip",
+    "s3://elsewhere/data/../secret/a.zip",
+    "s3://elsewhere/data/%2e%2e/secret/a.zip",
+    "s3://elsewhere/data//a.zip",
+    "s3://elsewhere/data\\a.zip",
+    "s3://key:secret@elsewhere/data/a.zip",
+    "s3://elsewhere:9000/data/a.zip",
+    "s3://elsewhere/data/a.zip?X-Amz-Signature=secret",
+    "s3://elsewhere/data/a.zip#secret",
+    "s3:///data/a.zip",
+    "file://host/etc/passwd",
+    "data/a.zip",
+]
+
+
+async def test_what_is_no_plain_url_is_refused_without_repeating_it(rig: Rig) -> None:
+    for url in BAD_URLS:
+        with pytest.raises(InvalidArgument) as caught:
+            await rig.create("", source_url=url)
+        assert caught.value.reason == "BAD_SOURCE_URL"
+        assert "secret" not in caught.value.message
 
 
 async def test_only_what_is_allowed_is_read_and_never_the_own_store(
