@@ -140,7 +140,7 @@ async def test_figures_are_the_same_whatever_the_order_and_number_of_events(
 ) -> None:
     db = await make_database("version")
     chance = random.Random(3)
-    for number in range(6):
+    for number in range(4):
         version = await insert(db)
         waiting = history(version) * 2
         chance.shuffle(waiting)
