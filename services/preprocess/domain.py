@@ -141,7 +141,7 @@ class Image:
         boxes: Flat x1, y1, x2, y2 per box, pixels of the upright image.
         existing_split: "train", "val" or "test" if the archive says so, else None.
         crowds: Whether each box is a crowd region; empty if none is.
-        perceptual_hash: 64 bits as a signed number; None where it is not known.
+        perceptual_hash: How it looks (`looks.perceptual_hash`); None for an image without features.
     """
 
     path: str
