@@ -276,7 +276,7 @@ async def purge_version(conn: Connection, version_id: str) -> None:
         select key from shard where version_id = $1
         union select key from bundle_object where version_id = $1
         order by 1  -- as everybody: two purges that share objects must not wait for each other
-        on conflict do nothing
+        on conflict (prefix) do update set collect_time = excluded.collect_time
         """,
         version_id,
     )

@@ -56,9 +56,11 @@ class GarbageCollector:
         """Deletes an object that versions share, unless one of them uses it."""
         async with self._db.transaction() as conn:
             await sql.lock_object(conn, key)
+            # The mark goes first: who purges the last version that uses it then waits for our end
+            # and sets it again, or was first, and then the object is not used.
+            await sql.delete_garbage(conn, key)
             if not await sql.is_used(conn, key):
                 await asyncio.to_thread(self._store.delete, key)
-            await sql.delete_garbage(conn, key)
 
 
 def empty(store: ObjectStore, prefix: str, keep: str = "") -> None:

@@ -110,16 +110,12 @@ async def test_no_object_of_a_live_version_is_lost_and_none_of_a_purged_one_kept
     async def make(version_id: str, chance: random.Random) -> None:
         """Stores and notes objects as a preprocessing does, until all are there."""
         async with db.transaction() as conn:
-            await sql.insert_preprocessing(
-                conn,
-                version_name=f"projects/p/versions/{version_id}",
-                version_revision=1,
-                dataset_id="d",
-                recipe=b"",
-            )
             await conn.execute(
-                "update preprocessing set claim = 'c', state = 'RUNNING' where version_id = $1",
+                "insert into preprocessing"
+                " (version_id, version_name, version_revision, dataset_id, recipe, state, claim)"
+                " values ($1, $2, 1, 'd', '', 'RUNNING', 'c')",
                 version_id,
+                f"projects/p/versions/{version_id}",
             )
         keys = set()
         for position, content in enumerate(chance.sample(contents, 3)):
