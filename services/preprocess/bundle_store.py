@@ -29,7 +29,13 @@ def _preprocessing(row: asyncpg.Record) -> Preprocessing:
 
 
 async def insert_preprocessing(
-    conn: Connection, *, version_name: str, version_revision: int, dataset_id: str, recipe: bytes
+    conn: Connection,
+    *,
+    version_name: str,
+    version_deleted: bool,
+    version_revision: int,
+    dataset_id: str,
+    recipe: bytes,
 ) -> Preprocessing | None:
     """Records a version whose bundle is to be made; None if it is known.
 
@@ -38,12 +44,14 @@ async def insert_preprocessing(
     await conn.execute("select 1 from dataset where id = $1 for share", dataset_id)
     row = await conn.fetchrow(
         f"""
-        insert into preprocessing (version_id, version_name, version_revision, dataset_id, recipe)
-        values ($1, $2, $3, $4, $5) on conflict do nothing
+        insert into preprocessing (
+          version_id, version_name, version_deleted, version_revision, dataset_id, recipe)
+        values ($1, $2, $3, $4, $5, $6) on conflict do nothing
         returning {_PREPROCESSING}
         """,
         last_segment(version_name),
         version_name,
+        version_deleted,
         version_revision,
         dataset_id,
         recipe,
@@ -69,15 +77,8 @@ async def get_preprocessing(conn: Connection, version_name: str) -> Preprocessin
 
 async def update_version_deleted(
     conn: Connection, version_id: str, *, deleted: bool, version_revision: int
-) -> bool:
-    """Notes whether a version is in the trash, unless something newer is known.
-
-    Returns:
-        False if the version is not known at all.
-    """
-    known = await conn.fetchval(
-        "select true from preprocessing where version_id = $1 for update", version_id
-    )
+) -> None:
+    """Notes whether a version is in the trash, unless something newer is known."""
     await conn.execute(
         """
         update preprocessing set version_deleted = $2, version_revision = $3
@@ -87,7 +88,6 @@ async def update_version_deleted(
         deleted,
         version_revision,
     )
-    return bool(known)
 
 
 async def cancel_preprocessing(conn: Connection, version_id: str) -> Preprocessing | None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from detflow import telemetry
 from detflow.consumer import AfterCommit, Consumer
-from detflow.events import EVENTS_STREAM, Bus, Delivered, TooEarly
+from detflow.events import EVENTS_STREAM, Bus, Delivered
 from detflow.names import last_segment
 from detflow.postgres import Connection, Database
 from detflow.recipes import resolve_recipe
@@ -46,10 +46,10 @@ class VersionEvents:
     async def handle(
         self, conn: Connection, delivered: Delivered[events_pb2.Event]
     ) -> AfterCommit | None:
-        """Applies one event; the order of arrival does not matter.
+        """Applies one event.
 
-        Raises:
-            TooEarly: The version is deleted or undeleted before it is known.
+        Each carries the whole version, so the order of arrival does not matter, nor whether one of
+        them never comes.
         """
         version = delivered.message.version
         await sql.lock_version(conn, delivered.resource_id)
@@ -58,24 +58,23 @@ class VersionEvents:
             return None
         if await sql.is_purged(conn, delivered.resource_id):
             return None
-        if delivered.what == "created":
-            preprocessing = await sql.insert_preprocessing(
-                conn,
-                version_name=version.name,
-                version_revision=version.revision,
-                dataset_id=last_segment(version.dataset),
-                recipe=resolve_recipe(version.recipe).SerializeToString(deterministic=True),
-            )
-            if preprocessing is None:
-                return None
-            await append_state(conn, preprocessing)
-            return self._wake
         deleted = delivered.what == "deleted"
-        if not await sql.update_version_deleted(
-            conn, delivered.resource_id, deleted=deleted, version_revision=version.revision
-        ):
-            raise TooEarly
+        created = await sql.insert_preprocessing(
+            conn,
+            version_name=version.name,
+            version_deleted=deleted,
+            version_revision=version.revision,
+            dataset_id=last_segment(version.dataset),
+            recipe=resolve_recipe(version.recipe).SerializeToString(deterministic=True),
+        )
+        if created is not None:
+            await append_state(conn, created)
+        elif delivered.what != "created":
+            await sql.update_version_deleted(
+                conn, delivered.resource_id, deleted=deleted, version_revision=version.revision
+            )
         if deleted and (cancelled := await sql.cancel_preprocessing(conn, delivered.resource_id)):
             await append_state(conn, cancelled)
             log.info("preprocessing cancelled", version=cancelled.version_name)
-        return None
+            return None
+        return self._wake if created is not None else None

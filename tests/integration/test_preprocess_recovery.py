@@ -176,6 +176,7 @@ async def test_two_claimers_race_and_one_wins(
         await bundle_store.insert_preprocessing(
             conn,
             version_name="projects/p/versions/v",
+            version_deleted=False,
             version_revision=1,
             dataset_id="d",
             recipe=b"",
@@ -199,6 +200,7 @@ async def test_a_stale_claim_can_change_nothing(
         await bundle_store.insert_preprocessing(
             conn,
             version_name="projects/p/versions/v",
+            version_deleted=False,
             version_revision=1,
             dataset_id="d",
             recipe=b"",
