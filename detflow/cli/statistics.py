@@ -27,6 +27,7 @@ _SUSPICIONS = {
 }
 _GROUPS = {
     version_pb2.GROUP_BY_NEAR_DUPLICATES: "images that look the same",
+    version_pb2.GROUP_BY_NOTHING: "images that look the same",
     version_pb2.GROUP_BY_FOLDER: "images of one folder",
     version_pb2.GROUP_BY_NAME_PREFIX: "images whose names begin alike",
 }
@@ -79,8 +80,8 @@ def say_leaks(report: preprocess_pb2.LeakReport, class_names: Sequence[str]) -> 
         {
             "images": f"{sources.train}/{sources.val}/{sources.test} (train/val/test),"
             f" {report.num_augmented_copies} copies of those in train",
-            "kept together": f"{report.num_grouped_images} images in"
-            f" {_groups(report.num_groups)} of {_GROUPS.get(report.group_by, 'nothing')}",
+            "belong together": f"{report.num_grouped_images} images in"
+            f" {_groups(report.num_groups)} of {_GROUPS.get(report.group_by, 'images')}",
             "leaks": f"{_groups(report.num_leaking_groups)} in more than one split"
             if report.num_leaking_groups
             else "none found",

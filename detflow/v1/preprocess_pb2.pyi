@@ -177,8 +177,8 @@ class LeakReport(_message.Message):
     num_grouped_images: _builtins.int
     """Images in them."""
     num_leaking_groups: _builtins.int
-    """Groups that are in more than one split: each is a leak. None unless the archive's own splits were kept, or so many
-    images look alike that no split could hold them.
+    """Groups that are in more than one split: each is a leak. None unless the archive's own splits were kept, images
+    were not grouped (those that look the same are found all the same), or so many look alike that no split could hold them.
     """
     num_augmented_copies: _builtins.int
     """Augmented copies in the training split; there are none in the others."""

@@ -54,18 +54,18 @@ def group_images(images: Outlines, recipe: version_pb2.Recipe, smallest_split: i
         smallest_split: Images of the smallest split.
     """
     match recipe.group_by:
-        case version_pb2.GROUP_BY_NOTHING:
-            alone = np.arange(len(images))
-            return Grouping(found=alone, together=alone)
         case version_pb2.GROUP_BY_FOLDER:
             return _stated(images, posixpath.dirname)
         case version_pb2.GROUP_BY_NAME_PREFIX:
             return _stated(images, lambda path: _prefix(path, recipe.group_separator))
     levels = find_duplicates(images.looks, images.contents)
     found = levels[-1]
+    alone = recipe.group_by == version_pb2.GROUP_BY_NOTHING  # and the report says what that tears
     return Grouping(
         found=found,
-        together=_cut(levels, max(smallest_split, _ALWAYS_WHOLE)),
+        together=np.arange(len(images))
+        if alone
+        else _cut(levels, max(smallest_split, _ALWAYS_WHOLE)),
         distances=bottlenecks(levels, found),
     )
 

@@ -87,6 +87,13 @@ def test_groups_torn_by_the_archives_own_splits_are_leaks() -> None:
     leak, whole = plan.report.groups  # leaks come first
     assert (leak.split, leak.num_images) == (common_pb2.SPLIT_UNSPECIFIED, 2)
     assert (whole.split, whole.num_images) == (common_pb2.SPLIT_TRAIN, 3)
+    # Images that are not grouped may leak, too, and the report says so.
+    torn = [
+        plan_split(images_of(looks), recipe(seed=seed, group_by=version_pb2.GROUP_BY_NOTHING), 2)
+        for seed in range(9)
+    ]
+    assert {plan.report.num_groups for plan in torn} == {2}
+    assert max(plan.report.num_leaking_groups for plan in torn) > 0
     # Without the archive's splits they stay together.
     assert plan_split(images_of(looks, own), recipe(), 2).report.num_leaking_groups == 0
 
