@@ -163,11 +163,14 @@ class Order:
             raise bad_token() from error
 
     def _parse(self, value: object) -> str | int | float | datetime | None:
-        if self.is_metric and (value is None or isinstance(value, float)):
-            return value
-        if self.expression == "state_number" and value in range(1, len(State) + 1):
-            return int(str(value))
-        if isinstance(value, str) and "\0" not in value:
+        if self.is_metric:
+            if value is None or isinstance(value, float):
+                return value
+        elif self.expression == "state_number":
+            if type(value) is int and 0 < value <= len(State):
+                return value
+        elif isinstance(value, str) and "\0" not in value:
+            value.encode()  # half a character is a ValueError
             is_time = self.expression in ("create_time", "update_time")
             return datetime.fromisoformat(value).astimezone(UTC) if is_time else value
         raise ValueError(value)

@@ -1,6 +1,7 @@
 """What a filter of versions may say, and that nothing else comes through."""
 
 import re
+from datetime import datetime
 
 import pytest
 from hypothesis import example, given
@@ -119,10 +120,19 @@ def test_unknown_order_is_refused(text: str) -> None:
     st.sampled_from(["state", "update_time", "display_name", "metrics.recall"]),
 )
 @example("1e999", "state")
+@example('"READY"', "state")
+@example("true", "state")
+@example("null", "metrics.recall")
+@example('"0.5"', "metrics.recall")
+@example('"\\ud800"', "display_name")
 @example("[" * 40, "state")
 @example('"0001-01-01T00:00:00+14:00"', "update_time")
 def test_any_page_key_is_read_or_refused(text: str, order: str) -> None:
+    kinds = {"state": int, "update_time": datetime, "display_name": str}
     try:
-        parse_order(order).parse_key([text, "d1"])
+        value = parse_order(order).parse_key([text, "d1"]).value
+        assert isinstance(value, kinds.get(order, float)) or (
+            order == "metrics.recall" and not value
+        )
     except InvalidArgument as error:
         assert error.reason == "BAD_PAGE_TOKEN"
