@@ -7,6 +7,7 @@ owners, modes) is left out. So an upload that was broken off can go on with them
 from __future__ import annotations
 
 import bisect
+import contextlib
 import io
 import os
 import tarfile
@@ -41,7 +42,8 @@ class FolderTar(io.RawIOBase):
         self._open: tuple[int, IO[bytes]] | None = None
         for path in _files(folder):
             self._names.append(_name_of(path, folder))
-            self._sizes.append(path.stat().st_size)
+            with _readable(path):
+                self._sizes.append(path.stat().st_size)
             self._starts.append(self.size_bytes)
             self.size_bytes += len(self._header(len(self._names) - 1)) + _padded(self._sizes[-1])
         if not self._names:
@@ -100,7 +102,7 @@ class FolderTar(io.RawIOBase):
 
     def _content(self, index: int, start: int, size_bytes: int) -> bytes:
         path = self._folder / self._names[index]
-        try:
+        with _readable(path):
             if self._open is None or self._open[0] != index:
                 if self._open is not None:
                     self._open[1].close()
@@ -109,10 +111,6 @@ class FolderTar(io.RawIOBase):
                     raise self._changed(index)
             self._open[1].seek(start)
             return self._open[1].read(size_bytes)
-        except OSError as error:
-            raise InvalidArgument(
-                f"cannot read {path} ({error.strerror})", reason="NO_SUCH_FILE"
-            ) from error
 
     def _header(self, index: int) -> bytes:
         info = tarfile.TarInfo(self._names[index])
@@ -140,6 +138,16 @@ def _files(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if not name.startswith(".") and path.is_file():
                 yield path
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot read {path} ({error.strerror})", reason="NO_SUCH_FILE"
+        ) from error
 
 
 def _name_of(path: Path, folder: Path) -> str:

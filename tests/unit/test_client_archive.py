@@ -55,6 +55,10 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument, match=r"a\.jpg changed") as caught:
             file.read()
     assert caught.value.reason == "FILE_CHANGED"
+    with opened(str(tmp_path)) as file:
+        (tmp_path / "a.jpg").unlink()
+        with pytest.raises(InvalidArgument, match=r"cannot read .*a\.jpg \(No such file"):
+            file.read()
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
