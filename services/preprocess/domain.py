@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-_LAST_NUMBER = re.compile(r"([0-9]{1,9})\]?$")
+_LAST_NUMBER = re.compile(r"([0-9]{1,9})(?:\](?:\.[a-z_]+)?)?$")
 
 SPLITS = ("train", "val", "test")
 
@@ -291,7 +291,7 @@ class ProblemList:
 
 
 def place_key(where: str) -> tuple[str, int]:
-    """Sorts places by path, then by line or element number."""
+    """Sorts places by path, then by line (`a.txt:3`) or element (`a.json images[3].id`)."""
     found = _LAST_NUMBER.search(where)
     return (where[: found.start()], int(found[1])) if found else (where, 0)
 

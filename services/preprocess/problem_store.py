@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from detflow.postgres import Connection
 from services.preprocess.domain import Problem, Reason
 
+_ROWS_PER_COPY = 50_000  # far from the time that one command may take
+
 
 async def insert_problems(
     conn: Connection, dataset_id: str, problems: Sequence[Problem], num_total: int
@@ -20,14 +22,17 @@ async def insert_problems(
         num_total: How many there were.
     """
     await conn.execute("update dataset set num_problems = $2 where id = $1", dataset_id, num_total)
-    await conn.copy_records_to_table(
-        "import_problem",
-        columns=("dataset_id", "position", "place", "reason", "description"),
-        records=(
-            (dataset_id, position, problem.where, problem.reason, problem.description)
-            for position, problem in enumerate(problems)
-        ),
-    )
+    for start in range(0, len(problems), _ROWS_PER_COPY):
+        await conn.copy_records_to_table(
+            "import_problem",
+            columns=("dataset_id", "position", "place", "reason", "description"),
+            records=(
+                (dataset_id, position, problem.where, problem.reason, problem.description)
+                for position, problem in enumerate(
+                    problems[start : start + _ROWS_PER_COPY], start=start
+                )
+            ),
+        )
 
 
 async def list_problems(

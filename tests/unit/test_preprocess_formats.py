@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.preprocess.domain import Image, InvalidData, Reason
+from services.preprocess.domain import Image, InvalidData, Reason, place_key
 from services.preprocess.formats import (
     Format,
     Labels,
@@ -528,3 +528,11 @@ def test_six_digits_leave_as_the_same_six() -> None:
     labels = parse_labels(Format.YOLO, "a.txt", rows, (1333, 807), 1)
     image = Image("a.jpg", "", 1333, 807, "", 0, 0, (0, 0), labels.boxes)
     assert render_yolo(image) == rows
+
+
+def test_places_are_in_the_order_of_their_numbers() -> None:
+    places = [
+        *("a.json annotations[9].bbox", "a.json annotations[10].bbox", "a.json images[2].id"),
+        *("a.txt:2", "a.txt:10", "a.xml object[3]", "a.xml object[20]", "images/003.jpg"),
+    ]
+    assert sorted(reversed(places), key=place_key) == places
