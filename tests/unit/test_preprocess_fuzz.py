@@ -211,7 +211,8 @@ def _case(random: Random, archives: list[dict[str, bytes]]) -> bytes:
         case 1:
             return _mutated(random, _pack_tar(files, random.choice(("w", "w:gz"))))
         case 2:
-            renamed = _mutated(random, path.encode()).decode("utf-8", "replace") or "x"
+            renamed = _mutated(random, path.encode()).decode("utf-8", "replace")
+            renamed = renamed.replace("\0", "") or "x"  # zipfile cuts names there
             files[renamed] = files.pop(path)
         case _:
             files[path] = _mutated(random, files[path])
