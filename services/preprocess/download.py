@@ -28,6 +28,7 @@ from services.preprocess.formats import Format
 from services.preprocess.packing import Place
 
 CHUNK_BYTES = 1 << 20
+_WORTH_SENDING = 128 << 10
 _IMAGES_AT_ONCE = 200
 _READ_AHEAD = 8
 _READ_AHEAD_BYTES = 64 << 20
@@ -164,8 +165,9 @@ class Packer:
         for part in (labels, self._images(folder)):
             async with aclosing(part):
                 async for _ in part:
-                    for chunk in _divide(self._pipe.take()):
-                        yield chunk
+                    if len(self._pipe.waiting) >= _WORTH_SENDING:
+                        for chunk in _divide(self._pipe.take()):
+                            yield chunk
         self._zip.close()
         for chunk in _divide(self._pipe.take()):
             yield chunk
