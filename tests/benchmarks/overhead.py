@@ -45,7 +45,7 @@ def run(quick: bool = False) -> dict[str, Any]:
         CPU seconds of each training; and of what surrounds the training, in all and in percent of
         the rest.
     """
-    epochs, num_rounds = (2, 1) if quick else (6, 3)
+    epochs, num_rounds = (2, 1) if quick else (20, 1)
     seconds: dict[str, list[float]] = {"everything": [], "nothing": []}
     surroundings = 0.0
     with tempfile.TemporaryDirectory(prefix="detflow-overhead-") as name:

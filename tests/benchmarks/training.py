@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,17 +37,18 @@ _LIBRARY_RECIPE = (
     "imgsz=128 optimizer=AdamW lr0=0.003 warmup_epochs=1 cos_lr=True mosaic=1 close_mosaic=2 "
     "nbs=16 momentum=0.937 batch=16 pretrained=False device=cpu amp=False"
 )
+_TURN_SECONDS = 1.0
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Trains the quick recipe with both.
+    """Trains the quick recipe with both, turn about.
 
     Args:
         quick: Three epochs only, to see that it works.
 
     Returns:
-        Seconds (wall and CPU, everything included) and last mAP50 of both, and the ratios ours /
-        theirs.
+        Seconds (of their turns and of CPU, everything included) and last mAP50 of both, and the
+        ratios ours / theirs.
     """
     epochs = 3 if quick else 12
     with tempfile.TemporaryDirectory(prefix="detflow-training-") as name:
@@ -54,9 +56,11 @@ def run(quick: bool = False) -> dict[str, Any]:
         store_url = f"file://{folder / 'store'}"
         counts = {"train": 240, "val": 40, "test": 40}
         manifest = write_bundle(ObjectStore(store_url), counts, folder / "yolo")
-        theirs = _run_library(folder, epochs)
-        with _nats(folder / "nats") as nats_url:
-            ours = _run_worker(folder, manifest, epochs, nats_url, store_url)
+        with _nats(folder / "nats") as nats_url, _Records(nats_url) as records:
+            theirs, ours = _take_turns(
+                _library(folder, epochs), _worker(folder, manifest, epochs, nats_url, store_url)
+            )
+        ours["map50"], theirs["map50"] = records.last_map50, _last_map50(folder / "theirs")
     return {
         "epochs": epochs,
         "counts": counts,
@@ -67,7 +71,7 @@ def run(quick: bool = False) -> dict[str, Any]:
     }
 
 
-def _run_library(folder: Path, epochs: int) -> dict[str, float]:
+def _library(folder: Path, epochs: int) -> subprocess.Popen[bytes]:
     settings = folder / "settings"
     settings.mkdir()
     environment = {"YOLO_CONFIG_DIR": str(settings), "YOLO_OFFLINE": "true"}
@@ -82,15 +86,18 @@ def _run_library(folder: Path, epochs: int) -> dict[str, float]:
         "plots=False",
         *_LIBRARY_RECIPE.split(),
     ]
-    figures = _measure(command, environment)
-    with (folder / "theirs" / "results.csv").open() as file:
+    return _start(command, environment, folder / "theirs.log")
+
+
+def _last_map50(results: Path) -> float:
+    with (results / "results.csv").open() as file:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
-    return figures | {"map50": float(rows[-1]["metrics/mAP50(B)"])}
+    return float(rows[-1]["metrics/mAP50(B)"])
 
 
-def _run_worker(
+def _worker(
     folder: Path, manifest: StoredObject, epochs: int, nats_url: str, store_url: str
-) -> dict[str, float]:
+) -> subprocess.Popen[bytes]:
     work = folder / "ours"
     work.mkdir()
     spec = work / "spec.json"
@@ -100,25 +107,57 @@ def _run_worker(
         "DETFLOW_STORE_URL": store_url,
         "DETFLOW_DATA_DIR": str(folder / "data"),
     }
-    with _Records(nats_url) as records:
-        figures = _measure(
-            [sys.executable, "-m", "services.trainer.worker", str(spec)], environment
+    command = [sys.executable, "-m", "services.trainer.worker", str(spec)]
+    return _start(command, environment, folder / "ours.log")
+
+
+def _start(
+    command: list[str], environment: Mapping[str, str], output: Path
+) -> subprocess.Popen[bytes]:
+    """Starts a process, which does nothing before its first turn."""
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            ["sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *command],
+            env={**os.environ, **environment},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    return figures | {"map50": records.last_map50}
 
 
-def _measure(command: list[str], environment: Mapping[str, str]) -> dict[str, float]:
-    """Runs a command; returns its wall seconds and the CPU seconds of it and its children."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    wall = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"{command[:3]} exited with {done.returncode}: {done.stderr[-2000:]}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+def _take_turns(*processes: subprocess.Popen[bytes]) -> list[dict[str, float]]:
+    """Runs processes to their ends, one at a time: whatever else runs beside them, slows all alike.
+
+    Returns:
+        Seconds of each: in its turns, and of CPU with its children's.
+    """
+    figures: dict[int, dict[str, float]] = {}
+    wall = dict.fromkeys((one.pid for one in processes), 0.0)
+    try:
+        while left := [one for one in processes if one.pid not in figures]:
+            for process in left:
+                before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+                os.killpg(process.pid, signal.SIGCONT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_TURN_SECONDS)
+                wall[process.pid] += time.monotonic() - began
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGSTOP)
+                    continue
+                if process.returncode:
+                    raise RuntimeError(f"{process.args!r} exited with {process.returncode}")
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of this one: it is reaped
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                figures[process.pid] = {
+                    "wall_seconds": round(wall[process.pid], 2),
+                    "cpu_seconds": round(cpu, 2),
+                }
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return [figures[process.pid] for process in processes]
 
 
 @contextlib.contextmanager
