@@ -10,6 +10,7 @@ import json
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -246,6 +247,9 @@ def images() -> Iterator[Case]:
         yield case(what, ".png", bytes(png), "IMAGE_TOO_LARGE")
         struct.pack_into("<2l", bmp, 18, *size)
         yield case(what, ".bmp", bytes(bmp), "IMAGE_TOO_LARGE")
+    struct.pack_into(">2L", png, 16, 9_900, 9_900)
+    struct.pack_into(">L", png, 29, zlib.crc32(png[12:29]))
+    yield case("short for its size", ".png", bytes(png[:2000]), "CORRUPT_IMAGE")
     struct.pack_into(">2L", png, 16, 0, 30)
     yield case("no width", ".png", bytes(png), "CORRUPT_IMAGE")
     start = good[".jpg"].index(b"\xff\xc0")
