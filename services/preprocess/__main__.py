@@ -17,8 +17,9 @@ from services.preprocess.garbage import GarbageCollector
 from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline, ShardPool
 from services.preprocess.pool import WorkerPool
+from services.preprocess.preprocess_service import PreprocessService
 from services.preprocess.ray_pool import RayPool
-from services.preprocess.service import DatasetService, PreprocessService
+from services.preprocess.service import DatasetService
 from services.preprocess.sources import Sources
 from services.preprocess.uploads import Uploads
 
