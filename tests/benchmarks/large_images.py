@@ -259,11 +259,16 @@ async def _race(
         await client.jetstream().add_stream(name="RECORDS", subjects=["detflow.records.>"])
         records = await client.subscribe("detflow.records.>")
 
+        last_epoch = 0
+
         async def next_record() -> None:
+            nonlocal last_epoch
             while True:
                 message = await records.next_msg(timeout=None)
-                record = WorkerRecord.FromString(message.data)
-                if record.HasField("epoch") and record.epoch.HasField("metrics"):
+                epoch = WorkerRecord.FromString(message.data).epoch.metrics.epoch
+                # A record comes twice if its receipt came while the worker was stopped.
+                if epoch > last_epoch:
+                    last_epoch = epoch
                     return
 
         results, num_seen = work / "theirs" / "results.csv", 0
