@@ -129,3 +129,15 @@ def download(imported: Imported, folder: Path, wanted: Format) -> bytes:
         return out.getvalue()
 
     return asyncio.run(collect())
+
+
+def forget_peak_memory() -> int:
+    """Lets the peak of this process's memory begin anew; returns it, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that was resident since."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))

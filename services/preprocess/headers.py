@@ -161,11 +161,13 @@ def _read_png(data: bytes) -> Header:
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         name = data[at + 4 : at + 8]
-        if name == b"eXIf":
-            orientation = _orientation(data[at + 8 : at + 8 + length])
-        if name in (b"eXIf", b"IEND"):
+        if name == b"IEND":
             break
         at += 12 + length
+        if at > len(data):  # the decoder would take as much memory as the chunk claims to have
+            raise BadHeader("the PNG ends within a chunk")
+        if name == b"eXIf":
+            orientation = _orientation(data[at - 4 - length : at - 4])
     return Header(ImageKind.PNG, width, height, orientation)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_archives import Case, all_cases
-from tests.preprocess_import import import_archive
+from tests.preprocess_import import forget_peak_memory, import_archive, peak_memory_bytes
 
 CASES = all_cases()
 
@@ -23,3 +23,10 @@ def test_bad_archives_are_answered_with_reason_and_place(case: Case, tmp_path: P
     assert [(p.where, p.reason.value) for p in imported.problems] == case.problems
     assert all(p.description for p in imported.problems)
     assert seconds < 2
+
+
+def test_a_png_whose_chunk_claims_gigabytes_takes_no_memory(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "image .png: chunk of 2147483647 bytes")
+    before = forget_peak_memory()
+    import_archive(case.data, tmp_path)
+    assert peak_memory_bytes() - before < 200 << 20

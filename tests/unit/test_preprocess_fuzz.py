@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import tarfile
 import time
 from pathlib import Path
@@ -18,7 +17,12 @@ from services.preprocess.archive import ArchiveError, Limits, check_name, list_e
 from services.preprocess.domain import InvalidData, place_key
 from services.preprocess.formats import Format, find_layout, parse_labels
 from services.preprocess.headers import EXTENSIONS
-from tests.preprocess_import import download, import_archive
+from tests.preprocess_import import (
+    download,
+    forget_peak_memory,
+    import_archive,
+    peak_memory_bytes,
+)
 from tests.preprocess_samples import encode, pack, picture, voc_xml, with_orientation, yolo_files
 
 LIMITS = Limits(entries=100, total_bytes=1 << 22, entry_bytes=1 << 20, free_bytes=1 << 20)
@@ -230,7 +234,7 @@ def test_damaged_data_sets_harm_nothing(tmp_path: Path) -> None:
     assert [good.format for good in goods] == [Format.YOLO, Format.VOC, Format.COCO]
     assert not any(p.num_left_out for good in goods for p in good.problems)
     before = [download(good, tmp_path, Format.COCO) for good in goods]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = forget_peak_memory()
     first = int(os.environ.get("DETFLOW_FUZZ_SEED", "0"))
     for seed in range(first, first + NUM_CASES):
         data = _case(Random(seed), archives)
@@ -247,6 +251,5 @@ def test_damaged_data_sets_harm_nothing(tmp_path: Path) -> None:
             assert "\0" not in problem.where + problem.description, seed
         for image in imported.images:
             assert len(image.boxes) == 4 * len(image.class_ids), seed
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
-    assert growth < MAX_GROWTH_BYTES
+    assert peak_memory_bytes() - memory < MAX_GROWTH_BYTES
     assert [download(good, tmp_path, Format.COCO) for good in goods] == before
