@@ -250,9 +250,9 @@ def images() -> Iterator[Case]:
     struct.pack_into(">2L", png, 16, 9_900, 9_900)
     struct.pack_into(">L", png, 29, zlib.crc32(png[12:29]))
     yield case("short for its size", ".png", bytes(png), "CORRUPT_IMAGE")
-    for size in (1 << 20, 0x7FFFFFFF, 0xFFFFFFFF):
-        chunk = good[".png"][:33] + struct.pack(">L", size) + good[".png"][37:]
-        yield case(f"chunk of {size} bytes", ".png", chunk, "CORRUPT_IMAGE")
+    for length in (1 << 20, 0x7FFFFFFF, 0xFFFFFFFF):
+        chunk = good[".png"][:33] + struct.pack(">L", length) + good[".png"][37:]
+        yield case(f"chunk of {length} bytes", ".png", chunk, "CORRUPT_IMAGE")
     struct.pack_into(">2L", png, 16, 0, 30)
     yield case("no width", ".png", bytes(png), "CORRUPT_IMAGE")
     start = good[".jpg"].index(b"\xff\xc0")
