@@ -16,6 +16,14 @@ from opentelemetry import propagate
 from detflow.errors import DetflowError, from_status
 
 DEADLINE_SECONDS = 5.0
+_UPLOADS = (
+    ("DatasetService", "UploadArchive"),
+    ("DatasetService", "WriteUpload"),
+    ("WeightsService", "UploadWeights"),
+)
+"""Streams from the client. gRPC must not repeat them: it may end the process while it tries
+("ILLEGAL STATE: FORWARDED_BATCH" in 1.85), and who sends knows better where to go on."""
+
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -28,7 +36,13 @@ _SERVICE_CONFIG = json.dumps(
                     "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
-            }
+            },
+            {
+                "name": [
+                    {"service": f"detflow.v1.{service}", "method": method}
+                    for service, method in _UPLOADS
+                ]
+            },
         ]
     }
 )

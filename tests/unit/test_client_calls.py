@@ -1,6 +1,7 @@
 """The SDK against a gRPC server whose answers the test writes down."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from detflow import errors
+from detflow import channels, errors
 from detflow.client import Client, upload
 from detflow.v1 import (
     common_pb2,
@@ -25,6 +26,7 @@ from detflow.v1 import (
     version_pb2,
     version_pb2_grpc,
 )
+from gateway.routes import SERVICES
 
 Context = Any
 
@@ -304,6 +306,23 @@ def test_upload_goes_on_where_it_broke_off_whatever_the_reason(rig: Rig, tmp_pat
     rig.client.datasets.import_(archive, skip_invalid=True)
     assert [offset >> 20 for offset in rig.datasets.offsets] == [0, 3, 3, 8, 9, 11, 0, 6]
     assert rig.datasets.received == archive.read_bytes()
+
+
+def test_streams_from_the_client_are_never_repeated_by_grpc() -> None:
+    config = json.loads(str(dict(channels.OPTIONS)["grpc.service_config"]))
+    left_alone = {
+        (name["service"], name["method"])
+        for one in config["methodConfig"]
+        if "retryPolicy" not in one
+        for name in one["name"]
+    }
+    assert left_alone == {
+        (service.full_name, rpc.name)
+        for services in SERVICES.values()
+        for service in services
+        for rpc in service.methods
+        if rpc.client_streaming
+    }
 
 
 def test_upload_raises_what_going_on_does_not_mend(
