@@ -11,9 +11,9 @@ from detflow.cli.preview_page import preview_page
 from detflow.cli.session import Address, Json, Project, Session, session
 from detflow.cli.statistics import say_leaks
 from detflow.cli.version_words import parse_labels, say_version
-from detflow.client.recipes import CHOICES, GROUPS, RecipeOptions
+from detflow.client.recipes import CHOICES, GROUPS, RecipeOptions, make_recipe
 from detflow.client.replays import Replay
-from detflow.errors import FailedPrecondition
+from detflow.errors import FailedPrecondition, InvalidArgument
 from detflow.v1 import common_pb2, version_pb2
 
 _PREVIEW_SAMPLES = 6
@@ -144,6 +144,10 @@ def create(
         grayscale=grayscale,
         augment=_names(augment),
     )
+    try:  # before anything is asked of the server
+        make_recipe(**options)
+    except InvalidArgument as error:
+        raise typer.BadParameter(error.message) from error
     given = _given(context, options)
     if replay and (from_ or given):
         other = "--from" if from_ else f"--{_parameter(next(iter(given))).replace('_', '-')}"
