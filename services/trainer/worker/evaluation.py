@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ultralytics.utils.metrics import ap_per_class
 
 from detflow.errors import DataLoss
+from services.trainer.worker.augment import PADDING_GREY
 from services.trainer.worker.bundle import Image
 from services.trainer.worker.networks import Network
 
@@ -21,7 +22,6 @@ MAX_DETECTIONS = 300
 NMS_IOU = 0.7
 _MAX_CANDIDATES = (1_000, 5_000, 30_000)
 """How many of the best candidates NMS is tried with, until it keeps enough."""
-PADDING_GREY = 114
 _IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _MAX_KEPT_BYTES = 1 << 30
 

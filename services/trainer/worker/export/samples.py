@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from detflow.errors import DataLoss
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
+from services.trainer.worker.augment import PADDING_GREY
 from services.trainer.worker.bundle import FORMAT, stored_object
-from services.trainer.worker.evaluation import PADDING_GREY, scaled
+from services.trainer.worker.evaluation import scaled
 
 _SPLIT = "train"
 
