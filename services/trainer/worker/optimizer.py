@@ -68,6 +68,8 @@ class AdamW(torch.optim.AdamW):
                     ):
                         found.append(_as_in_memory(tensor))
             parameters, gradients, means, squares, steps = tensors
+            if not parameters:
+                continue
             torch._foreach_add_(steps, 1)
             first_beta, second_beta = group["betas"]
             torch._fused_adamw_(
