@@ -257,18 +257,15 @@ async def upto(
     raise AssertionError("the watch ended")
 
 
-def until_state(
+async def until_state(
     stack: Stack, name: str, state: "version_pb2.Version.State.ValueType"
 ) -> "asyncio.Task[version_pb2.Version]":
-    """Waits, by a watch, for a state of a version."""
+    """Begins to wait, by a watch, for a version to come to a state."""
+    watch = stack.watch()
+    await anext(watch)  # what comes after the snapshot is seen, also in the trash
 
     async def wait() -> version_pb2.Version:
-        async with asyncio.timeout(15):
-            async for item in stack.watch():
-                for version in [*item.snapshot.versions, item.version]:
-                    if version.name == name and version.state == state:
-                        return version
-        raise AssertionError("the watch ended")
+        return (await upto(watch, lambda v: v.name == name and v.state == state))[-1].version
 
     return asyncio.create_task(wait())
 
@@ -633,7 +630,7 @@ async def test_undelete_does_not_take_a_name_back(stack: Stack) -> None:
 async def test_version_follows_preprocessing_and_training(stack: Stack) -> None:
     version = await stack.create()
     name = version.name
-    done = until_state(stack, name, version_pb2.Version.COMPLETED)
+    done = await until_state(stack, name, version_pb2.Version.COMPLETED)
     await stack.send.preprocessing(name, 1, preprocess_pb2.Preprocessing.RUNNING)
     # Out of order and doubled: the first event of the training comes last.
     for revision, state in (
@@ -656,7 +653,7 @@ async def test_version_follows_preprocessing_and_training(stack: Stack) -> None:
 
 async def test_failed_preprocessing_keeps_its_cause(stack: Stack) -> None:
     version = await stack.create()
-    failed = until_state(stack, version.name, version_pb2.Version.FAILED)
+    failed = await until_state(stack, version.name, version_pb2.Version.FAILED)
     await stack.send.preprocessing(version.name, 1, preprocess_pb2.Preprocessing.FAILED)
     assert (await failed).failure.status.message == "image is gone"
 
@@ -664,12 +661,12 @@ async def test_failed_preprocessing_keeps_its_cause(stack: Stack) -> None:
 async def test_deleted_version_follows_its_training(stack: Stack) -> None:
     version = await stack.create()
     name = version.name
-    queued = until_state(stack, name, version_pb2.Version.QUEUED)
+    queued = await until_state(stack, name, version_pb2.Version.QUEUED)
     await stack.send.preprocessing(name, 1, preprocess_pb2.Preprocessing.SUCCEEDED)
     await stack.send.training(name, "dt1", 1, training_pb2.Training.QUEUED)
     await queued
     await stack.delete(name)
-    stopped = until_state(stack, name, version_pb2.Version.STOPPED)
+    stopped = await until_state(stack, name, version_pb2.Version.STOPPED)
     await stack.send.training(f"{PARENT}/versions/gone", "dt9", 1, training_pb2.Training.QUEUED)
     await stack.send.training(name, "dt1", 2, training_pb2.Training.STOPPED)
     final = await stopped

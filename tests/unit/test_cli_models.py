@@ -286,12 +286,18 @@ def test_ctrl_c_cancels_the_export(rig: Rig) -> None:
     exports = rig.fakes.exports
     exports.outcome = export_pb2.Export.CANCELLED
 
+    # What a shell starts in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         exports.was_cancelled.wait(20)
 
     exports.on_watch = interrupt
-    done = rig.run("export", "V_0", "--format", "onnx")
+    try:
+        done = rig.run("export", "V_0", "--format", "onnx")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.code == 130
     assert exports.cancelled == [f"{TRAINING}/exports/e0"]
     assert done.err == f"detflow: cancelled {TRAINING}/exports/e0\n"
