@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import io
 import time
+import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from detflow.v1 import (
     training_pb2,
     version_pb2,
 )
+from services.preprocess.uploads import PART_BYTES
 from tests.chaos import invariants
 from tests.deployment_rig import (
     PROJECT,
@@ -147,21 +150,22 @@ async def test_watch_is_told_to_come_back_and_resumes_exactly(
 
 
 async def test_upload_under_way_may_finish(
-    deployment: Deployment, gates: Gates, archive: Path
+    deployment: Deployment, gates: Gates, archive: Path, data_dir: Path
 ) -> None:
-    content = await asyncio.to_thread(archive.read_bytes)
+    content = await asyncio.to_thread(larger_than_a_part, archive)
     draining = asyncio.Event()
 
     async def requests() -> AsyncIterator[dataset_pb2.UploadArchiveRequest]:
         yield dataset_pb2.UploadArchiveRequest(parent=PROJECT)
-        yield dataset_pb2.UploadArchiveRequest(chunk=content[:1000])
-        await draining.wait()
-        for start in range(1000, len(content), 1 << 20):
+        for start in range(0, len(content), 1 << 20):
+            if start > PART_BYTES:
+                await draining.wait()
             yield dataset_pb2.UploadArchiveRequest(chunk=content[start : start + (1 << 20)])
         yield dataset_pb2.UploadArchiveRequest(size_bytes=len(content))
 
+    stored = await parts_of_uploads(data_dir)
     call = deployment.datasets.UploadArchive(requests(), timeout=30)
-    await eventually(lambda: received(deployment), lambda files: len(files) == 1)
+    await eventually(lambda: parts_of_uploads(data_dir), lambda parts: parts != stored)
     async with drained(deployment, gates, "preprocess"):
         await eventually(lambda: deployment.health("preprocess"), lambda serving: not serving)
         draining.set()
@@ -186,18 +190,18 @@ async def test_upload_that_takes_too_long_is_refused_and_leaves_nothing(
 
     async def requests() -> AsyncIterator[dataset_pb2.UploadArchiveRequest]:
         yield dataset_pb2.UploadArchiveRequest(parent=PROJECT)
-        yield dataset_pb2.UploadArchiveRequest(chunk=b"x" * 5000)
+        for _ in range(PART_BYTES // (1 << 20)):
+            yield dataset_pb2.UploadArchiveRequest(chunk=b"x" * (1 << 20))
         await never.wait()
 
-    stored = uploads_in_store(data_dir)
+    stored = await parts_of_uploads(data_dir)
     call = deployment.datasets.UploadArchive(requests(), timeout=30)
-    await eventually(lambda: received(deployment), lambda files: len(files) == 1)
+    await eventually(lambda: parts_of_uploads(data_dir), lambda parts: parts != stored)
     async with drained(deployment, gates, "preprocess"):
         with pytest.raises(Unavailable), channels.translate():
             await call
     never.set()
-    assert uploads_in_store(data_dir) == stored
-    assert not await received(deployment)
+    await eventually(lambda: parts_of_uploads(data_dir), lambda parts: parts <= stored)
 
 
 async def test_preprocessing_is_given_back_and_goes_on(
@@ -312,14 +316,18 @@ async def stop(
     await deployment.until_training(training, lambda t: t.state in final)
 
 
-async def received(deployment: Deployment) -> list[Path]:
-    """Returns the files of the uploads that the preprocess service is receiving."""
-    scratch = Path(deployment.setting("preprocess", "DETFLOW_DATA_DIR")) / "preprocess"
-    return await asyncio.to_thread(lambda: list(scratch.glob("*/upload-*")))
+async def parts_of_uploads(data_dir: Path) -> set[Path]:
+    """Returns what the object store holds of uploads."""
+    uploads = data_dir / "store" / "uploads"
+    return await asyncio.to_thread(lambda: {path for path in uploads.rglob("*") if path.is_file()})
 
 
-def uploads_in_store(data_dir: Path) -> set[Path]:
-    return set((data_dir / "store" / "uploads").rglob("*"))
+def larger_than_a_part(archive: Path) -> bytes:
+    """Returns an archive with another file, so that its first part is stored before it ends."""
+    content = io.BytesIO(archive.read_bytes())
+    with zipfile.ZipFile(content, "a", zipfile.ZIP_STORED) as packed:
+        packed.writestr("notes.bin", bytes(2 * PART_BYTES))
+    return content.getvalue()
 
 
 async def exists(path: Path) -> bool:

@@ -28,7 +28,7 @@ QUICK = {"image_size": 64, "warmup_epochs": 0, "patience": 0}
 
 # What the workers are made to suffer, while there is a file of this name beside the store:
 # disk-{training}: no room for the third checkpoint; stuck-{training}: no end of the fifth step of
-# the first attempt, while its other threads go on.
+# the first attempt, while its other threads go on. All save a checkpoint after every epoch.
 _FAULTS = """
 import errno, os, sys, time
 from pathlib import Path
@@ -42,6 +42,7 @@ load_nms = library.load_nms
 def load_and_break():
     load_nms()
     from detflow.store import ObjectStore
+    from services.trainer.worker import training as saving
     from services.trainer.worker.loop import Trainer
     put, step, begun = ObjectStore.put, Trainer.step, []
 
@@ -59,6 +60,7 @@ def load_and_break():
         return step(self, *arguments, **more)
 
     ObjectStore.put, Trainer.step = put_if_room, step_or_hang
+    saving._CHECKPOINT_SHARE = float("inf")
 
 library.load_nms = load_and_break
 """
