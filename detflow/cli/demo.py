@@ -25,7 +25,7 @@ DATASET = "demo-shapes"
 NUM_IMAGES = 240
 MODEL = "yolov8n"
 BATCH_SIZE = 16
-EPOCHS = 9
+EPOCHS = 11
 # Learns from scratch within a minute of CPU: small images, an update of the weights per batch.
 HYPERPARAMETERS: dict[str, float | bool | str] = {
     "image_size": 128,
