@@ -76,7 +76,7 @@ def run(s: Session, data_dir: Path, *, port: int, keep: bool) -> None:
         else:
             _tell(s, f"  http://{found.address}                  the HTTP API; it keeps running")
         _tell(s, f"  detflow metrics {version.display_name:<22} the figures and losses again")
-        _tell(s, "  detflow datasets import PATH           your own images: YOLO, COCO or Pascal VOC")
+        _tell(s, "  detflow datasets import PATH           your own images: YOLO, COCO or VOC")
         _tell(s, "  detflow versions create --dataset NAME, detflow train VERSION")
 
 
