@@ -10,7 +10,7 @@ from detflow.errors import FailedPrecondition
 from detflow.v1 import common_pb2, preprocess_pb2, version_pb2
 from services.preprocess.domain import SPLITS, Reason
 from services.preprocess.grouping import Grouping, group_images
-from services.preprocess.messages import transform_of
+from services.preprocess.messages import num_copies
 from services.preprocess.outlines import Outlines
 from services.preprocess.split import (
     NUM_SPLITS,
@@ -24,7 +24,8 @@ from services.preprocess.split import (
 
 _MAX_GROUPS = 100
 _MAX_PATHS = 10
-_SPLITS = (common_pb2.SPLIT_TRAIN, common_pb2.SPLIT_VAL, common_pb2.SPLIT_TEST)
+SPLIT_VALUES = (common_pb2.SPLIT_TRAIN, common_pb2.SPLIT_VAL, common_pb2.SPLIT_TEST)
+"""In the order of SPLITS."""
 _GROUP_NAMES = {
     version_pb2.GROUP_BY_FOLDER: "by folder",
     version_pb2.GROUP_BY_NAME_PREFIX: "by name",
@@ -102,7 +103,7 @@ def _report(
         num_grouped_images=int(counts.sum()),
         num_leaking_groups=int(leaking.sum()),
         num_sources=_counts([len(positions) for positions in parts]),
-        num_augmented_copies=len(split.train) * (len(transform_of(recipe, "train").copies) - 1),
+        num_augmented_copies=len(split.train) * (num_copies(recipe, "train") - 1),
         num_boxes_by_class=[
             _counts(boxes)
             for boxes in zip(
@@ -120,7 +121,7 @@ def _report(
             num_images=int(counts[i]), paths=[images.paths[position] for position in shown]
         )
         if not leaking[label]:
-            group.split = _SPLITS[side[label]]
+            group.split = SPLIT_VALUES[side[label]]
         if grouping.distances is not None:
             group.max_distance = int(grouping.distances[label])
     return report

@@ -120,6 +120,11 @@ def transform_of(recipe: version_pb2.Recipe, split: str) -> Transform:
     )
 
 
+def num_copies(recipe: version_pb2.Recipe, split: str) -> int:
+    """Returns how many images a recipe makes of each image of a split, itself included."""
+    return len(transform_of(recipe, split).copies)
+
+
 def refusal(problems: ProblemList, hint: str = "") -> DetflowError:
     """Makes the error that says what is wrong with an archive.
 

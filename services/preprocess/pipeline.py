@@ -48,7 +48,7 @@ from services.preprocess.events import append_state
 from services.preprocess.garbage_store import lock_object
 from services.preprocess.leaks import plan_split
 from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
-from services.preprocess.messages import transform_of
+from services.preprocess.messages import num_copies, transform_of
 from services.preprocess.outlines import Outlines
 from services.preprocess.progress import ProgressReporter
 from services.preprocess.report_store import insert_leak_report, list_outlines
@@ -143,7 +143,7 @@ class Pipeline:
             recorded = await sql.list_shards(conn, preprocessing.version_id)
         assigned, plans, report = await asyncio.to_thread(_plan, outlines, dataset, recipe)
         done = await asyncio.to_thread(self._still_there, recorded, plans, recipe)
-        num_total = sum(len(p.sources) * _num_copies(recipe, p.split) for p in plans)
+        num_total = sum(len(p.sources) * num_copies(recipe, p.split) for p in plans)
         num_done = sum(shard.num_images for shard in done.values())
 
         async def jobs() -> AsyncIterator[ShardJob]:
@@ -177,7 +177,7 @@ class Pipeline:
         kept = {}
         for plan in plans:
             shard = recorded.get((plan.split, plan.position))
-            expected = len(plan.sources) * _num_copies(recipe, plan.split)
+            expected = len(plan.sources) * num_copies(recipe, plan.split)
             if shard and shard.num_images == expected and self._store.exists(shard.key):
                 kept[plan.split, plan.position] = shard
         return kept
@@ -191,7 +191,7 @@ class Pipeline:
             plan=plan,
             store_url=self._store.url,
             scratch=folder,
-            first_image_id=plan.first * _num_copies(recipe, plan.split) + 1,
+            first_image_id=plan.first * num_copies(recipe, plan.split) + 1,
             sources=tuple(sources),
             transform=transform_of(recipe, plan.split),
         )
@@ -309,10 +309,6 @@ class Pipeline:
         log.info("preprocessing succeeded", version=preprocessing.version_name)
 
 
-def _num_copies(recipe: Recipe, split: str) -> int:
-    return len(transform_of(recipe, split).copies)
-
-
 def _plan(
     images: Outlines, dataset: Dataset, recipe: Recipe
 ) -> tuple[dict[str, tuple[int, ...]], list[ShardPlan], LeakReport]:
@@ -330,7 +326,7 @@ def _plan(
         plan
         for name, positions in assigned.items()
         for plan in plan_shards(
-            name, positions, size_bytes[list(positions)].tolist(), _num_copies(recipe, name)
+            name, positions, size_bytes[list(positions)].tolist(), num_copies(recipe, name)
         )
     ]
     return assigned, plans, planned.report

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from detflow.names import last_segment, project_of
 from detflow.postgres import Database
 from detflow.recipes import resolve_recipe
-from detflow.v1 import common_pb2
 from detflow.v1.preprocess_pb2 import PreviewVersionRequest, PreviewVersionResponse
 from detflow.v1.version_pb2 import Recipe, SplitCounts
 from services.preprocess import images
@@ -23,8 +22,8 @@ from services.preprocess.bundle import (
     read_source,
 )
 from services.preprocess.domain import SPLITS, Image
-from services.preprocess.leaks import plan_split
-from services.preprocess.messages import transform_of
+from services.preprocess.leaks import SPLIT_VALUES, plan_split
+from services.preprocess.messages import num_copies, transform_of
 from services.preprocess.pool import WorkerPool
 from services.preprocess.report_store import list_outlines
 from services.preprocess.resize import Resize, place_pixels
@@ -36,7 +35,6 @@ BEFORE = "original"
 
 _MAX_BYTES = 3 << 20
 """Of all pictures together, so that the answer is one message."""
-_SPLITS = (common_pb2.SPLIT_TRAIN, common_pb2.SPLIT_VAL, common_pb2.SPLIT_TEST)
 
 _Message = PreviewVersionResponse
 
@@ -119,8 +117,10 @@ async def preview(
         outlines = await list_outlines(conn, dataset.id)
     plan = await asyncio.to_thread(plan_split, outlines, recipe, len(dataset.class_names))
     splits = [plan.positions()[name] for name in SPLITS]
-    num_copies = [len(transform_of(recipe, name).copies) for name in SPLITS]
-    train, val, test = (len(p) * n for p, n in zip(splits, num_copies, strict=True))
+    train, val, test = (
+        len(positions) * num_copies(recipe, name)
+        for name, positions in zip(SPLITS, splits, strict=True)
+    )
     response = PreviewVersionResponse(
         num_images=SplitCounts(train=train, val=val, test=test), leak_report=plan.report
     )
@@ -155,7 +155,7 @@ async def _samples(
     for split, image in chosen:
         before, *after = (_message(picture, image) for picture in made[image.path])
         samples.append(
-            _Message.Sample(path=image.path, split=_SPLITS[split], before=before, after=after)
+            _Message.Sample(path=image.path, split=SPLIT_VALUES[split], before=before, after=after)
         )
     return samples
 
