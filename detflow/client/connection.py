@@ -6,10 +6,11 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import grpc
+from google.api.httpbody_pb2 import HttpBody
 
 from detflow.channels import OPTIONS, from_rpc_error
 from detflow.errors import (
@@ -91,6 +92,26 @@ class Connection:
         """
         with self.translated():
             return method(request, timeout=seconds)
+
+    def download(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, HttpBody],
+        request: Request,
+        *,
+        seconds: float,
+    ) -> Generator[bytes, None, None]:
+        """Yields the bytes of a file as they come; the call ends with the iterator.
+
+        Raises:
+            DetflowError: What the service raised; Unavailable if it cannot be reached.
+        """
+        stream = method(request, timeout=seconds)
+        try:
+            with self.translated():
+                for part in stream:
+                    yield part.data
+        finally:
+            stream.cancel()  # type: ignore[no-untyped-call]
 
     def watch(
         self,

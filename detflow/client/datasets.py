@@ -1,5 +1,6 @@
 """Datasets: labelled images, imported once."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -166,17 +167,15 @@ class Datasets:
         if path.is_dir():
             path = path / f"{name.rsplit('/', 1)[-1]}.zip"
         num_bytes = 0
-        with replacing(path) as file:
-            stream = self._stub.DownloadDataset(request, timeout=_DOWNLOAD_SECONDS)
-            try:
-                with self._connection.translated():
-                    for part in stream:
-                        file.write(part.data)
-                        num_bytes += len(part.data)
-                        if progress is not None:
-                            progress(common_pb2.Progress(stage="download", num_done=num_bytes))
-            finally:
-                stream.cancel()  # type: ignore[no-untyped-call]
+        parts = self._connection.download(
+            self._stub.DownloadDataset, request, seconds=_DOWNLOAD_SECONDS
+        )
+        with replacing(path) as file, contextlib.closing(parts):
+            for data in parts:
+                file.write(data)
+                num_bytes += len(data)
+                if progress is not None:
+                    progress(common_pb2.Progress(stage="download", num_done=num_bytes))
         return path
 
     def statistics(self, name: str) -> dataset_pb2.DatasetStatistics:

@@ -1,5 +1,6 @@
 """Exports: trained models as files that other programs run."""
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -182,17 +183,16 @@ class Exports:
     ) -> None:
         digest, num_bytes = hashlib.sha256(), 0
         request = export_pb2.DownloadExportRequest(name=export.name)
-        stream = self._stub.DownloadExport(request, timeout=_DOWNLOAD_SECONDS)
-        try:
-            with self._connection.translated():
-                for part in stream:
-                    file.write(part.data)
-                    digest.update(part.data)
-                    num_bytes += len(part.data)
-                    if progress is not None:
-                        progress(of_bytes("download", num_bytes, export.object.size_bytes))
-        finally:
-            stream.cancel()  # type: ignore[no-untyped-call]
+        parts = self._connection.download(
+            self._stub.DownloadExport, request, seconds=_DOWNLOAD_SECONDS
+        )
+        with contextlib.closing(parts):
+            for data in parts:
+                file.write(data)
+                digest.update(data)
+                num_bytes += len(data)
+                if progress is not None:
+                    progress(of_bytes("download", num_bytes, export.object.size_bytes))
         if digest.hexdigest() != export.object.sha256:
             raise DataLoss(
                 f"{num_bytes} bytes with SHA-256 {digest.hexdigest()} arrived of {export.name},"

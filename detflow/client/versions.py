@@ -303,13 +303,9 @@ class Versions:
 
     def _replay(self, name: str) -> Iterator[bytes]:
         request = preprocess_pb2.DownloadReplayRequest(name=name)
-        stream = self._preprocess.DownloadReplay(request, timeout=_DOWNLOAD_SECONDS)
-        try:
-            with self._connection.translated():
-                for part in stream:
-                    yield part.data
-        finally:
-            stream.cancel()  # type: ignore[no-untyped-call]
+        return self._connection.download(
+            self._preprocess.DownloadReplay, request, seconds=_DOWNLOAD_SECONDS
+        )
 
     def _iterate(
         self, project: str, show_deleted: bool, filter: str = "", order_by: str = ""
