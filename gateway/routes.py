@@ -18,13 +18,19 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from detflow.v1 import (
+    analysis_pb2,
+    comparison_pb2,
     dataset_pb2,
     export_pb2,
+    inference_pb2,
     metrics_pb2,
+    prediction_pb2,
     preprocess_pb2,
     project_pb2,
+    report_pb2,
     trainer_pb2,
     version_pb2,
+    webhook_pb2,
     weights_pb2,
 )
 
@@ -42,7 +48,15 @@ SERVICES: dict[str, tuple[ServiceDescriptor, ...]] = {
         export_pb2.DESCRIPTOR.services_by_name["ExportService"],
         weights_pb2.DESCRIPTOR.services_by_name["WeightsService"],
     ),
-    "metrics": (metrics_pb2.DESCRIPTOR.services_by_name["MetricsService"],),
+    "metrics": (
+        metrics_pb2.DESCRIPTOR.services_by_name["MetricsService"],
+        analysis_pb2.DESCRIPTOR.services_by_name["AnalysisService"],
+        inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+        prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"],
+        comparison_pb2.DESCRIPTOR.services_by_name["ComparisonService"],
+        report_pb2.DESCRIPTOR.services_by_name["ReportService"],
+        webhook_pb2.DESCRIPTOR.services_by_name["WebhookService"],
+    ),
 }
 """Which process serves which gRPC services."""
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/common.proto\x12\ndetflow.v1\x1a\x17google/rpc/status.proto\"?\n\x0cStoredObject\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xa0\x01\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08num_done\x18\x02 \x01(\x03\x12\x11\n\tnum_total\x18\x03 \x01(\x03\x12\x0f\n\x07percent\x18\x04 \x01(\x01\x12\x17\n\x0f\x65lapsed_seconds\x18\x05 \x01(\x01\x12\x18\n\x0b\x65ta_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x42\x0e\n\x0c_eta_seconds\"=\n\x07Problem\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"-\n\x07\x46\x61ilure\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\x0b\n\tHeartbeat*N\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\r\n\tSPLIT_VAL\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/common.proto\x12\ndetflow.v1\x1a\x17google/rpc/status.proto\"?\n\x0cStoredObject\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xa0\x01\n\x08Progress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08num_done\x18\x02 \x01(\x03\x12\x11\n\tnum_total\x18\x03 \x01(\x03\x12\x0f\n\x07percent\x18\x04 \x01(\x01\x12\x17\n\x0f\x65lapsed_seconds\x18\x05 \x01(\x01\x12\x18\n\x0b\x65ta_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x42\x0e\n\x0c_eta_seconds\"=\n\x07Problem\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"-\n\x07\x46\x61ilure\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"O\n\x08\x46ileInfo\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x0e\n\x06inline\x18\x04 \x01(\x08\"\x0b\n\tHeartbeat*N\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\r\n\tSPLIT_VAL\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'detflow.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPLIT']._serialized_start=415
-  _globals['_SPLIT']._serialized_end=493
+  _globals['_SPLIT']._serialized_start=496
+  _globals['_SPLIT']._serialized_end=574
   _globals['_STOREDOBJECT']._serialized_start=64
   _globals['_STOREDOBJECT']._serialized_end=127
   _globals['_PROGRESS']._serialized_start=130
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROBLEM']._serialized_end=353
   _globals['_FAILURE']._serialized_start=355
   _globals['_FAILURE']._serialized_end=400
-  _globals['_HEARTBEAT']._serialized_start=402
-  _globals['_HEARTBEAT']._serialized_end=413
+  _globals['_FILEINFO']._serialized_start=402
+  _globals['_FILEINFO']._serialized_end=481
+  _globals['_HEARTBEAT']._serialized_start=483
+  _globals['_HEARTBEAT']._serialized_end=494
 # @@protoc_insertion_point(module_scope)

@@ -179,6 +179,40 @@ class Failure(_message.Message):
 Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
+class FileInfo(_message.Message):
+    """What a stream of google.api.HttpBody says of its file: among the extensions of the first chunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    INLINE_FIELD_NUMBER: _builtins.int
+    file_name: _builtins.str
+    """Name to save it under."""
+    size_bytes: _builtins.int
+    """Exact size; 0 while unknown."""
+    etag: _builtins.str
+    """Changes with the content; empty if there is none."""
+    inline: _builtins.bool
+    """It is to be shown where it is asked for rather than saved."""
+    def __init__(
+        self,
+        *,
+        file_name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        inline: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "file_name", b"file_name", "inline", b"inline", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileInfo: _TypeAlias = FileInfo  # noqa: Y015
+
+@_typing.final
 class Heartbeat(_message.Message):
     """Sent on an idle stream so that both ends know the other is alive."""
 

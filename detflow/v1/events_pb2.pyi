@@ -30,6 +30,7 @@ class Event(_message.Message):
       detflow.v1.preprocessing.{version id}.state_changed                          -> preprocessing
       detflow.v1.training.{id}.state_changed                                       -> training
       detflow.v1.training.{id}.epoch_completed                                     -> epoch
+      detflow.v1.training.{id}.steps_completed                                     -> steps
       detflow.v1.training.{id}.logged                                              -> log
       detflow.v1.training.{id}.predictions_written                                 -> predictions
       detflow.v1.evaluation.{training id}.completed                                -> evaluation
@@ -49,6 +50,7 @@ class Event(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def version(self) -> _version_pb2.Version:
         """A version after a change."""
@@ -85,6 +87,10 @@ class Event(_message.Message):
     def export(self) -> _export_pb2.Export:
         """An export after a change of state."""
 
+    @_builtins.property
+    def steps(self) -> _training_pb2.StepMetrics:
+        """Steps accepted from the current attempt."""
+
     def __init__(
         self,
         *,
@@ -97,12 +103,13 @@ class Event(_message.Message):
         predictions: _training_pb2.Predictions | None = ...,
         evaluation: _metrics_pb2.Evaluation | None = ...,
         export: _export_pb2.Export | None = ...,
+        steps: _training_pb2.StepMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "steps", b"steps", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "steps", b"steps", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["version", "dataset", "preprocessing", "training", "epoch", "log", "predictions", "evaluation", "export"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["version", "dataset", "preprocessing", "training", "epoch", "log", "predictions", "evaluation", "export", "steps"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from detflow.v1 import common_pb2 as detflow_dot_v1_dot_common__pb2
+from detflow.v1 import training_pb2 as detflow_dot_v1_dot_training__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/metrics.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x04\n\nEvaluation\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.detflow.v1.Evaluation.State\x12 \n\x05split\x18\x03 \x01(\x0e\x32\x11.detflow.v1.Split\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12%\n\x04\x63oco\x18\x05 \x01(\x0b\x32\x17.detflow.v1.CocoSummary\x12+\n\x07\x62\x65st_f1\x18\x06 \x01(\x0b\x32\x1a.detflow.v1.OperatingPoint\x12)\n\x07\x63lasses\x18\x07 \x03(\x0b\x32\x18.detflow.v1.ClassMetrics\x12\x12\n\nnum_images\x18\x08 \x01(\x03\x12\x19\n\x11num_ground_truths\x18\t \x01(\x03\x12\x17\n\x0fnum_predictions\x18\n \x01(\x03\x12$\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x13.detflow.v1.Failure\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02:g\xea\x41\x64\n\x12\x64\x65tflow/Evaluation\x12Nprojects/{project}/versions/{version}/trainings/{training}/evaluations/{split}\"\xe4\x01\n\x0b\x43ocoSummary\x12\x10\n\x08map50_95\x18\x01 \x01(\x01\x12\r\n\x05map50\x18\x02 \x01(\x01\x12\r\n\x05map75\x18\x03 \x01(\x01\x12\x11\n\tmap_small\x18\x04 \x01(\x01\x12\x12\n\nmap_medium\x18\x05 \x01(\x01\x12\x11\n\tmap_large\x18\x06 \x01(\x01\x12\x0f\n\x07\x61r_max1\x18\x07 \x01(\x01\x12\x10\n\x08\x61r_max10\x18\x08 \x01(\x01\x12\x11\n\tar_max100\x18\t \x01(\x01\x12\x10\n\x08\x61r_small\x18\n \x01(\x01\x12\x11\n\tar_medium\x18\x0b \x01(\x01\x12\x10\n\x08\x61r_large\x18\x0c \x01(\x01\"]\n\x0eOperatingPoint\x12\x1c\n\x14\x63onfidence_threshold\x18\x01 \x01(\x01\x12\x11\n\tprecision\x18\x02 \x01(\x01\x12\x0e\n\x06recall\x18\x03 \x01(\x01\x12\n\n\x02\x66\x31\x18\x04 \x01(\x01\"\\\n\x0c\x43lassMetrics\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\x0f\n\x07\x61p50_95\x18\x02 \x01(\x01\x12\x0c\n\x04\x61p50\x18\x03 \x01(\x01\x12\x19\n\x11num_ground_truths\x18\x04 \x01(\x03\"<\n\x0cMetricSeries\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x02 \x03(\x05\x12\x0e\n\x06values\x18\x03 \x03(\x01\"\x9e\x01\n\x17ListMetricSeriesRequest\x12j\n\x08training\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x17\n\x05names\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\"D\n\x18ListMetricSeriesResponse\x12(\n\x06series\x18\x01 \x03(\x0b\x32\x18.detflow.v1.MetricSeries\"\x95\x01\n\x14GetEvaluationRequest\x12}\n\x04name\x18\x01 \x01(\tBo\xe2\x41\x01\x02\xbaHhrf2d^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}/evaluations/(val|test)$\"\x82\x01\n\x16ListEvaluationsRequest\x12h\n\x06parent\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\"F\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.detflow.v1.Evaluation\"\x9b\x01\n\x13WatchMetricsRequest\x12j\n\x08training\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xe5\x01\n\x14WatchMetricsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1b.detflow.v1.MetricsSnapshotH\x00\x12*\n\x06points\x18\x03 \x01(\x0b\x32\x18.detflow.v1.MetricPointsH\x00\x12,\n\nevaluation\x18\x04 \x01(\x0b\x32\x16.detflow.v1.EvaluationH\x00\x12*\n\theartbeat\x18\x05 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what\"h\n\x0fMetricsSnapshot\x12(\n\x06series\x18\x01 \x03(\x0b\x32\x18.detflow.v1.MetricSeries\x12+\n\x0b\x65valuations\x18\x02 \x03(\x0b\x32\x16.detflow.v1.Evaluation\"\x93\x01\n\x0cMetricPoints\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x34\n\x06values\x18\x02 \x03(\x0b\x32$.detflow.v1.MetricPoints.ValuesEntry\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\x81\x05\n\x0eMetricsService\x12\x9f\x01\n\x10ListMetricSeries\x12#.detflow.v1.ListMetricSeriesRequest\x1a$.detflow.v1.ListMetricSeriesResponse\"@\x82\xd3\xe4\x93\x02:\x12\x38/v1/{training=projects/*/versions/*/trainings/*}/metrics\x12\x8d\x01\n\rGetEvaluation\x12 .detflow.v1.GetEvaluationRequest\x1a\x16.detflow.v1.Evaluation\"B\x82\xd3\xe4\x93\x02<\x12:/v1/{name=projects/*/versions/*/trainings/*/evaluations/*}\x12\x9e\x01\n\x0fListEvaluations\x12\".detflow.v1.ListEvaluationsRequest\x1a#.detflow.v1.ListEvaluationsResponse\"B\x82\xd3\xe4\x93\x02<\x12:/v1/{parent=projects/*/versions/*/trainings/*}/evaluations\x12\x9b\x01\n\x0cWatchMetrics\x12\x1f.detflow.v1.WatchMetricsRequest\x1a .detflow.v1.WatchMetricsResponse\"F\x82\xd3\xe4\x93\x02@\x12>/v1/{training=projects/*/versions/*/trainings/*}/metrics:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/metrics.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x04\n\nEvaluation\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.detflow.v1.Evaluation.State\x12 \n\x05split\x18\x03 \x01(\x0e\x32\x11.detflow.v1.Split\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12%\n\x04\x63oco\x18\x05 \x01(\x0b\x32\x17.detflow.v1.CocoSummary\x12+\n\x07\x62\x65st_f1\x18\x06 \x01(\x0b\x32\x1a.detflow.v1.OperatingPoint\x12)\n\x07\x63lasses\x18\x07 \x03(\x0b\x32\x18.detflow.v1.ClassMetrics\x12\x12\n\nnum_images\x18\x08 \x01(\x03\x12\x19\n\x11num_ground_truths\x18\t \x01(\x03\x12\x17\n\x0fnum_predictions\x18\n \x01(\x03\x12$\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x13.detflow.v1.Failure\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13ground_truth_sha256\x18\r \x01(\t\"9\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02:g\xea\x41\x64\n\x12\x64\x65tflow/Evaluation\x12Nprojects/{project}/versions/{version}/trainings/{training}/evaluations/{split}\"\xe4\x01\n\x0b\x43ocoSummary\x12\x10\n\x08map50_95\x18\x01 \x01(\x01\x12\r\n\x05map50\x18\x02 \x01(\x01\x12\r\n\x05map75\x18\x03 \x01(\x01\x12\x11\n\tmap_small\x18\x04 \x01(\x01\x12\x12\n\nmap_medium\x18\x05 \x01(\x01\x12\x11\n\tmap_large\x18\x06 \x01(\x01\x12\x0f\n\x07\x61r_max1\x18\x07 \x01(\x01\x12\x10\n\x08\x61r_max10\x18\x08 \x01(\x01\x12\x11\n\tar_max100\x18\t \x01(\x01\x12\x10\n\x08\x61r_small\x18\n \x01(\x01\x12\x11\n\tar_medium\x18\x0b \x01(\x01\x12\x10\n\x08\x61r_large\x18\x0c \x01(\x01\"]\n\x0eOperatingPoint\x12\x1c\n\x14\x63onfidence_threshold\x18\x01 \x01(\x01\x12\x11\n\tprecision\x18\x02 \x01(\x01\x12\x0e\n\x06recall\x18\x03 \x01(\x01\x12\n\n\x02\x66\x31\x18\x04 \x01(\x01\"\xfa\x01\n\x0c\x43lassMetrics\x12\x12\n\nclass_name\x18\x01 \x01(\t\x12\x0f\n\x07\x61p50_95\x18\x02 \x01(\x01\x12\x0c\n\x04\x61p50\x18\x03 \x01(\x01\x12\x19\n\x11num_ground_truths\x18\x04 \x01(\x03\x12\x0c\n\x04\x61p75\x18\x05 \x01(\x01\x12\x10\n\x08\x61p_small\x18\x06 \x01(\x01\x12\x11\n\tap_medium\x18\x07 \x01(\x01\x12\x10\n\x08\x61p_large\x18\x08 \x01(\x01\x12\x11\n\tar_max100\x18\t \x01(\x01\x12\x17\n\x0fnum_predictions\x18\n \x01(\x03\x12+\n\x07\x62\x65st_f1\x18\x0b \x01(\x0b\x32\x1a.detflow.v1.OperatingPoint\"c\n\x0cMetricSeries\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x02 \x03(\x05\x12\x0e\n\x06values\x18\x03 \x03(\x01\x12\x11\n\tpositions\x18\x04 \x03(\x01\x12\x12\n\nnum_points\x18\x05 \x01(\x03\"s\n\rMetricColumns\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_points\x18\x02 \x01(\x05\x12\x0e\n\x06\x65pochs\x18\x03 \x01(\x0c\x12\r\n\x05steps\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\x12\x11\n\tpositions\x18\x06 \x01(\x0c\"\xf5\x01\n\x17ListMetricSeriesRequest\x12j\n\x08training\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x17\n\x05names\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x34\n\nresolution\x18\x03 \x01(\x0e\x32\x16.detflow.v1.ResolutionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\nmax_points\x18\x04 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00\"\xd5\x01\n\x18ReadMetricColumnsRequest\x12j\n\x08training\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x17\n\x05names\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x34\n\nresolution\x18\x03 \x01(\x0e\x32\x16.detflow.v1.ResolutionB\x08\xbaH\x05\x82\x01\x02\x10\x01\"D\n\x18ListMetricSeriesResponse\x12(\n\x06series\x18\x01 \x03(\x0b\x32\x18.detflow.v1.MetricSeries\"\x95\x01\n\x14GetEvaluationRequest\x12}\n\x04name\x18\x01 \x01(\tBo\xe2\x41\x01\x02\xbaHhrf2d^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}/evaluations/(val|test)$\"\x82\x01\n\x16ListEvaluationsRequest\x12h\n\x06parent\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\"F\n\x17ListEvaluationsResponse\x12+\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.detflow.v1.Evaluation\"\xd0\x01\n\x13WatchMetricsRequest\x12j\n\x08training\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x12\n\nwith_steps\x18\x03 \x01(\x08\x12\x1f\n\nmax_points\x18\x04 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa0\x8d\x06(\x00\"\x8f\x02\n\x14WatchMetricsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12/\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1b.detflow.v1.MetricsSnapshotH\x00\x12*\n\x06points\x18\x03 \x01(\x0b\x32\x18.detflow.v1.MetricPointsH\x00\x12,\n\nevaluation\x18\x04 \x01(\x0b\x32\x16.detflow.v1.EvaluationH\x00\x12*\n\theartbeat\x18\x05 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x12(\n\x05steps\x18\x06 \x01(\x0b\x32\x17.detflow.v1.StepMetricsH\x00\x42\x06\n\x04what\"\x97\x01\n\x0fMetricsSnapshot\x12(\n\x06series\x18\x01 \x03(\x0b\x32\x18.detflow.v1.MetricSeries\x12+\n\x0b\x65valuations\x18\x02 \x03(\x0b\x32\x16.detflow.v1.Evaluation\x12-\n\x0bstep_series\x18\x03 \x03(\x0b\x32\x18.detflow.v1.MetricSeries\"\x93\x01\n\x0cMetricPoints\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x34\n\x06values\x18\x02 \x03(\x0b\x32$.detflow.v1.MetricPoints.ValuesEntry\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*S\n\nResolution\x12\x1a\n\x16RESOLUTION_UNSPECIFIED\x10\x00\x12\x14\n\x10RESOLUTION_EPOCH\x10\x01\x12\x13\n\x0fRESOLUTION_STEP\x10\x02\x32\xd9\x05\n\x0eMetricsService\x12\x9f\x01\n\x10ListMetricSeries\x12#.detflow.v1.ListMetricSeriesRequest\x1a$.detflow.v1.ListMetricSeriesResponse\"@\x82\xd3\xe4\x93\x02:\x12\x38/v1/{training=projects/*/versions/*/trainings/*}/metrics\x12V\n\x11ReadMetricColumns\x12$.detflow.v1.ReadMetricColumnsRequest\x1a\x19.detflow.v1.MetricColumns0\x01\x12\x8d\x01\n\rGetEvaluation\x12 .detflow.v1.GetEvaluationRequest\x1a\x16.detflow.v1.Evaluation\"B\x82\xd3\xe4\x93\x02<\x12:/v1/{name=projects/*/versions/*/trainings/*/evaluations/*}\x12\x9e\x01\n\x0fListEvaluations\x12\".detflow.v1.ListEvaluationsRequest\x1a#.detflow.v1.ListEvaluationsResponse\"B\x82\xd3\xe4\x93\x02<\x12:/v1/{parent=projects/*/versions/*/trainings/*}/evaluations\x12\x9b\x01\n\x0cWatchMetrics\x12\x1f.detflow.v1.WatchMetricsRequest\x1a .detflow.v1.WatchMetricsResponse\"F\x82\xd3\xe4\x93\x02@\x12>/v1/{training=projects/*/versions/*/trainings/*}/metrics:watch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +46,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['training']._serialized_options = b'\342A\001\002\272HQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$'
   _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['names']._loaded_options = None
   _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['names']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['resolution']._loaded_options = None
+  _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['resolution']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['max_points']._loaded_options = None
+  _globals['_LISTMETRICSERIESREQUEST'].fields_by_name['max_points']._serialized_options = b'\272H\010\032\006\030\240\215\006(\000'
+  _globals['_READMETRICCOLUMNSREQUEST'].fields_by_name['training']._loaded_options = None
+  _globals['_READMETRICCOLUMNSREQUEST'].fields_by_name['training']._serialized_options = b'\342A\001\002\272HQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$'
+  _globals['_READMETRICCOLUMNSREQUEST'].fields_by_name['names']._loaded_options = None
+  _globals['_READMETRICCOLUMNSREQUEST'].fields_by_name['names']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_READMETRICCOLUMNSREQUEST'].fields_by_name['resolution']._loaded_options = None
+  _globals['_READMETRICCOLUMNSREQUEST'].fields_by_name['resolution']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_GETEVALUATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272Hhrf2d^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}/evaluations/(val|test)$'
   _globals['_LISTEVALUATIONSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -53,6 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHMETRICSREQUEST'].fields_by_name['training']._serialized_options = b'\342A\001\002\272HQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$'
   _globals['_WATCHMETRICSREQUEST'].fields_by_name['cursor']._loaded_options = None
   _globals['_WATCHMETRICSREQUEST'].fields_by_name['cursor']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_WATCHMETRICSREQUEST'].fields_by_name['max_points']._loaded_options = None
+  _globals['_WATCHMETRICSREQUEST'].fields_by_name['max_points']._serialized_options = b'\272H\010\032\006\030\240\215\006(\000'
   _globals['_METRICPOINTS_VALUESENTRY']._loaded_options = None
   _globals['_METRICPOINTS_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_METRICSSERVICE'].methods_by_name['ListMetricSeries']._loaded_options = None
@@ -63,38 +76,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICSSERVICE'].methods_by_name['ListEvaluations']._serialized_options = b'\202\323\344\223\002<\022:/v1/{parent=projects/*/versions/*/trainings/*}/evaluations'
   _globals['_METRICSSERVICE'].methods_by_name['WatchMetrics']._loaded_options = None
   _globals['_METRICSSERVICE'].methods_by_name['WatchMetrics']._serialized_options = b'\202\323\344\223\002@\022>/v1/{training=projects/*/versions/*/trainings/*}/metrics:watch'
-  _globals['_EVALUATION']._serialized_start=218
-  _globals['_EVALUATION']._serialized_end=796
-  _globals['_EVALUATION_STATE']._serialized_start=634
-  _globals['_EVALUATION_STATE']._serialized_end=691
-  _globals['_COCOSUMMARY']._serialized_start=799
-  _globals['_COCOSUMMARY']._serialized_end=1027
-  _globals['_OPERATINGPOINT']._serialized_start=1029
-  _globals['_OPERATINGPOINT']._serialized_end=1122
-  _globals['_CLASSMETRICS']._serialized_start=1124
-  _globals['_CLASSMETRICS']._serialized_end=1216
-  _globals['_METRICSERIES']._serialized_start=1218
-  _globals['_METRICSERIES']._serialized_end=1278
-  _globals['_LISTMETRICSERIESREQUEST']._serialized_start=1281
-  _globals['_LISTMETRICSERIESREQUEST']._serialized_end=1439
-  _globals['_LISTMETRICSERIESRESPONSE']._serialized_start=1441
-  _globals['_LISTMETRICSERIESRESPONSE']._serialized_end=1509
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=1512
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=1661
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=1664
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=1794
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=1796
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=1866
-  _globals['_WATCHMETRICSREQUEST']._serialized_start=1869
-  _globals['_WATCHMETRICSREQUEST']._serialized_end=2024
-  _globals['_WATCHMETRICSRESPONSE']._serialized_start=2027
-  _globals['_WATCHMETRICSRESPONSE']._serialized_end=2256
-  _globals['_METRICSSNAPSHOT']._serialized_start=2258
-  _globals['_METRICSSNAPSHOT']._serialized_end=2362
-  _globals['_METRICPOINTS']._serialized_start=2365
-  _globals['_METRICPOINTS']._serialized_end=2512
-  _globals['_METRICPOINTS_VALUESENTRY']._serialized_start=2467
-  _globals['_METRICPOINTS_VALUESENTRY']._serialized_end=2512
-  _globals['_METRICSSERVICE']._serialized_start=2515
-  _globals['_METRICSSERVICE']._serialized_end=3156
+  _globals['_RESOLUTION']._serialized_start=3331
+  _globals['_RESOLUTION']._serialized_end=3414
+  _globals['_EVALUATION']._serialized_start=245
+  _globals['_EVALUATION']._serialized_end=852
+  _globals['_EVALUATION_STATE']._serialized_start=690
+  _globals['_EVALUATION_STATE']._serialized_end=747
+  _globals['_COCOSUMMARY']._serialized_start=855
+  _globals['_COCOSUMMARY']._serialized_end=1083
+  _globals['_OPERATINGPOINT']._serialized_start=1085
+  _globals['_OPERATINGPOINT']._serialized_end=1178
+  _globals['_CLASSMETRICS']._serialized_start=1181
+  _globals['_CLASSMETRICS']._serialized_end=1431
+  _globals['_METRICSERIES']._serialized_start=1433
+  _globals['_METRICSERIES']._serialized_end=1532
+  _globals['_METRICCOLUMNS']._serialized_start=1534
+  _globals['_METRICCOLUMNS']._serialized_end=1649
+  _globals['_LISTMETRICSERIESREQUEST']._serialized_start=1652
+  _globals['_LISTMETRICSERIESREQUEST']._serialized_end=1897
+  _globals['_READMETRICCOLUMNSREQUEST']._serialized_start=1900
+  _globals['_READMETRICCOLUMNSREQUEST']._serialized_end=2113
+  _globals['_LISTMETRICSERIESRESPONSE']._serialized_start=2115
+  _globals['_LISTMETRICSERIESRESPONSE']._serialized_end=2183
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=2186
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=2335
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=2338
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=2468
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=2470
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=2540
+  _globals['_WATCHMETRICSREQUEST']._serialized_start=2543
+  _globals['_WATCHMETRICSREQUEST']._serialized_end=2751
+  _globals['_WATCHMETRICSRESPONSE']._serialized_start=2754
+  _globals['_WATCHMETRICSRESPONSE']._serialized_end=3025
+  _globals['_METRICSSNAPSHOT']._serialized_start=3028
+  _globals['_METRICSSNAPSHOT']._serialized_end=3179
+  _globals['_METRICPOINTS']._serialized_start=3182
+  _globals['_METRICPOINTS']._serialized_end=3329
+  _globals['_METRICPOINTS_VALUESENTRY']._serialized_start=3284
+  _globals['_METRICPOINTS_VALUESENTRY']._serialized_end=3329
+  _globals['_METRICSSERVICE']._serialized_start=3417
+  _globals['_METRICSSERVICE']._serialized_end=4146
 # @@protoc_insertion_point(module_scope)

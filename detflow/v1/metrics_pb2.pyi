@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from detflow.v1 import common_pb2 as _common_pb2
+from detflow.v1 import training_pb2 as _training_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -20,6 +21,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Resolution:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResolutionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Resolution.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESOLUTION_UNSPECIFIED: _Resolution.ValueType  # 0
+    """Means RESOLUTION_EPOCH."""
+    RESOLUTION_EPOCH: _Resolution.ValueType  # 1
+    """One value per epoch."""
+    RESOLUTION_STEP: _Resolution.ValueType  # 2
+    """One value per step."""
+
+class Resolution(_Resolution, metaclass=_ResolutionEnumTypeWrapper):
+    """How finely a series is measured."""
+
+RESOLUTION_UNSPECIFIED: Resolution.ValueType  # 0
+"""Means RESOLUTION_EPOCH."""
+RESOLUTION_EPOCH: Resolution.ValueType  # 1
+"""One value per epoch."""
+RESOLUTION_STEP: Resolution.ValueType  # 2
+"""One value per step."""
+Global___Resolution: _TypeAlias = Resolution  # noqa: Y015
 
 @_typing.final
 class Evaluation(_message.Message):
@@ -62,6 +87,7 @@ class Evaluation(_message.Message):
     NUM_PREDICTIONS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    GROUND_TRUTH_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}/evaluations/{val|test}"""
     state: Global___Evaluation.State.ValueType
@@ -76,6 +102,8 @@ class Evaluation(_message.Message):
     """Ground-truth boxes."""
     num_predictions: _builtins.int
     """Predicted boxes."""
+    ground_truth_sha256: _builtins.str
+    """SHA-256 of the ground truth; figures compare where it is the same. Empty if an earlier release measured it."""
     @_builtins.property
     def coco(self) -> Global___CocoSummary:
         """The twelve COCO figures."""
@@ -111,10 +139,11 @@ class Evaluation(_message.Message):
         num_predictions: _builtins.int = ...,
         failure: _common_pb2.Failure | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        ground_truth_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best_f1", b"best_f1", "coco", b"coco", "create_time", b"create_time", "failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "best_f1", b"best_f1", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "failure", b"failure", "name", b"name", "num_ground_truths", b"num_ground_truths", "num_images", b"num_images", "num_predictions", b"num_predictions", "split", b"split", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "best_f1", b"best_f1", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "failure", b"failure", "ground_truth_sha256", b"ground_truth_sha256", "name", b"name", "num_ground_truths", b"num_ground_truths", "num_images", b"num_images", "num_predictions", b"num_predictions", "split", b"split", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,6 +259,13 @@ class ClassMetrics(_message.Message):
     AP50_95_FIELD_NUMBER: _builtins.int
     AP50_FIELD_NUMBER: _builtins.int
     NUM_GROUND_TRUTHS_FIELD_NUMBER: _builtins.int
+    AP75_FIELD_NUMBER: _builtins.int
+    AP_SMALL_FIELD_NUMBER: _builtins.int
+    AP_MEDIUM_FIELD_NUMBER: _builtins.int
+    AP_LARGE_FIELD_NUMBER: _builtins.int
+    AR_MAX100_FIELD_NUMBER: _builtins.int
+    NUM_PREDICTIONS_FIELD_NUMBER: _builtins.int
+    BEST_F1_FIELD_NUMBER: _builtins.int
     class_name: _builtins.str
     """Name of the class."""
     ap50_95: _builtins.float
@@ -238,6 +274,22 @@ class ClassMetrics(_message.Message):
     """AP at IoU 0.50; -1 without ground truth."""
     num_ground_truths: _builtins.int
     """Ground-truth boxes of the class."""
+    ap75: _builtins.float
+    """AP at IoU 0.75; -1 without ground truth."""
+    ap_small: _builtins.float
+    """AP50-95 of objects below 32x32 px; -1 without any."""
+    ap_medium: _builtins.float
+    """AP50-95 of objects from 32x32 to 96x96 px; -1 without any."""
+    ap_large: _builtins.float
+    """AP50-95 of objects above 96x96 px; -1 without any."""
+    ar_max100: _builtins.float
+    """Average recall with at most 100 detections per image; -1 without ground truth."""
+    num_predictions: _builtins.int
+    """Predicted boxes of the class."""
+    @_builtins.property
+    def best_f1(self) -> Global___OperatingPoint:
+        """Precision, recall and F1 at the class's own confidence threshold with the best F1; absent without ground truth."""
+
     def __init__(
         self,
         *,
@@ -245,10 +297,17 @@ class ClassMetrics(_message.Message):
         ap50_95: _builtins.float = ...,
         ap50: _builtins.float = ...,
         num_ground_truths: _builtins.int = ...,
+        ap75: _builtins.float = ...,
+        ap_small: _builtins.float = ...,
+        ap_medium: _builtins.float = ...,
+        ap_large: _builtins.float = ...,
+        ar_max100: _builtins.float = ...,
+        num_predictions: _builtins.int = ...,
+        best_f1: Global___OperatingPoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_f1", b"best_f1"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ap50", b"ap50", "ap50_95", b"ap50_95", "class_name", b"class_name", "num_ground_truths", b"num_ground_truths"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ap50", b"ap50", "ap50_95", b"ap50_95", "ap75", b"ap75", "ap_large", b"ap_large", "ap_medium", b"ap_medium", "ap_small", b"ap_small", "ar_max100", b"ar_max100", "best_f1", b"best_f1", "class_name", b"class_name", "num_ground_truths", b"num_ground_truths", "num_predictions", b"num_predictions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,22 +315,30 @@ Global___ClassMetrics: _TypeAlias = ClassMetrics  # noqa: Y015
 
 @_typing.final
 class MetricSeries(_message.Message):
-    """One metric over the epochs."""
+    """One metric over the epochs or the steps."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, e.g. train/box_loss, val/map50, lr."""
+    num_points: _builtins.int
+    """Values there are; more than are here if the series was thinned out."""
     @_builtins.property
     def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Epochs, from 1, increasing."""
+        """Of a series by epoch: epochs, from 1, increasing."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Values, as many as epochs."""
+        """Values, as many as epochs or positions."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of a series by step: epochs finished when it was measured, increasing: 2.25 is a quarter into the third."""
 
     def __init__(
         self,
@@ -279,14 +346,58 @@ class MetricSeries(_message.Message):
         name: _builtins.str = ...,
         epochs: _abc.Iterable[_builtins.int] | None = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
+        positions: _abc.Iterable[_builtins.float] | None = ...,
+        num_points: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "name", b"name", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "name", b"name", "num_points", b"num_points", "positions", b"positions", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricSeries: _TypeAlias = MetricSeries  # noqa: Y015
+
+@_typing.final
+class MetricColumns(_message.Message):
+    """A part of one series as columns of little-endian numbers, as fast as they can be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the series; the parts of a series follow each other."""
+    num_points: _builtins.int
+    """Values in this part."""
+    epochs: _builtins.bytes
+    """Epochs, from 1: int32 each."""
+    steps: _builtins.bytes
+    """Of a series by step: steps within the epoch, from 1: int32 each."""
+    values: _builtins.bytes
+    """Values: IEEE 754 float64 each."""
+    positions: _builtins.bytes
+    """Of a series by step: epochs finished when it was measured: float64 each."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        num_points: _builtins.int = ...,
+        epochs: _builtins.bytes = ...,
+        steps: _builtins.bytes = ...,
+        values: _builtins.bytes = ...,
+        positions: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "name", b"name", "num_points", b"num_points", "positions", b"positions", "steps", b"steps", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricColumns: _TypeAlias = MetricColumns  # noqa: Y015
 
 @_typing.final
 class ListMetricSeriesRequest(_message.Message):
@@ -296,8 +407,16 @@ class ListMetricSeriesRequest(_message.Message):
 
     TRAINING_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
     training: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
+    resolution: Global___Resolution.ValueType
+    """How finely."""
+    max_points: _builtins.int
+    """At most this many values of each series: lowest and highest of equal stretches, so that no peak is lost. 0 means all
+    by epoch, and 1000 by step.
+    """
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these; empty means all."""
@@ -307,14 +426,48 @@ class ListMetricSeriesRequest(_message.Message):
         *,
         training: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        resolution: Global___Resolution.ValueType = ...,
+        max_points: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_points", b"max_points", "names", b"names", "resolution", b"resolution", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMetricSeriesRequest: _TypeAlias = ListMetricSeriesRequest  # noqa: Y015
+
+@_typing.final
+class ReadMetricColumnsRequest(_message.Message):
+    """Request of ReadMetricColumns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    training: _builtins.str
+    """projects/{project}/versions/{version}/trainings/{training}"""
+    resolution: Global___Resolution.ValueType
+    """How finely."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        training: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        resolution: Global___Resolution.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "resolution", b"resolution", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadMetricColumnsRequest: _TypeAlias = ReadMetricColumnsRequest  # noqa: Y015
 
 @_typing.final
 class ListMetricSeriesResponse(_message.Message):
@@ -416,19 +569,27 @@ class WatchMetricsRequest(_message.Message):
 
     TRAINING_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    WITH_STEPS_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
     training: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
     cursor: _builtins.str
     """Cursor of the last message seen; empty starts with a snapshot."""
+    with_steps: _builtins.bool
+    """Steps too: `step_series` of the snapshot, and `steps` as they come."""
+    max_points: _builtins.int
+    """At most this many values of each series of the snapshot by step; 0 means 1000."""
     def __init__(
         self,
         *,
         training: _builtins.str = ...,
         cursor: _builtins.str = ...,
+        with_steps: _builtins.bool = ...,
+        max_points: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "max_points", b"max_points", "training", b"training", "with_steps", b"with_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,6 +606,7 @@ class WatchMetricsResponse(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Where to resume after this message."""
     @_builtins.property
@@ -463,6 +625,10 @@ class WatchMetricsResponse(_message.Message):
     def heartbeat(self) -> _common_pb2.Heartbeat:
         """The stream is alive."""
 
+    @_builtins.property
+    def steps(self) -> _training_pb2.StepMetrics:
+        """Values of some steps; they replace values of the same step and name."""
+
     def __init__(
         self,
         *,
@@ -471,12 +637,13 @@ class WatchMetricsResponse(_message.Message):
         points: Global___MetricPoints | None = ...,
         evaluation: Global___Evaluation | None = ...,
         heartbeat: _common_pb2.Heartbeat | None = ...,
+        steps: _training_pb2.StepMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "heartbeat", b"heartbeat", "points", b"points", "snapshot", b"snapshot", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "heartbeat", b"heartbeat", "points", b"points", "snapshot", b"snapshot", "steps", b"steps", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "evaluation", b"evaluation", "heartbeat", b"heartbeat", "points", b"points", "snapshot", b"snapshot", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "evaluation", b"evaluation", "heartbeat", b"heartbeat", "points", b"points", "snapshot", b"snapshot", "steps", b"steps", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["snapshot", "points", "evaluation", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["snapshot", "points", "evaluation", "heartbeat", "steps"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
@@ -490,6 +657,7 @@ class MetricsSnapshot(_message.Message):
 
     SERIES_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
+    STEP_SERIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSeries]:
         """Sorted by name."""
@@ -498,15 +666,20 @@ class MetricsSnapshot(_message.Message):
     def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evaluation]:
         """Validation, then test."""
 
+    @_builtins.property
+    def step_series(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSeries]:
+        """By step, if asked for; sorted by name."""
+
     def __init__(
         self,
         *,
         series: _abc.Iterable[Global___MetricSeries] | None = ...,
         evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
+        step_series: _abc.Iterable[Global___MetricSeries] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "series", b"series"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluations", b"evaluations", "series", b"series", "step_series", b"step_series"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -546,6 +546,72 @@ class EpochMetrics(_message.Message):
 Global___EpochMetrics: _TypeAlias = EpochMetrics  # noqa: Y015
 
 @_typing.final
+class StepMetrics(_message.Message):
+    """Everything measured in consecutive steps of one epoch, as columns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Column(_message.Message):
+        """One value for each of the steps."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        VALUES_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """Name, as in EpochMetrics where that has one: train/box_loss, lr, images_per_second, ..."""
+        @_builtins.property
+        def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """Value of each step."""
+
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            values: _abc.Iterable[_builtins.float] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Attempt that measured them."""
+    epoch: _builtins.int
+    """Epoch, from 1."""
+    first_step: _builtins.int
+    """Step of the first value within the epoch, from 1."""
+    num_steps: _builtins.int
+    """Steps of the epoch."""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepMetrics.Column]:
+        """As many values in each."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        first_step: _builtins.int = ...,
+        num_steps: _builtins.int = ...,
+        columns: _abc.Iterable[Global___StepMetrics.Column] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "columns", b"columns", "epoch", b"epoch", "first_step", b"first_step", "num_steps", b"num_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepMetrics: _TypeAlias = StepMetrics  # noqa: Y015
+
+@_typing.final
 class LogLines(_message.Message):
     """Lines a worker logged."""
 

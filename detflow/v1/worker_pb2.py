@@ -29,7 +29,7 @@ from detflow.v1 import weights_pb2 as detflow_dot_v1_dot_weights__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/worker.proto\x12\ndetflow.v1\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x17\x64\x65tflow/v1/export.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x18\x64\x65tflow/v1/weights.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xf8\x02\n\nWorkerSpec\x12\x10\n\x08training\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nbatch_size\x18\x04 \x01(\x05\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\x05\x12\x30\n\x0fhyperparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x08manifest\x18\x07 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12*\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x16.detflow.v1.Checkpoint\x12\x34\n\x12warm_start_weights\x18\t \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\x17\n\x0fstep_batch_size\x18\n \x01(\x05\x12(\n\tresources\x18\x0b \x01(\x0b\x32\x15.detflow.v1.Resources\x12\x11\n\tpreflight\x18\x0c \x01(\x08\"S\n\nCheckpoint\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12(\n\x06object\x18\x02 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\x0c\n\x04step\x18\x03 \x01(\x05\"\xff\x02\n\x0cWorkerRecord\x12\x10\n\x08training\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.detflow.v1.WorkerStartedH\x00\x12(\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x17.detflow.v1.EpochRecordH\x00\x12#\n\x03log\x18\x06 \x01(\x0b\x32\x14.detflow.v1.LogLinesH\x00\x12\x32\n\nevaluating\x18\x07 \x01(\x0b\x32\x1c.detflow.v1.WorkerEvaluatingH\x00\x12.\n\x08\x66inished\x18\x08 \x01(\x0b\x32\x1a.detflow.v1.WorkerFinishedH\x00\x12*\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x18.detflow.v1.WorkerFailedH\x00\x12*\n\tpreflight\x18\n \x01(\x0b\x32\x15.detflow.v1.PreflightH\x00\x42\x06\n\x04what\"4\n\rWorkerStarted\x12\x13\n\x0b\x66irst_epoch\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"d\n\x0b\x45pochRecord\x12)\n\x07metrics\x18\x01 \x01(\x0b\x32\x18.detflow.v1.EpochMetrics\x12*\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x16.detflow.v1.Checkpoint\"=\n\x10WorkerEvaluating\x12)\n\x07weights\x18\x01 \x01(\x0b\x32\x18.detflow.v1.StoredObject\">\n\x0eWorkerFinished\x12,\n\x0bpredictions\x18\x01 \x01(\x0b\x32\x17.detflow.v1.Predictions\"4\n\x0cWorkerFailed\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.detflow.v1.Failure\"O\n\x0cLeaseRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.detflow.v1.TrainingProgress\"H\n\rLeaseResponse\x12\x0e\n\x06\x66\x65nced\x18\x01 \x01(\x08\x12\'\n\tstop_mode\x18\x02 \x01(\x0e\x32\x14.detflow.v1.StopMode\"\x91\x01\n\x07JobSpec\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x15.detflow.v1.ExportJobH\x00\x12)\n\x07inspect\x18\x02 \x01(\x0b\x32\x16.detflow.v1.InspectJobH\x00\x12+\n\tpreflight\x18\x03 \x01(\x0b\x32\x16.detflow.v1.WorkerSpecH\x00\x42\x05\n\x03job\"\x93\x01\n\tExportJob\x12)\n\x07weights\x18\x01 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\"\n\x06\x65xport\x18\x02 \x01(\x0b\x32\x12.detflow.v1.Export\x12*\n\x08manifest\x18\x03 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\x0b\n\x03key\x18\x04 \x01(\t\"\x1a\n\nInspectJob\x12\x0c\n\x04path\x18\x01 \x01(\t\"\xe0\x01\n\nJobMessage\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.detflow.v1.ProgressH\x00\x12&\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.detflow.v1.FailureH\x00\x12$\n\x06\x65xport\x18\x03 \x01(\x0b\x32\x12.detflow.v1.ExportH\x00\x12&\n\x07weights\x18\x04 \x01(\x0b\x32\x13.detflow.v1.WeightsH\x00\x12*\n\tpreflight\x18\x05 \x01(\x0b\x32\x15.detflow.v1.PreflightH\x00\x42\x06\n\x04whatb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/worker.proto\x12\ndetflow.v1\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x17\x64\x65tflow/v1/export.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x18\x64\x65tflow/v1/weights.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xf8\x02\n\nWorkerSpec\x12\x10\n\x08training\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nbatch_size\x18\x04 \x01(\x05\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\x05\x12\x30\n\x0fhyperparameters\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x08manifest\x18\x07 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12*\n\ncheckpoint\x18\x08 \x01(\x0b\x32\x16.detflow.v1.Checkpoint\x12\x34\n\x12warm_start_weights\x18\t \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\x17\n\x0fstep_batch_size\x18\n \x01(\x05\x12(\n\tresources\x18\x0b \x01(\x0b\x32\x15.detflow.v1.Resources\x12\x11\n\tpreflight\x18\x0c \x01(\x08\"S\n\nCheckpoint\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12(\n\x06object\x18\x02 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\x0c\n\x04step\x18\x03 \x01(\x05\"\xa9\x03\n\x0cWorkerRecord\x12\x10\n\x08training\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03seq\x18\x03 \x01(\x03\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.detflow.v1.WorkerStartedH\x00\x12(\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x17.detflow.v1.EpochRecordH\x00\x12#\n\x03log\x18\x06 \x01(\x0b\x32\x14.detflow.v1.LogLinesH\x00\x12\x32\n\nevaluating\x18\x07 \x01(\x0b\x32\x1c.detflow.v1.WorkerEvaluatingH\x00\x12.\n\x08\x66inished\x18\x08 \x01(\x0b\x32\x1a.detflow.v1.WorkerFinishedH\x00\x12*\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x18.detflow.v1.WorkerFailedH\x00\x12*\n\tpreflight\x18\n \x01(\x0b\x32\x15.detflow.v1.PreflightH\x00\x12(\n\x05steps\x18\x0b \x01(\x0b\x32\x17.detflow.v1.StepMetricsH\x00\x42\x06\n\x04what\"4\n\rWorkerStarted\x12\x13\n\x0b\x66irst_epoch\x18\x01 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"d\n\x0b\x45pochRecord\x12)\n\x07metrics\x18\x01 \x01(\x0b\x32\x18.detflow.v1.EpochMetrics\x12*\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x16.detflow.v1.Checkpoint\"=\n\x10WorkerEvaluating\x12)\n\x07weights\x18\x01 \x01(\x0b\x32\x18.detflow.v1.StoredObject\">\n\x0eWorkerFinished\x12,\n\x0bpredictions\x18\x01 \x01(\x0b\x32\x17.detflow.v1.Predictions\"4\n\x0cWorkerFailed\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.detflow.v1.Failure\"O\n\x0cLeaseRequest\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.detflow.v1.TrainingProgress\"H\n\rLeaseResponse\x12\x0e\n\x06\x66\x65nced\x18\x01 \x01(\x08\x12\'\n\tstop_mode\x18\x02 \x01(\x0e\x32\x14.detflow.v1.StopMode\"\x91\x01\n\x07JobSpec\x12\'\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x15.detflow.v1.ExportJobH\x00\x12)\n\x07inspect\x18\x02 \x01(\x0b\x32\x16.detflow.v1.InspectJobH\x00\x12+\n\tpreflight\x18\x03 \x01(\x0b\x32\x16.detflow.v1.WorkerSpecH\x00\x42\x05\n\x03job\"\x93\x01\n\tExportJob\x12)\n\x07weights\x18\x01 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\"\n\x06\x65xport\x18\x02 \x01(\x0b\x32\x12.detflow.v1.Export\x12*\n\x08manifest\x18\x03 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12\x0b\n\x03key\x18\x04 \x01(\t\"\x1a\n\nInspectJob\x12\x0c\n\x04path\x18\x01 \x01(\t\"\xe0\x01\n\nJobMessage\x12(\n\x08progress\x18\x01 \x01(\x0b\x32\x14.detflow.v1.ProgressH\x00\x12&\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.detflow.v1.FailureH\x00\x12$\n\x06\x65xport\x18\x03 \x01(\x0b\x32\x12.detflow.v1.ExportH\x00\x12&\n\x07weights\x18\x04 \x01(\x0b\x32\x13.detflow.v1.WeightsH\x00\x12*\n\tpreflight\x18\x05 \x01(\x0b\x32\x15.detflow.v1.PreflightH\x00\x42\x06\n\x04whatb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,27 +41,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINT']._serialized_start=551
   _globals['_CHECKPOINT']._serialized_end=634
   _globals['_WORKERRECORD']._serialized_start=637
-  _globals['_WORKERRECORD']._serialized_end=1020
-  _globals['_WORKERSTARTED']._serialized_start=1022
-  _globals['_WORKERSTARTED']._serialized_end=1074
-  _globals['_EPOCHRECORD']._serialized_start=1076
-  _globals['_EPOCHRECORD']._serialized_end=1176
-  _globals['_WORKEREVALUATING']._serialized_start=1178
-  _globals['_WORKEREVALUATING']._serialized_end=1239
-  _globals['_WORKERFINISHED']._serialized_start=1241
-  _globals['_WORKERFINISHED']._serialized_end=1303
-  _globals['_WORKERFAILED']._serialized_start=1305
-  _globals['_WORKERFAILED']._serialized_end=1357
-  _globals['_LEASEREQUEST']._serialized_start=1359
-  _globals['_LEASEREQUEST']._serialized_end=1438
-  _globals['_LEASERESPONSE']._serialized_start=1440
-  _globals['_LEASERESPONSE']._serialized_end=1512
-  _globals['_JOBSPEC']._serialized_start=1515
-  _globals['_JOBSPEC']._serialized_end=1660
-  _globals['_EXPORTJOB']._serialized_start=1663
-  _globals['_EXPORTJOB']._serialized_end=1810
-  _globals['_INSPECTJOB']._serialized_start=1812
-  _globals['_INSPECTJOB']._serialized_end=1838
-  _globals['_JOBMESSAGE']._serialized_start=1841
-  _globals['_JOBMESSAGE']._serialized_end=2065
+  _globals['_WORKERRECORD']._serialized_end=1062
+  _globals['_WORKERSTARTED']._serialized_start=1064
+  _globals['_WORKERSTARTED']._serialized_end=1116
+  _globals['_EPOCHRECORD']._serialized_start=1118
+  _globals['_EPOCHRECORD']._serialized_end=1218
+  _globals['_WORKEREVALUATING']._serialized_start=1220
+  _globals['_WORKEREVALUATING']._serialized_end=1281
+  _globals['_WORKERFINISHED']._serialized_start=1283
+  _globals['_WORKERFINISHED']._serialized_end=1345
+  _globals['_WORKERFAILED']._serialized_start=1347
+  _globals['_WORKERFAILED']._serialized_end=1399
+  _globals['_LEASEREQUEST']._serialized_start=1401
+  _globals['_LEASEREQUEST']._serialized_end=1480
+  _globals['_LEASERESPONSE']._serialized_start=1482
+  _globals['_LEASERESPONSE']._serialized_end=1554
+  _globals['_JOBSPEC']._serialized_start=1557
+  _globals['_JOBSPEC']._serialized_end=1702
+  _globals['_EXPORTJOB']._serialized_start=1705
+  _globals['_EXPORTJOB']._serialized_end=1852
+  _globals['_INSPECTJOB']._serialized_start=1854
+  _globals['_INSPECTJOB']._serialized_end=1880
+  _globals['_JOBMESSAGE']._serialized_start=1883
+  _globals['_JOBMESSAGE']._serialized_end=2107
 # @@protoc_insertion_point(module_scope)

@@ -149,6 +149,7 @@ class WorkerRecord(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     training: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
     attempt: _builtins.int
@@ -183,6 +184,10 @@ class WorkerRecord(_message.Message):
     def preflight(self) -> _training_pb2.Preflight:
         """Everything was tried and works: the training can begin."""
 
+    @_builtins.property
+    def steps(self) -> _training_pb2.StepMetrics:
+        """Steps of the epoch under way, some at a time; those of an epoch come before its record."""
+
     def __init__(
         self,
         *,
@@ -196,12 +201,13 @@ class WorkerRecord(_message.Message):
         finished: Global___WorkerFinished | None = ...,
         failed: Global___WorkerFailed | None = ...,
         preflight: _training_pb2.Preflight | None = ...,
+        steps: _training_pb2.StepMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "preflight", b"preflight", "started", b"started", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "preflight", b"preflight", "started", b"started", "steps", b"steps", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "preflight", b"preflight", "seq", b"seq", "started", b"started", "training", b"training", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "evaluating", b"evaluating", "failed", b"failed", "finished", b"finished", "log", b"log", "preflight", b"preflight", "seq", b"seq", "started", b"started", "steps", b"steps", "training", b"training", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["started", "epoch", "log", "evaluating", "finished", "failed", "preflight"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["started", "epoch", "log", "evaluating", "finished", "failed", "preflight", "steps"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 

@@ -30,6 +30,18 @@ class TrainingState(enum.IntEnum):
         return self >= TrainingState.SUCCEEDED
 
 
+class ErrorKind(enum.IntEnum):
+    """What is wrong with a detection or a box; numbers as in detflow.v1.ErrorKind."""
+
+    NONE = 0
+    CLASS = 1
+    LOCALIZATION = 2
+    BOTH = 3
+    DUPLICATE = 4
+    BACKGROUND = 5
+    MISSED = 6
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
     """What metrics knows of a training, from its events.
@@ -186,6 +198,10 @@ class Evaluation:
         measurement: The figures; None if it failed.
         failure: Serialized detflow.v1.Failure; None if it succeeded.
         create_time: When it was measured.
+        ground_truth_sha256: Hash of the ground truth; "" if an earlier release measured it.
+        manifest: Serialized detflow.v1.StoredObject of the bundle's manifest; None as before.
+        matches: Serialized detflow.v1.StoredObject of the `Matches`; None as before, or if it
+            failed.
     """
 
     training: str
@@ -194,6 +210,9 @@ class Evaluation:
     measurement: Measurement | None
     failure: bytes | None
     create_time: datetime
+    ground_truth_sha256: str = ""
+    manifest: bytes | None = None
+    matches: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

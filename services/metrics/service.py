@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
+
 from detflow import names, outbox
 from detflow.errors import NotFound, Unavailable, not_found
 from detflow.events import Bus
@@ -60,6 +62,23 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         return metrics_pb2.ListMetricSeriesResponse(
             series=[_to_metric_series(series) for series in to_series(points)]
         )
+
+    async def ReadMetricColumns(
+        self, request: metrics_pb2.ReadMetricColumnsRequest, context: Any
+    ) -> AsyncIterator[metrics_pb2.MetricColumns]:
+        """Whole series as binary columns, sorted by name."""
+        async with self._db.connection() as conn:
+            training = await _training(conn, request.training)
+            points = await store.list_points(conn, training.id, request.names)
+        if request.resolution == metrics_pb2.RESOLUTION_STEP:
+            return
+        for series in to_series(points):
+            yield metrics_pb2.MetricColumns(
+                name=series.name,
+                num_points=len(series.values),
+                epochs=np.asarray(series.epochs, "<i4").tobytes(),
+                values=np.asarray(series.values, "<f8").tobytes(),
+            )
 
     async def GetEvaluation(
         self, request: metrics_pb2.GetEvaluationRequest, context: Any

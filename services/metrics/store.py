@@ -312,4 +312,7 @@ def _evaluation(row: asyncpg.Record, training: str) -> Evaluation:
         ),
         failure=row["failure"],
         create_time=row["create_time"],
+        ground_truth_sha256=row["ground_truth_sha256"],
+        manifest=row["manifest"],
+        matches=row["matches"],
     )

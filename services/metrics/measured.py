@@ -1,0 +1,123 @@
+"""The measured splits that questions are asked about: an evaluation and the matches behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from detflow import names
+from detflow.errors import FailedPrecondition, NotFound, not_found
+from detflow.postgres import Database
+from detflow.store import ObjectStore
+from detflow.v1.common_pb2 import StoredObject
+from services.metrics import store
+from services.metrics.domain import Evaluation, Measurement
+from services.metrics.matches import Matches
+
+_MAX_KEPT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A split of a training that was measured.
+
+    Attributes:
+        evaluation: Its evaluation.
+        measurement: Its figures.
+        matches: What became of every detection and every box.
+        manifest: Manifest of the version's bundle.
+    """
+
+    evaluation: Evaluation
+    measurement: Measurement
+    matches: Matches
+    manifest: StoredObject
+
+    def threshold(self, wanted: float | None) -> float:
+        """Returns the confidence threshold asked for, or the one with the best F1."""
+        if wanted is not None:
+            return wanted
+        best = self.measurement.best_f1
+        return best.confidence_threshold if best else 0.0
+
+
+class MeasuredSplits:
+    """Reads measured splits and keeps those read last, within 256 MiB.
+
+    Args:
+        db: Database of the service.
+        objects: Object store.
+    """
+
+    def __init__(self, db: Database, objects: ObjectStore) -> None:
+        self._db = db
+        self._objects = objects
+        self._kept: OrderedDict[str, Matches] = OrderedDict()
+        self._reading: dict[str, asyncio.Task[Matches]] = {}
+
+    async def read(self, training: str, split: str) -> Measured:
+        """Reads one.
+
+        Args:
+            training: Resource name of the training.
+            split: val or test.
+
+        Raises:
+            NotFound: There is no such training, or no evaluation of the split yet.
+            FailedPrecondition: EVALUATION_FAILED, or NO_MATCHES: an earlier release measured it.
+            DataLoss: What was stored of it is gone or damaged.
+            Unavailable: The database or the object store is away.
+        """
+        evaluation = await self._evaluation(training, split)
+        name = f"{training}/evaluations/{split}"
+        if evaluation.measurement is None:
+            raise FailedPrecondition(
+                f"{name} failed, so there is nothing behind its figures; its failure says why",
+                reason="EVALUATION_FAILED",
+            )
+        if evaluation.matches is None or evaluation.manifest is None:
+            raise FailedPrecondition(
+                f"{name} was measured by a release that kept the figures only; train again",
+                reason="NO_MATCHES",
+            )
+        stored = StoredObject.FromString(evaluation.matches)
+        return Measured(
+            evaluation=evaluation,
+            measurement=evaluation.measurement,
+            matches=await self._matches(stored),
+            manifest=StoredObject.FromString(evaluation.manifest),
+        )
+
+    async def _evaluation(self, name: str, split: str) -> Evaluation:
+        async with self._db.connection() as conn:
+            training = await store.get_training(conn, names.last_segment(name))
+            if training is None or training.name != name:
+                raise not_found(name)
+            evaluations = await store.list_evaluations(conn, training)
+        for evaluation in evaluations:
+            if evaluation.split == split:
+                return evaluation
+        raise NotFound(
+            f"there is no {name}/evaluations/{split}; a training is evaluated when it has finished",
+            reason="EVALUATION_NOT_FOUND",
+        )
+
+    async def _matches(self, stored: StoredObject) -> Matches:
+        kept = self._kept.get(stored.sha256)
+        if kept is not None:
+            self._kept.move_to_end(stored.sha256)
+            return kept
+        reading = self._reading.get(stored.sha256)
+        if reading is None:  # who asks meanwhile waits for the same
+            reading = asyncio.create_task(self._load(stored))
+            self._reading[stored.sha256] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(stored.sha256))
+        return await asyncio.shield(reading)
+
+    async def _load(self, stored: StoredObject) -> Matches:
+        found = await asyncio.to_thread(lambda: Matches.from_bytes(self._objects.get(stored)))
+        self._kept[stored.sha256] = found
+        while sum(one.num_bytes for one in self._kept.values()) > _MAX_KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return found
