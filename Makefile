@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 PYTHON ?= python3.11
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -27,8 +28,8 @@ demo: $(READY)  ## train a small model on generated data, from nothing to its me
 up: $(READY)  ## run the whole stack on this machine until Ctrl-C
 	$(BIN)/detflow up $(ARGS)
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## run the tests, two files at a time (JOBS=0: one, in this process)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 cluster: $(READY)  ## run the tests on a Ray cluster of two nodes: some minutes, some gigabytes
 	DETFLOW_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster $(ARGS)
