@@ -20,6 +20,8 @@ _UPLOADS = (
     ("DatasetService", "UploadArchive"),
     ("DatasetService", "WriteUpload"),
     ("WeightsService", "UploadWeights"),
+    ("PredictionService", "PredictImage"),
+    ("PredictionService", "PredictImages"),
 )
 """Streams from the client. gRPC must not repeat them: it may end the process while it tries
 ("ILLEGAL STATE: FORWARDED_BATCH" in 1.85), and who sends knows better where to go on."""

@@ -16,6 +16,9 @@ Message = TypeVar("Message")
 MAX_WEIGHTS_BYTES = 2 << 30
 """Largest file of weights; the sandbox that looks into it has room for twice as much."""
 
+MAX_IMAGE_BYTES = 64 << 20
+"""Largest image that a model is tried on."""
+
 
 async def receive(
     requests: AsyncIterator[Any],

@@ -66,8 +66,15 @@ UPLOADS = {
     "UploadArchive": ("post", "/v1/{parent=projects/*}/uploads"),
     "WriteUpload": ("patch", "/v1/{start.name=projects/*/uploads/*}"),
     "UploadWeights": ("post", "/v1/{header.parent=projects/*}/weights"),
+    "PredictImage": (
+        "post",
+        "/v1/{header.training=projects/*/versions/*/trainings/*}:predict",
+    ),
 }
 """The routes without an annotation, which cannot describe a raw body (see the protos)."""
+GRPC_ONLY = ("MetricsService.ReadMetricColumns", "PredictionService.PredictImages")
+"""What HTTP does not offer: columns of binary numbers, for which it has the same series as JSON,
+and a stream both ways, for which it has one request per image."""
 RAW = "google.api.HttpBody"
 """What an RPC streams that answers with a raw body."""
 _VARIABLE = re.compile(r"\{([a-z0-9_.]+)(?:=([^{}]+))?\}")

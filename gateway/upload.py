@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from detflow import errors
-from detflow.uploads import MAX_WEIGHTS_BYTES
+from detflow.uploads import MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES
 from detflow.v1 import dataset_pb2
 from gateway.errors import HttpError, status_of
 from gateway.stream import ClientGone, Receive
@@ -34,6 +34,7 @@ SETTLE_SECONDS = 30.0
 _ZIP = ("application/zip", "application/x-zip-compressed")
 _TAR = ("application/x-tar", "application/gzip", "application/x-gzip")
 _BYTES = "application/octet-stream"
+_IMAGES = ("image/jpeg", "image/png", "image/bmp", "image/webp", "image/tiff")
 _PARTS = ("application/partial-upload", "application/offset+octet-stream")  # of the drafts, tus
 _OFFSET = re.compile(rb"[0-9]{1,18}")
 
@@ -78,6 +79,13 @@ KINDS = {
         content_types=(_BYTES, *_ZIP),
         limit_reason="WEIGHTS_LIMIT",
         max_bytes=MAX_WEIGHTS_BYTES,
+    ),
+    # What an image is is decided by its content.
+    "PredictImage": Kind(
+        noun="image",
+        content_types=(*_IMAGES, _BYTES),
+        limit_reason="IMAGE_LIMIT",
+        max_bytes=MAX_IMAGE_BYTES,
     ),
 }
 """By the name of the RPC."""
