@@ -3,7 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from detflow.client.connection import Connection
-from detflow.v1 import metrics_pb2, metrics_pb2_grpc
+from detflow.errors import InvalidArgument
+from detflow.v1 import analysis_pb2, analysis_pb2_grpc, metrics_pb2, metrics_pb2_grpc
+
+EVALUATED_SPLITS = ("val", "test")
+_ANALYSIS_SECONDS = 60.0
 
 
 class Metrics:
@@ -12,6 +16,7 @@ class Metrics:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._stub = metrics_pb2_grpc.MetricsServiceStub(connection.channel("metrics"))
+        self._analysis = analysis_pb2_grpc.AnalysisServiceStub(connection.channel("metrics"))
 
     def series(
         self, training: str, names: Sequence[str] = ()
@@ -34,3 +39,90 @@ class Metrics:
             lambda at: metrics_pb2.WatchMetricsRequest(training=training, cursor=at),
             cursor=cursor,
         )
+
+    def evaluation(self, training: str, split: str = "test") -> metrics_pb2.Evaluation:
+        """Returns the evaluation of one split.
+
+        Example:
+            evaluation = client.metrics.evaluation(training.name, "val")
+            print(f"mAP50 {evaluation.coco.map50:.3f} on {evaluation.num_images} images")
+            for one in evaluation.classes:
+                print(one.class_name, one.ap50)
+
+        Args:
+            training: Resource name.
+            split: val or test.
+
+        Raises:
+            NotFound: There is no such training, or it is not evaluated yet.
+            InvalidArgument: There is no such split.
+        """
+        request = metrics_pb2.GetEvaluationRequest(name=_evaluation(training, split))
+        return self._connection.call(self._stub.GetEvaluation, request)
+
+    def curves(
+        self, training: str, split: str = "test", classes: Sequence[str] = ()
+    ) -> analysis_pb2.EvaluationCurves:
+        """Returns precision by recall, what every confidence threshold gives, and calibration.
+
+        Example:
+            curves = client.metrics.curves(training.name, "val", classes=["*"])
+            for curve in curves.confidence:
+                best = curve.best_f1
+                print(curve.class_name or "all", best.confidence_threshold, best.f1)
+
+        Args:
+            training: Resource name.
+            split: val or test.
+            classes: Names of classes that get curves of their own; "*" alone means all.
+
+        Raises:
+            NotFound: There is no such training or evaluation.
+            InvalidArgument: There is no such split or class.
+            FailedPrecondition: EVALUATION_FAILED, or NO_MATCHES: an earlier release measured it.
+        """
+        request = analysis_pb2.GetEvaluationCurvesRequest(
+            name=_evaluation(training, split), class_names=classes
+        )
+        return self._connection.call(
+            self._analysis.GetEvaluationCurves, request, seconds=_ANALYSIS_SECONDS
+        )
+
+    def analyze(
+        self, training: str, split: str = "test", threshold: float | None = None
+    ) -> analysis_pb2.EvaluationAnalysis:
+        """Returns what a confidence threshold makes of an evaluation: counts, confusion, errors.
+
+        Example:
+            analysis = client.metrics.analyze(training.name, "val", threshold=0.4)
+            print(analysis.all.num_false_positives, "false positives")
+            for cell in analysis.confusion:
+                if cell.actual_class != cell.predicted_class:
+                    actual = cell.actual_class or "background"
+                    print(actual, "taken for", cell.predicted_class or "background", cell.count)
+
+        Args:
+            training: Resource name.
+            split: val or test.
+            threshold: Detections of at least this confidence count, 0..1; None means the one with
+                the best F1.
+
+        Raises:
+            NotFound: There is no such training or evaluation.
+            InvalidArgument: There is no such split, or the threshold is out of range.
+            FailedPrecondition: EVALUATION_FAILED, or NO_MATCHES: an earlier release measured it.
+        """
+        request = analysis_pb2.AnalyzeEvaluationRequest(
+            name=_evaluation(training, split), confidence_threshold=threshold
+        )
+        return self._connection.call(
+            self._analysis.AnalyzeEvaluation, request, seconds=_ANALYSIS_SECONDS
+        )
+
+
+def _evaluation(training: str, split: str) -> str:
+    if split not in EVALUATED_SPLITS:
+        raise InvalidArgument(
+            f"split {split!r} must be {' or '.join(EVALUATED_SPLITS)}", reason="BAD_SPLIT"
+        )
+    return f"{training}/evaluations/{split}"
