@@ -40,7 +40,7 @@ class Metrics:
             cursor=cursor,
         )
 
-    def evaluation(self, training: str, split: str = "test") -> metrics_pb2.Evaluation:
+    def evaluation(self, training: str, split: str) -> metrics_pb2.Evaluation:
         """Returns the evaluation of one split.
 
         Example:
@@ -61,7 +61,7 @@ class Metrics:
         return self._connection.call(self._stub.GetEvaluation, request)
 
     def curves(
-        self, training: str, split: str = "test", classes: Sequence[str] = ()
+        self, training: str, split: str, classes: Sequence[str] = ()
     ) -> analysis_pb2.EvaluationCurves:
         """Returns precision by recall, what every confidence threshold gives, and calibration.
 
@@ -89,7 +89,7 @@ class Metrics:
         )
 
     def analyze(
-        self, training: str, split: str = "test", threshold: float | None = None
+        self, training: str, split: str, threshold: float | None = None
     ) -> analysis_pb2.EvaluationAnalysis:
         """Returns what a confidence threshold makes of an evaluation: counts, confusion, errors.
 
