@@ -88,7 +88,12 @@ async def _apply_state(
     if state.is_at_rest:
         # Nobody waits for these figures any more; finished ones stay.
         await store.delete_jobs(conn, training_id=training.id, up_to_attempt=reported.attempt)
-    return dataclasses.replace(training, state=state, revision=reported.revision)
+    return dataclasses.replace(
+        training,
+        state=state,
+        revision=reported.revision,
+        message=reported.SerializeToString(deterministic=True),
+    )
 
 
 def _with_attempt(training: Training, attempt: int) -> Training:

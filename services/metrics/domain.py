@@ -54,6 +54,8 @@ class Training:
         revision: Newest revision seen; 0 before the first.
         attempt: Newest attempt seen in any event; 0 before the first.
         applied: Which of its events have been applied.
+        message: Serialized detflow.v1.Training of that revision; empty if an earlier release heard
+            of it.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Training:
     revision: int
     attempt: int
     applied: Applied
+    message: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

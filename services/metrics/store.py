@@ -68,13 +68,14 @@ async def update_training(conn: Connection, training: Training) -> None:
     """Writes a locked training back."""
     await conn.execute(
         "update training set state = $2, revision = $3, attempt = $4, applied_seq = $5,"
-        " applied_ahead = $6 where id = $1",
+        " applied_ahead = $6, message = $7 where id = $1",
         training.id,
         int(training.state),
         training.revision,
         training.attempt,
         training.applied.seq,
         list(training.applied.ahead),
+        training.message,
     )
 
 
@@ -299,6 +300,7 @@ def _training(row: asyncpg.Record) -> Training:
         revision=row["revision"],
         attempt=row["attempt"],
         applied=Applied(row["applied_seq"], tuple(row["applied_ahead"])),
+        message=row["message"],
     )
 
 
