@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from detflow import boxes as geometry
 from detflow.boxes import Boxes
-from services.preprocess.images import Pixels, to_gray
+from detflow.images import Pixels, to_gray
 
 _MAX_SAMPLE = 255
 _MID_GRAY = 127.5

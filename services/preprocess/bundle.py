@@ -22,10 +22,12 @@ import numpy as np
 import orjson
 
 from detflow import boxes as geometry
+from detflow import images as pixels
 from detflow.boxes import Boxes
 from detflow.errors import DataLoss
+from detflow.image_headers import Header
+from detflow.resize import KEEP_SIZE, Placement, Resize, place_boxes, place_pixels
 from detflow.store import ObjectStore
-from services.preprocess import images as pixels
 from services.preprocess.augment import (
     ORIGINAL,
     Copy,
@@ -34,8 +36,7 @@ from services.preprocess.augment import (
     transform_size,
 )
 from services.preprocess.domain import Image
-from services.preprocess.headers import Header
-from services.preprocess.resize import KEEP_SIZE, Placement, Resize, place_boxes, place_pixels
+from services.preprocess.images import check_header, decode
 from services.preprocess.shards import ShardWriter, divide
 
 FORMAT = "detflow-bundle/1"
@@ -166,7 +167,7 @@ def transform_image(image: Image, data: bytes, transform: Transform) -> Iterator
         data: Its original bytes.
         transform: What to do.
     """
-    header = pixels.check_header(image.path, data)
+    header = check_header(image.path, data)
     placement = transform.resize.place(image.width, image.height)
     keep = (
         placement == Placement(image.width, image.height, image.width, image.height)
@@ -197,7 +198,7 @@ def make_copies(
         placement = transform.resize.place(image.width, image.height, turned=copy.is_turned)
         if placement not in placed:
             target = (placement.width, placement.height)
-            decoded = pixels.decode(image.path, data, header, target)
+            decoded = decode(image.path, data, header, target)
             resized = place_pixels(decoded, placement)
             placed[placement] = pixels.to_gray(resized) if transform.grayscale else resized
         yield transform_pixels(placed[placement], copy)

@@ -11,13 +11,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from services.preprocess import images
+from detflow.image_headers import Header, extension_of
 from services.preprocess.archive import Entry, Limits, read_entry
 from services.preprocess.bundle import open_store
 from services.preprocess.domain import InvalidData, Problem
 from services.preprocess.formats import Format, Labels, Rows, parse_labels, read_rows
 from services.preprocess.formats.layout import ClassKey
-from services.preprocess.headers import Header
+from services.preprocess.images import verify
 from services.preprocess.looks import perceptual_hash
 from services.preprocess.shards import ShardWriter, divide
 
@@ -117,7 +117,7 @@ def check_samples(job: CheckJob) -> CheckedShard:
                     continue
                 problems.extend(labels.problems)
                 width, height = image.upright_size
-                extension = images.extension_of(sample.image.path)
+                extension = extension_of(sample.image.path)
                 offset = writer.add(f"{len(checked):08d}{extension}", data) if job.shard_key else 0
                 checked.append(
                     CheckedImage(
@@ -146,7 +146,7 @@ def _check_sample(
     job: CheckJob, archive: BinaryIO, sample: SampleEntry
 ) -> tuple[bytes, Header, NDArray[np.uint8], Labels]:
     data = read_entry(archive, sample.image, job.limits)
-    header, gray = images.verify(sample.image.path, data)
+    header, gray = verify(sample.image.path, data)
     if sample.rows is not None:
         return data, header, gray, read_rows(sample.rows, header.upright_size)
     if sample.label is None:

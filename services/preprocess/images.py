@@ -1,64 +1,18 @@
-"""Decoding, converting, resizing and encoding images.
-
-Every image becomes 8-bit BGR, shape (height, width, 3), upright. There is one conversion for each
-odd kind:
-
-- 16-bit samples keep their upper 8 bits;
-- palettes are looked up; gray becomes three equal channels;
-- CMYK and YCCK become RGB by libjpeg's rule without a colour profile (R = C * K / 255 on Adobe's
-  inverted samples);
-- transparent pixels are blended over white;
-- the EXIF orientation is applied, and with it width and height may swap;
-- of several pages or frames the first is taken; animated WebP is refused.
-
-The decoder of JPEGs may drop pixels that are not needed (DCT scaling by n/8). Output is baseline
-JPEG, quality 95, 4:2:0, without metadata. The same bytes in give the same bytes out with the same
-library versions.
-"""
+"""The images of an archive, decoded by `detflow.images`; what is wrong is told by their paths."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import contextlib
+from collections.abc import Iterator
 
-import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
+from detflow import images
+from detflow.errors import DetflowError
+from detflow.image_headers import EXTENSIONS, Header, extension_of
+from detflow.images import Pixels
 from services.preprocess.domain import InvalidData, Reason
-from services.preprocess.headers import (
-    EXTENSIONS,
-    BadHeader,
-    Header,
-    ImageKind,
-    name_content,
-    read_header,
-)
-
-Pixels: TypeAlias = NDArray[np.uint8]
-"""Shape (height, width, 3), BGR, 0..255."""
-
-MAX_PIXELS = 100_000_000
-MAX_SIDE_PX = 32_768
-JPEG_QUALITY = 95
-JPEG_SUBSAMPLING = "420"
-
-_MIN_SEEN_PX = 32  # what a perceptual hash looks at
-
-_COPYABLE_COLORS = frozenset({"YCbCr", "Gray"})
-
-
-def use_one_thread() -> None:
-    """Prepares a process that works beside others: one thread, and nothing on its log."""
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(0)  # damaged images are told to the user, not to the log
-
-
-def extension_of(path: str) -> str:
-    """Returns the lower-case extension of a path with its dot, or an empty string."""
-    name = path.rsplit("/", 1)[-1]
-    stem, dot, extension = name.rpartition(".")
-    return f".{extension.lower()}" if dot and stem else ""
 
 
 def check_header(path: str, data: bytes) -> Header:
@@ -71,35 +25,17 @@ def check_header(path: str, data: bytes) -> Header:
     Raises:
         InvalidData: CORRUPT_IMAGE, UNSUPPORTED_IMAGE, TYPE_MISMATCH or IMAGE_TOO_LARGE.
     """
-    if not data:
-        raise InvalidData(path, Reason.CORRUPT_IMAGE, "the image file is empty; export it again")
-    try:
-        header = read_header(data)
-    except BadHeader as error:
-        raise InvalidData(path, Reason.CORRUPT_IMAGE, f"{error}; export the image again") from error
-    if header is None:
-        raise InvalidData(
-            path,
-            Reason.UNSUPPORTED_IMAGE,
-            f"the content is {name_content(data)}; convert it to JPEG, PNG, BMP, WebP or TIFF",
-        )
-    promised = EXTENSIONS.get(extension_of(path))
-    if promised is not header.kind:
-        raise InvalidData(
-            path,
-            Reason.TYPE_MISMATCH,
-            f"the content is {header.kind} but the name ends in"
-            f" {extension_of(path) or 'no extension'};"
-            " give it the right extension",
-        )
-    if header.width * header.height > MAX_PIXELS or max(header.width, header.height) > MAX_SIDE_PX:
-        raise InvalidData(
-            path,
-            Reason.IMAGE_TOO_LARGE,
-            f"{header.width}x{header.height} pixels are more than {MAX_PIXELS} in all or"
-            f" {MAX_SIDE_PX} on a side;"
-            " make it smaller",
-        )
+    with _told_of(path):
+        header = images.header_of(data)
+        if EXTENSIONS.get(extension_of(path)) is not header.kind:
+            raise InvalidData(
+                path,
+                Reason.TYPE_MISMATCH,
+                f"the content is {header.kind} but the name ends in"
+                f" {extension_of(path) or 'no extension'};"
+                " give it the right extension",
+            )
+        images.check_size(header)
     return header
 
 
@@ -107,141 +43,29 @@ def verify(path: str, data: bytes) -> tuple[Header, NDArray[np.uint8]]:
     """Decodes an image completely to prove that it can be.
 
     Returns:
-        Its header, and the image in gray: shape (height, width), upright; a JPEG in an eighth of
-        its size, or as much of it as keeps `_MIN_SEEN_PX` a side.
+        Its header, and the image in gray and small: see `images.look`.
 
     Raises:
         InvalidData: CORRUPT_IMAGE, UNSUPPORTED_IMAGE, TYPE_MISMATCH or IMAGE_TOO_LARGE.
     """
     header = check_header(path, data)
-    if header.kind is ImageKind.JPEG:
-        try:  # every coefficient is read, but only one pixel in 64 is reconstructed
-            gray = simplejpeg.decode_jpeg(
-                data, "GRAY", min_width=_MIN_SEEN_PX, min_height=_MIN_SEEN_PX, fastdct=True
-            )
-            return header, _upright(gray[:, :, 0], header.orientation)
-        except ValueError:
-            pass  # kinds that cannot be decoded to gray, such as CMYK; or it is corrupt
-    gray = cv2.cvtColor(decode(path, data, header), cv2.COLOR_BGR2GRAY)
-    return header, np.asarray(gray, np.uint8)
+    with _told_of(path):
+        return header, images.look(data, header)
 
 
 def decode(path: str, data: bytes, header: Header, target: tuple[int, int] | None = None) -> Pixels:
-    """Decodes an image to upright 8-bit BGR.
-
-    Args:
-        path: Path in the archive, for messages.
-        data: The whole file.
-        header: Its header.
-        target: Upright width and height that will be needed; a JPEG may come out smaller than it
-            is stored, but not smaller than this.
-
-    Returns:
-        Shape (height, width, 3).
+    """Decodes an image to upright 8-bit BGR; see `images.decode`.
 
     Raises:
         InvalidData: CORRUPT_IMAGE or UNSUPPORTED_IMAGE.
     """
-    if header.kind is ImageKind.JPEG:
-        pixels = _decode_jpeg(path, data, header, target)
-    else:
-        pixels = _decode_other(path, data)
-        if pixels.shape[:2] != (header.height, header.width):
-            raise InvalidData(
-                path, Reason.CORRUPT_IMAGE, "its size differs from its header; export it again"
-            )
-    return _upright(pixels, header.orientation)
+    with _told_of(path):
+        return images.decode(data, header, target)
 
 
-def to_gray(pixels: Pixels) -> Pixels:
-    """Makes an image gray (ITU-R BT.601 luma), as three equal channels."""
-    gray = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    return np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), np.uint8)
-
-
-def encode_jpeg(pixels: Pixels) -> bytes:
-    """Encodes an image as JPEG, quality 95, 4:2:0."""
-    encoded = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), JPEG_QUALITY, "BGR", JPEG_SUBSAMPLING
-    )
-    return bytes(encoded)
-
-
-def is_plain_jpeg(data: bytes, header: Header) -> bool:
-    """Says whether an image can be copied byte for byte: an upright JPEG, colour or gray."""
-    if header.kind is not ImageKind.JPEG or header.orientation != 1:
-        return False
-    _, _, color, _ = simplejpeg.decode_jpeg_header(data)
-    return color in _COPYABLE_COLORS
-
-
-def _decode_jpeg(path: str, data: bytes, header: Header, target: tuple[int, int] | None) -> Pixels:
-    min_width, min_height = target or (0, 0)
-    if header.orientation >= 5:
-        min_width, min_height = min_height, min_width
+@contextlib.contextmanager
+def _told_of(path: str) -> Iterator[None]:
     try:
-        return np.asarray(
-            simplejpeg.decode_jpeg(data, "BGR", min_width=min_width, min_height=min_height),
-            np.uint8,
-        )
-    except ValueError as error:
-        raise InvalidData(
-            path, Reason.CORRUPT_IMAGE, f"the JPEG is damaged ({error}); export it again"
-        ) from error
-
-
-def _decode_other(path: str, data: bytes) -> Pixels:
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise InvalidData(
-            path, Reason.CORRUPT_IMAGE, f"the image is damaged ({error.err}); export it again"
-        ) from error
-    if pixels is None:
-        raise InvalidData(
-            path, Reason.CORRUPT_IMAGE, "the image is truncated or damaged; export it again"
-        )
-    if pixels.dtype == np.uint16:
-        pixels = np.right_shift(pixels.astype(np.uint16), 8).astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise InvalidData(
-            path,
-            Reason.UNSUPPORTED_IMAGE,
-            f"samples of type {pixels.dtype} are not read; convert it to 8 or 16 bit",
-        )
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
-    if pixels.shape[2] == 4:
-        return _blend_over_white(np.asarray(pixels, np.uint8))
-    return np.asarray(pixels, np.uint8)
-
-
-def _blend_over_white(pixels: NDArray[np.uint8]) -> Pixels:
-    alpha = pixels[:, :, 3:].astype(np.uint16)
-    if alpha.min() == 255:
-        return np.ascontiguousarray(pixels[:, :, :3])
-    color = pixels[:, :, :3].astype(np.uint16)
-    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Applies an EXIF orientation (Exif 2.32, tag 274)."""
-    match orientation:
-        case 2:
-            turned = cv2.flip(pixels, 1)
-        case 3:
-            turned = cv2.rotate(pixels, cv2.ROTATE_180)
-        case 4:
-            turned = cv2.flip(pixels, 0)
-        case 5:
-            turned = cv2.transpose(pixels)
-        case 6:
-            turned = cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE)
-        case 7:
-            turned = cv2.flip(cv2.transpose(pixels), -1)
-        case 8:
-            turned = cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE)
-        case _:
-            return pixels
-    return np.asarray(turned, np.uint8)
+        yield
+    except DetflowError as error:
+        raise InvalidData(path, Reason(error.reason), error.message) from error

@@ -8,6 +8,7 @@ from detflow.errors import (
     ResourceExhausted,
     Violation,
 )
+from detflow.resize import Resize
 from detflow.times import timestamp
 from detflow.v1 import common_pb2, dataset_pb2, preprocess_pb2, version_pb2
 from services.preprocess.augment import ORIGINAL, Augmentation, Copy
@@ -22,7 +23,6 @@ from services.preprocess.domain import (
     UploadState,
 )
 from services.preprocess.formats import Format
-from services.preprocess.resize import Resize
 
 _FORMATS = {
     Format.YOLO: dataset_pb2.DATASET_FORMAT_YOLO,

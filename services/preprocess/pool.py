@@ -14,8 +14,8 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from detflow.errors import ResourceExhausted
+from detflow.images import use_one_thread
 from services.preprocess.domain import Reason
-from services.preprocess.images import use_one_thread
 
 _PR_SET_PDEATHSIG = 1
 _WAITING_PER_PROCESS = 2

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from detflow import images
 from detflow.names import last_segment, project_of
 from detflow.postgres import Database
 from detflow.recipes import resolve_recipe
+from detflow.resize import Resize, place_pixels
 from detflow.v1.preprocess_pb2 import PreviewVersionRequest, PreviewVersionResponse
 from detflow.v1.version_pb2 import Recipe, SplitCounts
-from services.preprocess import images
 from services.preprocess import store as sql
 from services.preprocess.bundle import (
     Transform,
@@ -22,11 +23,11 @@ from services.preprocess.bundle import (
     read_source,
 )
 from services.preprocess.domain import SPLITS, Image
+from services.preprocess.images import check_header, decode
 from services.preprocess.leaks import SPLIT_VALUES, plan_split
 from services.preprocess.messages import num_copies, transform_of
 from services.preprocess.pool import WorkerPool
 from services.preprocess.report_store import list_outlines
-from services.preprocess.resize import Resize, place_pixels
 
 PICTURE_SIDE_PX = 320
 """Longest side of a picture."""
@@ -77,8 +78,8 @@ def make_pictures(job: PreviewJob) -> tuple[Picture, ...]:
     """
     image = job.image
     data = read_source(open_store(job.store_url), image)
-    header = images.check_header(image.path, data)
-    upright = images.decode(image.path, data, header, (PICTURE_SIDE_PX, PICTURE_SIDE_PX))
+    header = check_header(image.path, data)
+    upright = decode(image.path, data, header, (PICTURE_SIDE_PX, PICTURE_SIDE_PX))
     before = Picture(BEFORE, image.width, image.height, _shrunk(upright), image.boxes)
     copies = zip(
         make_copies(image, data, header, job.transform),

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 from detflow import telemetry
 from detflow.errors import FailedPrecondition, Unavailable
+from detflow.images import use_one_thread
 from detflow.settings import Settings
 from services.preprocess.bundle import ShardJob
 from services.preprocess.domain import Reason
-from services.preprocess.images import use_one_thread
 from services.preprocess.pool import WorkerDied, side_by_side
 
 log = telemetry.get_logger(__name__)

@@ -28,12 +28,12 @@ import nats
 import numpy as np
 import psutil
 
+from detflow.resize import Resize
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.worker_pb2 import WorkerRecord
 from services.preprocess.bundle import GroundTruth, Transform, render_manifest, transform_image
 from services.preprocess.domain import Image
-from services.preprocess.resize import Resize
 from tests.benchmarks.training import _nats
 from tests.shapes_bundle import spec_json
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detflow.resize import Resize
 from services.preprocess.archive import Limits, list_entries, read_entry
 from services.preprocess.augment import ORIGINAL, Augmentation, Copy
 from services.preprocess.bundle import ShardJob, Transform, make_shard, plan_shards
 from services.preprocess.checking import CheckJob, SampleEntry, check_samples
 from services.preprocess.domain import Image
 from services.preprocess.formats import find_layout
-from services.preprocess.resize import Resize
 
 NUM_IMAGES = 64
 SIZE = (1920, 1080)

@@ -21,10 +21,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from services.preprocess import images
+from detflow import images
+from detflow.resize import Resize, place_pixels
 from services.preprocess.bundle import ShardJob, Transform, make_shard, plan_shards
 from services.preprocess.domain import Image
-from services.preprocess.resize import Resize, place_pixels
 
 NUM_IMAGES = 48
 ROUNDS = 3
@@ -144,8 +144,8 @@ def _qualities(path: Path) -> dict[str, float]:
     whole = simplejpeg.decode_jpeg(data, "BGR")
     blocks = whole.astype(np.float64).reshape(360, HEIGHT // 360, SIDE, WIDTH // SIDE, 3)
     exact = blocks.mean(axis=(1, 3))
-    header = images.check_header(path.name, data)
-    ours = images.decode(path.name, data, header, (SIDE, 360))
+    header = images.header_of(data)
+    ours = images.decode(data, header, (SIDE, 360))
     linear = cv2.resize(whole, (SIDE, 360), interpolation=cv2.INTER_LINEAR)
     with Pillow.open(path) as image:
         lanczos = np.asarray(image.convert("RGB").resize((SIDE, 360), Pillow.Resampling.LANCZOS))

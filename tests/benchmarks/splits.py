@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from services.preprocess import images
+from detflow.images import to_gray
 from services.preprocess.duplicates import find_duplicates
+from services.preprocess.images import verify
 from services.preprocess.looks import perceptual_hash
 from services.preprocess.outlines import Outlines
 from services.preprocess.split import Split, assign
@@ -129,7 +130,7 @@ def _points_off(outlines: Outlines, split: Split) -> str:
 
 
 def _look(data: bytes) -> int:
-    looks = perceptual_hash(images.verify("a.jpg", data)[1])
+    looks = perceptual_hash(verify("a.jpg", data)[1])
     return -1 if looks is None else looks
 
 
@@ -153,7 +154,7 @@ CHANGES: dict[str, Callable[[_Pixels], Any]] = {
     "contrast 1.5": lambda p: (p.astype(float) - 127) * 1.5 + 127,
     "contrast 0.6": lambda p: (p.astype(float) - 127) * 0.6 + 127,
     "blurred": lambda p: cv2.GaussianBlur(p, (0, 0), 2),
-    "gray": images.to_gray,
+    "gray": to_gray,
     "flipped": lambda p: cv2.flip(p, 1),
     "turned": lambda p: cv2.rotate(p, cv2.ROTATE_90_CLOCKWISE),
     "moved by 8 px": lambda p: p[:, 8:],

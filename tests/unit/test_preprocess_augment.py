@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from detflow import boxes as geometry
 from detflow.boxes import Boxes
+from detflow.resize import BORDER_VALUE, Placement, Resize, place_boxes, place_pixels
 from services.preprocess.augment import (
     ORIGINAL,
     Augmentation,
@@ -17,7 +18,6 @@ from services.preprocess.augment import (
     transform_pixels,
     transform_size,
 )
-from services.preprocess.resize import BORDER_VALUE, Placement, Resize, place_boxes, place_pixels
 from tests.preprocess_samples import boxed_images, picture
 
 COPIES = (

@@ -10,6 +10,7 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detflow.resize import Resize
 from services.preprocess.augment import ORIGINAL, Augmentation, Copy
 from services.preprocess.bundle import (
     GroundTruth,
@@ -19,7 +20,6 @@ from services.preprocess.bundle import (
     transform_image,
 )
 from services.preprocess.domain import Image
-from services.preprocess.resize import Resize
 from services.preprocess.shards import MAX_SOURCE_BYTES, MAX_SOURCES
 from tests.preprocess_samples import encode, jpeg, picture, with_orientation
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.preprocess import images
+from detflow.image_headers import EXTENSIONS
 from services.preprocess.archive import ArchiveError, Limits, check_name, list_entries, read_entry
 from services.preprocess.domain import InvalidData, place_key
 from services.preprocess.formats import Format, find_layout, parse_labels
-from services.preprocess.headers import EXTENSIONS
+from services.preprocess.images import decode, verify
 from tests.preprocess_import import (
     download,
     forget_peak_memory,
@@ -56,8 +56,8 @@ ARCHIVE = pack(yolo_files(2, size=(16, 16)))
 @given(damaged(IMAGES) | st.binary(max_size=200), st.sampled_from(sorted(EXTENSIONS)))
 def test_damaged_images(data: bytes, extension: str) -> None:
     try:
-        header, _ = images.verify(f"a{extension}", data)
-        assert images.decode("a", data, header).shape[1::-1] == header.upright_size
+        header, _ = verify(f"a{extension}", data)
+        assert decode("a", data, header).shape[1::-1] == header.upright_size
     except InvalidData as error:
         assert error.problem.description
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from services.preprocess import images
+from detflow import images
+from detflow.image_headers import ImageKind, read_header
 from services.preprocess.domain import InvalidData, Reason
-from services.preprocess.headers import ImageKind, read_header
+from services.preprocess.images import decode, verify
 from tests.preprocess_samples import encode, jpeg, picture, with_orientation
 
 EXTENSIONS = [".jpg", ".png", ".bmp", ".webp", ".tiff"]
@@ -19,7 +20,7 @@ EXTENSIONS = [".jpg", ".png", ".bmp", ".webp", ".tiff"]
 def refused(path: str, data: bytes) -> Reason:
     """The reason an image is refused for."""
     with pytest.raises(InvalidData) as caught:
-        images.verify(path, data)
+        verify(path, data)
     assert caught.value.problem.where == path
     return caught.value.problem.reason
 
@@ -39,7 +40,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_supported_formats_are_read_by_content(extension: str) -> None:
-    header, _ = images.verify(f"a{extension}", encode(extension, picture(65, 43)))
+    header, _ = verify(f"a{extension}", encode(extension, picture(65, 43)))
     assert header.upright_size == (65, 43)
 
 
@@ -81,15 +82,15 @@ def test_content_decides(path: str, data: bytes, reason: Reason) -> None:
 
 @pytest.mark.parametrize("path", ["a.JPG", "b/c.JPEG", "x.y.jpg"])
 def test_every_spelling_of_the_extension_is_fine(path: str) -> None:
-    assert images.verify(path, jpeg())[0].kind is ImageKind.JPEG
+    assert verify(path, jpeg())[0].kind is ImageKind.JPEG
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
     data = with_orientation(encode(".jpg", picture(64, 48)), orientation)
-    header, _ = images.verify("a.jpg", data)
+    header, _ = verify("a.jpg", data)
     assert header.upright_size == ((64, 48) if orientation < 5 else (48, 64))
-    ours = images.decode("a.jpg", data, header)
+    ours = decode("a.jpg", data, header)
     theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # applies EXIF itself
     assert theirs is not None
     assert ours.shape == theirs.shape
@@ -98,8 +99,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 def decoded(path: str, data: bytes) -> images.Pixels:
     """A decoded image."""
-    header, _ = images.verify(path, data)
-    return images.decode(path, data, header)
+    header, _ = verify(path, data)
+    return decode(path, data, header)
 
 
 def test_sixteen_bit_samples_keep_their_upper_half() -> None:
@@ -154,8 +155,8 @@ def test_cmyk_becomes_rgb() -> None:
 
 def test_scaled_decode_never_falls_below_the_target() -> None:
     data = jpeg(1000, 600)
-    header, _ = images.verify("a.jpg", data)
-    out = images.decode("a.jpg", data, header, (333, 200))
+    header, _ = verify("a.jpg", data)
+    out = decode("a.jpg", data, header, (333, 200))
     assert out.shape[1] >= 333
     assert out.shape[0] >= 200
     assert out.shape[1] < 1000

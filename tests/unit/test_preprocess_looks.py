@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.preprocess import images
+from detflow.images import to_gray
 from services.preprocess.duplicates import MAX_DISTANCE, bottlenecks, find_duplicates
+from services.preprocess.images import verify
 from services.preprocess.looks import NUM_BITS, orientations, perceptual_hash
 
 _Pixels = NDArray[np.uint8]
@@ -27,7 +28,7 @@ def scene(seed: int, width: int = 320, height: int = 240) -> _Pixels:
 def looks(pixels: _Pixels, quality: int = 90) -> int:
     """The hash of a picture as the import finds it."""
     data = bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
-    found = perceptual_hash(images.verify("a.jpg", data)[1])
+    found = perceptual_hash(verify("a.jpg", data)[1])
     assert found is not None
     return found
 
@@ -44,7 +45,7 @@ def test_copies_are_found_and_other_images_are_not() -> None:
         "square": lambda p: cv2.resize(p, (160, 160), interpolation=cv2.INTER_AREA),
         "brighter": lambda p: shifted(p, 25),
         "blurred": lambda p: cv2.GaussianBlur(p, (0, 0), 2),
-        "gray": lambda p: images.to_gray(p),
+        "gray": lambda p: to_gray(p),
         "flipped": lambda p: cv2.flip(p, 1),
         "upside down": lambda p: cv2.flip(p, 0),
         "turned right": lambda p: cv2.rotate(p, cv2.ROTATE_90_CLOCKWISE),

@@ -13,9 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from detflow.image_headers import EXTENSIONS, extension_of
 from services.preprocess.domain import InvalidData, Problem, Reason, check_box
-from services.preprocess.headers import EXTENSIONS
-from services.preprocess.images import extension_of
 
 MAX_LABEL_BYTES = 4 << 20
 MAX_LIST_BYTES = 64 << 20

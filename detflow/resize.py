@@ -9,7 +9,7 @@ import numpy as np
 
 from detflow import boxes as geometry
 from detflow.boxes import Boxes
-from services.preprocess.images import Pixels
+from detflow.images import Pixels
 
 BORDER_VALUE = 114
 """Gray of a letterbox's border, in all channels: that of the networks' own."""

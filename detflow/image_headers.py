@@ -39,6 +39,14 @@ EXTENSIONS = {
 }
 """Lower-case extension -> the content it promises."""
 
+
+def extension_of(path: str) -> str:
+    """Returns the lower-case extension of a path with its dot, or an empty string."""
+    name = path.rsplit("/", 1)[-1]
+    stem, dot, extension = name.rpartition(".")
+    return f".{extension.lower()}" if dot and stem else ""
+
+
 _OTHER_IMAGES = (
     (b"GIF8", "a GIF"),
     (b"%PDF", "a PDF document"),
