@@ -10,7 +10,7 @@ from detflow.events import Delivered
 from detflow.postgres import Connection
 from detflow.tasks import Bell
 from detflow.v1 import events_pb2, training_pb2
-from services.metrics import store
+from services.metrics import series_store, store
 from services.metrics.domain import SPLITS, Training, TrainingState
 
 log = telemetry.get_logger(__name__)
@@ -53,12 +53,23 @@ class TrainingEvents:
             training = await _apply_state(conn, training, event.training)
         elif what == "epoch":
             training = _with_attempt(training, event.epoch.attempt)
-            await store.insert_epoch(
+            await series_store.insert_epoch(
                 conn,
                 training_id=training.id,
                 attempt=event.epoch.attempt,
                 epoch=event.epoch.epoch,
                 values=event.epoch.values,
+            )
+        elif what == "steps":
+            training = _with_attempt(training, event.steps.attempt)
+            await series_store.insert_steps(
+                conn,
+                training_id=training.id,
+                attempt=event.steps.attempt,
+                epoch=event.steps.epoch,
+                first_step=event.steps.first_step,
+                num_steps=event.steps.num_steps,
+                columns={column.name: column.values for column in event.steps.columns},
             )
         elif what == "predictions":
             training = _with_attempt(training, event.predictions.attempt)

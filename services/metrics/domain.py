@@ -98,32 +98,6 @@ class Applied:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
-    """One value of one epoch.
-
-    Attributes:
-        epoch: Epoch, from 1.
-        name: Name such as val/box_loss.
-        value: The value; may be NaN where the training diverged.
-        attempt: Attempt that measured it.
-    """
-
-    epoch: int
-    name: str
-    value: float
-    attempt: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Series:
-    """One metric over the epochs: `values[i]` was measured in `epochs[i]`; epochs increase."""
-
-    name: str
-    epochs: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class CocoSummary:
     """The twelve figures of the COCO detection challenge: 0..1, or -1 with nothing to measure.
 

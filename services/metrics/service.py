@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
-
-import numpy as np
 
 from detflow import names, outbox
 from detflow.errors import NotFound, Unavailable, not_found
@@ -22,18 +20,27 @@ from services.metrics.domain import (
     Applied,
     Evaluation,
     Measurement,
-    Series,
     Training,
     TrainingState,
     is_finished,
 )
-from services.metrics.series import to_series
+from services.metrics.series import Series
+from services.metrics.series_reader import (
+    check_size,
+    iterate_step_series,
+    read_epoch_series,
+    read_step_series,
+)
 
 _SPLITS = {"val": common_pb2.SPLIT_VAL, "test": common_pb2.SPLIT_TEST}
 _CATCH_UP_SECONDS = 5.0
 _HOLE_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.2
 _LAST_BEAT_SECONDS = 1.0
+_STEP_POINTS = 1000
+"""Values of a series by step, unless it is said how many."""
+_COLUMN_POINTS = 40_000
+"""Values in one message of columns: 24 bytes each."""
 
 
 class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
@@ -56,12 +63,17 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         self, request: metrics_pb2.ListMetricSeriesRequest, context: Any
     ) -> metrics_pb2.ListMetricSeriesResponse:
         """The series of a training, sorted by name."""
-        async with self._db.connection() as conn:
+        async with self._db.transaction(isolation="repeatable_read") as conn:
             training = await _training(conn, request.training)
-            points = await store.list_points(conn, training.id, request.names)
-        return metrics_pb2.ListMetricSeriesResponse(
-            series=[_to_metric_series(series) for series in to_series(points)]
-        )
+            if request.resolution == metrics_pb2.RESOLUTION_STEP:
+                max_points = request.max_points or _STEP_POINTS
+                found = await read_step_series(conn, training, request.names, max_points=max_points)
+            else:
+                found = await read_epoch_series(
+                    conn, training, request.names, max_points=request.max_points
+                )
+        check_size(found)
+        return metrics_pb2.ListMetricSeriesResponse(series=map(to_metric_series, found))
 
     async def ReadMetricColumns(
         self, request: metrics_pb2.ReadMetricColumnsRequest, context: Any
@@ -69,16 +81,16 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         """Whole series as binary columns, sorted by name."""
         async with self._db.connection() as conn:
             training = await _training(conn, request.training)
-            points = await store.list_points(conn, training.id, request.names)
         if request.resolution == metrics_pb2.RESOLUTION_STEP:
+            async for one in iterate_step_series(self._db, training, request.names):
+                for part in to_metric_columns(one):
+                    yield part
             return
-        for series in to_series(points):
-            yield metrics_pb2.MetricColumns(
-                name=series.name,
-                num_points=len(series.values),
-                epochs=np.asarray(series.epochs, "<i4").tobytes(),
-                values=np.asarray(series.values, "<f8").tobytes(),
-            )
+        async with self._db.transaction(isolation="repeatable_read") as conn:
+            found = await read_epoch_series(conn, training, request.names)
+        for one in found:
+            for part in to_metric_columns(one):
+                yield part
 
     async def GetEvaluation(
         self, request: metrics_pb2.GetEvaluationRequest, context: Any
@@ -110,7 +122,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     async def WatchMetrics(
         self, request: metrics_pb2.WatchMetricsRequest, context: Any
     ) -> AsyncIterator[metrics_pb2.WatchMetricsResponse]:
-        """What there is, then epochs and evaluations until nothing more will be measured."""
+        """What there is, then steps, epochs and evaluations until nothing more will be measured."""
         training_id = names.last_segment(request.training)
         await self._catch_up(request.training)
         async with self._db.connection() as conn:
@@ -121,13 +133,14 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         async def snapshot() -> Snapshot[tuple[metrics_pb2.MetricsSnapshot, bool]]:
             # Events up to here are not sent as changes, so the snapshot must hold them.
             await self._catch_up(request.training)
-            return await self._read_snapshot(request.training)
+            return await self._read_snapshot(request)
 
         items = self._watcher.follow(
             subjects=[
                 f"detflow.v1.training.{training_id}.epoch_completed",
                 f"detflow.v1.training.{training_id}.state_changed",
                 f"detflow.v1.evaluation.{training_id}.completed",
+                *([f"detflow.v1.training.{training_id}.steps_completed"] * request.with_steps),
             ],
             cursor=request.cursor,
             snapshot=snapshot,
@@ -177,15 +190,25 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
                 raise Unavailable("metrics are behind for the moment; retry", reason="BEHIND")
             await wait(heard, _LOOK_AGAIN_SECONDS)
 
-    async def _read_snapshot(self, name: str) -> Snapshot[tuple[metrics_pb2.MetricsSnapshot, bool]]:
+    async def _read_snapshot(
+        self, request: metrics_pb2.WatchMetricsRequest
+    ) -> Snapshot[tuple[metrics_pb2.MetricsSnapshot, bool]]:
+        max_points = request.max_points or _STEP_POINTS
         async with self._db.transaction(isolation="repeatable_read") as conn:
-            training = await _training(conn, name)
-            points = await store.list_points(conn, training.id)
+            training = await _training(conn, request.training)
+            by_epoch = await read_epoch_series(conn, training)
+            by_step = (
+                await read_step_series(conn, training, max_points=max_points)
+                if request.with_steps
+                else []
+            )
             evaluations = await store.list_evaluations(conn, training)
             seqs = await outbox.last_seqs(conn, [f"evaluation.{training.id}"])
+        check_size([*by_epoch, *by_step])
         message = metrics_pb2.MetricsSnapshot(
-            series=[_to_metric_series(series) for series in to_series(points)],
+            series=map(to_metric_series, by_epoch),
             evaluations=[to_evaluation(evaluation) for evaluation in evaluations],
+            step_series=map(to_metric_series, by_step),
         )
         seqs[f"training.{training.id}"] = training.applied.seq
         return Snapshot((message, is_finished(training, evaluations)), seqs)
@@ -204,7 +227,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
 
     async def _is_last(self, training_id: str, change: Change) -> bool:
         """Says whether nothing will follow a change, as far as is known now."""
-        if change.what == "epoch_completed":
+        if change.what in ("epoch_completed", "steps_completed"):
             return False
         async with self._db.transaction(isolation="repeatable_read") as conn:
             training = await store.get_training(conn, training_id)
@@ -235,6 +258,8 @@ def _fill(response: metrics_pb2.WatchMetricsResponse, change: Change) -> bool:
         response.points.CopyFrom(
             metrics_pb2.MetricPoints(epoch=epoch.epoch, values=epoch.values, attempt=epoch.attempt)
         )
+    elif change.what == "steps_completed":
+        response.steps.CopyFrom(change.event.steps)
     elif change.kind == "evaluation":
         response.evaluation.CopyFrom(change.event.evaluation)
     else:
@@ -242,8 +267,32 @@ def _fill(response: metrics_pb2.WatchMetricsResponse, change: Change) -> bool:
     return True
 
 
-def _to_metric_series(series: Series) -> metrics_pb2.MetricSeries:
-    return metrics_pb2.MetricSeries(name=series.name, epochs=series.epochs, values=series.values)
+def to_metric_series(series: Series) -> metrics_pb2.MetricSeries:
+    """Makes the message of a series."""
+    by_epoch = series.steps_N is None
+    return metrics_pb2.MetricSeries(
+        name=series.name,
+        epochs=series.epochs_N.tolist() if by_epoch else (),
+        positions=() if by_epoch else series.positions_N.tolist(),
+        values=series.values_N.tolist(),
+        num_points=series.num_points,
+    )
+
+
+def to_metric_columns(series: Series) -> Iterator[metrics_pb2.MetricColumns]:
+    """Makes the messages of a series, each of less than a MiB."""
+    for first in range(0, len(series.values_N), _COLUMN_POINTS):
+        part = slice(first, first + _COLUMN_POINTS)
+        message = metrics_pb2.MetricColumns(
+            name=series.name,
+            num_points=len(series.values_N[part]),
+            epochs=series.epochs_N[part].astype("<i4").tobytes(),
+            values=series.values_N[part].astype("<f8", copy=False).tobytes(),
+        )
+        if series.steps_N is not None:
+            message.steps = series.steps_N[part].astype("<i4").tobytes()
+            message.positions = series.positions_N[part].astype("<f8", copy=False).tobytes()
+        yield message
 
 
 def to_evaluation(evaluation: Evaluation) -> metrics_pb2.Evaluation:

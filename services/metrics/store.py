@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
@@ -18,7 +18,6 @@ from services.metrics.domain import (
     Job,
     Measurement,
     OperatingPoint,
-    Point,
     Training,
     TrainingState,
 )
@@ -96,60 +95,6 @@ async def is_purged(conn: Connection, version_id: str) -> bool:
         "select exists (select from purged_version where version_id = $1)", version_id
     )
     return purged
-
-
-async def insert_epoch(
-    conn: Connection, *, training_id: str, attempt: int, epoch: int, values: Mapping[str, float]
-) -> None:
-    """Records what an attempt measured in an epoch; the caller holds the training's lock.
-
-    An attempt goes on from a checkpoint, so from its first epoch on it makes void what older
-    attempts measured. The result depends on which epochs came, never on their order:
-    a point stays if no newer attempt began at or before its epoch.
-    """
-    if await conn.fetchval(
-        "select true from attempt where training_id = $1 and attempt > $2 and first_epoch <= $3",
-        training_id,
-        attempt,
-        epoch,
-    ):
-        return
-    await conn.execute(
-        "insert into attempt (training_id, attempt, first_epoch) values ($1, $2, $3)"
-        " on conflict (training_id, attempt)"
-        " do update set first_epoch = least(attempt.first_epoch, excluded.first_epoch)",
-        training_id,
-        attempt,
-        epoch,
-    )
-    await conn.execute(
-        "delete from series_point where training_id = $1 and attempt < $2 and epoch >= $3",
-        training_id,
-        attempt,
-        epoch,
-    )
-    await conn.execute(
-        "insert into series_point (training_id, epoch, name, attempt, value)"
-        " select $1, $2, name, $3, value from unnest($4::text[], $5::float8[]) as v (name, value)"
-        " on conflict (training_id, epoch, name)"
-        " do update set attempt = excluded.attempt, value = excluded.value",
-        training_id,
-        epoch,
-        attempt,
-        list(values.keys()),
-        list(values.values()),
-    )
-
-
-async def list_points(conn: Connection, training_id: str, names: Sequence[str] = ()) -> list[Point]:
-    """Lists the points of a training by name, then epoch; only these names unless empty."""
-    rows = await conn.fetch(
-        "select epoch, name, value, attempt from series_point where training_id = $1"
-        ' and (cardinality($2::text[]) = 0 or name = any($2)) order by name collate "C", epoch',
-        training_id,
-        list(names),
-    )
-    return [Point(**row) for row in rows]
 
 
 async def insert_job(

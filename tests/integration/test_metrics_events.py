@@ -23,10 +23,12 @@ from detflow.store import ObjectStore
 from detflow.tasks import Bell, wait
 from detflow.v1 import events_pb2, training_pb2
 from detflow.v1.common_pb2 import Failure
+from services.metrics import series_store
 from services.metrics import store as tables
 from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.domain import Evaluation
 from services.metrics.evaluator import MAX_TRIES, Evaluator
+from services.metrics.series import epoch_series
 from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
 
 MakeDatabase = Callable[[str], Awaitable[Database]]
@@ -104,9 +106,12 @@ async def test_points_depend_on_what_came_and_not_on_the_order(
     async with db.transaction() as conn:
         for event in order:
             await handler.handle(conn, event)
-        points = await tables.list_points(conn, training_id)
+        rows = await series_store.list_epochs(conn, training_id)
         training = await tables.get_training(conn, training_id)
-    assert {point.epoch: point.value for point in points} == expected
+    found = {
+        one.name: dict(zip(one.epochs_N, one.values_N, strict=True)) for one in epoch_series(rows)
+    }
+    assert found == {"lr": expected}
     assert training is not None
     assert training.attempt == len(history)
     assert (training.applied.seq, training.applied.ahead) == (len(events), ())
@@ -187,11 +192,11 @@ async def test_killed_service_takes_its_evaluations_up_again_and_publishes_each_
         assert [(e.split, e.failure) for e in found] == [("val", None), ("test", None)]
         async with db.connection() as conn:
             assert not await conn.fetchval("select count(*) from evaluation_job")
-            points = await tables.list_points(conn, training.id)
+            points = await series_store.list_epochs(conn, training.id)
             published = await conn.fetchval(
                 "select count(*) from outbox where resource = $1", f"evaluation.{training.id}"
             )
-        assert [(point.epoch, point.value) for point in points] == [(1, 0.5)]
+        assert [(point.epoch, point.values) for point in points] == [(1, [0.5])]
         assert published == 2
         assert await num_published(bus, f"detflow.v1.evaluation.{training.id}.>") == 2
     finally:
@@ -304,7 +309,7 @@ async def test_poison_event_is_put_aside_and_later_ones_flow(db: Database, bus: 
             while True:
                 heard = applied.listen()
                 async with db.connection() as conn:
-                    if await tables.list_points(conn, training.id):
+                    if await series_store.list_epochs(conn, training.id):
                         break
                 await wait(heard, 30)
         dead = await bus.js.subscribe(f"detflow.dead.{CONSUMER}", stream="DETFLOW_DEAD")

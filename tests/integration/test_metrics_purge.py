@@ -42,16 +42,24 @@ def purged(version: str) -> Delivered[events_pb2.Event]:
 
 
 def history(version: str) -> list[Delivered[events_pb2.Event]]:
-    """A training that reports states, an epoch and predictions."""
+    """A training that reports states, steps, an epoch and predictions."""
     name = f"projects/p/versions/{version}/trainings/{version}t"
     states = training_pb2.Training
     epoch = training_pb2.EpochMetrics(attempt=1, epoch=1, values={"lr": 0.5})
+    steps = training_pb2.StepMetrics(
+        attempt=1,
+        epoch=1,
+        first_step=1,
+        num_steps=2,
+        columns=[training_pb2.StepMetrics.Column(name="lr", values=[0.5, 0.25])],
+    )
     return [
         delivered(
             name,
             "state_changed",
             events_pb2.Event(training=states(revision=1, state=states.RUNNING, attempt=1)),
         ),
+        delivered(name, "steps_completed", events_pb2.Event(steps=steps)),
         delivered(name, "epoch_completed", events_pb2.Event(epoch=epoch)),
         delivered(
             name,
@@ -70,7 +78,7 @@ async def count(db: Database) -> dict[str, int]:
     async with db.connection() as conn:
         return {
             table: await conn.fetchval(f"select count(*) from {table}")
-            for table in ("training", "series_point", "evaluation_job", "attempt")
+            for table in ("training", "epoch_row", "step_block", "series_names", "evaluation_job")
         }
 
 
@@ -81,7 +89,7 @@ async def test_nothing_of_a_purged_version_stays_in_whatever_order_it_is_heard_o
     for event in history("kept"):
         await handle(db, event)
     before = await count(db)
-    assert before["series_point"] == 1 and before["evaluation_job"] == 2
+    assert before["epoch_row"] == before["step_block"] == 1 and before["evaluation_job"] == 2
     for number in range(8):
         events = [*history(f"v{number}"), purged(f"v{number}")] * 2
         chance.shuffle(events)

@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from services.metrics.domain import (
     Applied,
     Evaluation,
-    Point,
-    Series,
     Training,
     TrainingState,
     is_finished,
 )
-from services.metrics.series import to_series
 
 
 def training(state: TrainingState, attempt: int = 1) -> Training:
@@ -75,15 +72,3 @@ def test_training_is_finished_when_measured_or_at_rest(
 ) -> None:
     found = is_finished(training(state, attempt), [evaluation(split) for split in measured])
     assert found is expected
-
-
-def test_points_become_series_sorted_by_name_and_epoch() -> None:
-    points = [
-        Point(epoch=2, name="lr", value=0.2, attempt=2),
-        Point(epoch=1, name="val/map50", value=0.5, attempt=1),
-        Point(epoch=1, name="lr", value=0.1, attempt=1),
-    ]
-    assert to_series(points) == [
-        Series(name="lr", epochs=(1, 2), values=(0.1, 0.2)),
-        Series(name="val/map50", epochs=(1,), values=(0.5,)),
-    ]
