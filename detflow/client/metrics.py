@@ -19,10 +19,28 @@ class Metrics:
         self._analysis = analysis_pb2_grpc.AnalysisServiceStub(connection.channel("metrics"))
 
     def series(
-        self, training: str, names: Sequence[str] = ()
+        self,
+        training: str,
+        names: Sequence[str] = (),
+        *,
+        steps: bool = False,
+        max_points: int = 0,
     ) -> Sequence[metrics_pb2.MetricSeries]:
-        """Returns the series of a training, sorted by name; all of them unless named."""
-        request = metrics_pb2.ListMetricSeriesRequest(training=training, names=names)
+        """Returns the series of a training, sorted by name; all of them unless named.
+
+        Args:
+            training: Resource name.
+            names: Only these.
+            steps: By step instead of by epoch.
+            max_points: At most this many values of each: lowest and highest of equal stretches. 0
+                means all by epoch, and 1000 by step.
+        """
+        request = metrics_pb2.ListMetricSeriesRequest(
+            training=training,
+            names=names,
+            resolution=metrics_pb2.RESOLUTION_STEP if steps else metrics_pb2.RESOLUTION_EPOCH,
+            max_points=max_points,
+        )
         return self._connection.call(self._stub.ListMetricSeries, request).series
 
     def evaluations(self, training: str) -> Sequence[metrics_pb2.Evaluation]:
@@ -31,12 +49,14 @@ class Metrics:
         return self._connection.call(self._stub.ListEvaluations, request).evaluations
 
     def watch(
-        self, training: str, *, cursor: str = ""
+        self, training: str, *, cursor: str = "", steps: bool = False
     ) -> Iterator[metrics_pb2.WatchMetricsResponse]:
-        """Watches both: what there is, then every epoch and evaluation."""
+        """Watches both: what there is, then every epoch and evaluation; with `steps` these too."""
         return self._connection.watch(
             self._stub.WatchMetrics,
-            lambda at: metrics_pb2.WatchMetricsRequest(training=training, cursor=at),
+            lambda at: metrics_pb2.WatchMetricsRequest(
+                training=training, cursor=at, with_steps=steps
+            ),
             cursor=cursor,
         )
 
