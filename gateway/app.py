@@ -161,7 +161,9 @@ class Gateway:
         if binding.is_download:
             call = self._backends.stream(binding, request, metadata)
             describe = functools.partial(self._backends.describe, binding, values[0], metadata)
-            await download.send_file(call, describe, receive, answer.send)
+            await download.send_file(
+                call, describe, headers.get(b"if-none-match", b""), receive, answer.send
+            )
             return
         if binding.rpc.server_streaming:
             await self._stream(binding, request, headers, receive, answer, metadata, request_id)

@@ -97,12 +97,14 @@ class Backends:
         return response
 
     async def describe(self, binding: Binding, name: str, metadata: Metadata) -> Any:
-        """Gets the resource that a download is of: what is at its path without the verb.
+        """Gets the resource that a download is of: what is at its path without the verb, if any.
 
         Raises:
             grpc.aio.AioRpcError: It failed.
         """
-        get = self._gets[binding.template.text.removesuffix(f":{binding.template.verb}")]
+        get = self._gets.get(binding.template.text.removesuffix(f":{binding.template.verb}"))
+        if get is None:
+            return None
         return await self.unary(get, get.request(name=name), DEFAULT_TIMEOUT_SECONDS, metadata)
 
     def stream(self, binding: Binding, request: Message, metadata: Metadata) -> Any:

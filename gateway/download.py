@@ -1,8 +1,10 @@
 """A file as the raw body of an answer, passed on from a stream of google.api.HttpBody.
 
-One chunk is held at a time: the next one is read when the client has taken the last, so a slow
-client slows the service down. What fails before the first chunk is an ordinary HTTP error; what
-fails later breaks the connection off, because a body that just ends would look whole.
+A service says what the file is in a FileInfo among the extensions of the first chunk; without one
+the resource that the file belongs to is asked. One chunk is held at a time: the next one is read
+when the client has taken the last, so a slow client slows the service down. What fails before the
+first chunk is an ordinary HTTP error; what fails later breaks the connection off, because a body
+that just ends would look whole.
 """
 
 from __future__ import annotations
@@ -14,28 +16,47 @@ from typing import Any
 from urllib.parse import quote
 
 from detflow.errors import DeadlineExceeded
+from detflow.v1.common_pb2 import FileInfo
+from gateway import security
 from gateway.stream import EOF, Receive, Send, unless_gone
 
 IDLE_SECONDS = 60.0
 """How long the service may send nothing."""
 
 CONTENT_TYPES = ("application/octet-stream", "application/zip", "application/json")
-"""What the document says of the body."""
+"""What the document says of the body, unless the RPC is among the next."""
 
+CONTENT_TYPES_WITH_INFO = {
+    "GetInferenceImage": ("image/jpeg", "image/png"),
+    "DownloadReport": ("text/html", "application/zip"),
+    "DownloadComparisonReport": ("text/html", "application/zip"),
+    "DownloadChart": ("image/png", "image/svg+xml"),
+    "DownloadTable": ("text/csv", "application/json"),
+}
+"""What the document says of the bodies of RPCs that send a FileInfo."""
+
+_INLINE_TYPES = frozenset(("image/jpeg", "image/png", "image/svg+xml", "text/html"))
 _EXTENSIONS = {"application/zip": ".zip", "application/json": ".json"}
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]{1,63}/[A-Za-z0-9.+-]{1,63}")
+_ETAG = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._()+-]")
 
 
 async def send_file(
-    call: Any, describe: Callable[[], Awaitable[Any]], receive: Receive, send: Send
+    call: Any,
+    describe: Callable[[], Awaitable[Any]],
+    if_none_match: bytes,
+    receive: Receive,
+    send: Send,
 ) -> None:
     """Sends a call's chunks as one body.
 
     Args:
         call: grpc.aio unary-stream call of HttpBody messages; cancelled when this returns.
-        describe: Gets the resource with `file_name` and, once it is known, `object.size_bytes`; or
-            with `display_name`, if the file is made while it is sent.
+        describe: Gets the resource of a file without FileInfo: with `file_name` and, once it is
+            known, `object.size_bytes`; or with `display_name`, if the file is made while it is
+            sent; or None, if there is none.
+        if_none_match: The header: of a file that the client has already it is only told so.
         receive: ASGI receive; tells of a disconnect.
         send: ASGI send; waits until there is room.
 
@@ -47,8 +68,18 @@ async def send_file(
     """
     try:
         chunk = await _read(call, receive)
-        # Now it is known that there is a file, so its size is known too.
-        headers = _headers(chunk, await describe())
+        info = None if chunk is EOF else _info(chunk)
+        if info is None:
+            # Now it is known that there is a file, so its size is known too.
+            headers = _headers(chunk, _describe(await describe(), _media_type(chunk)))
+        else:
+            headers = _headers(chunk, info)
+            if info.etag and _names(if_none_match, info.etag):
+                # With the headers of the file: what the client has takes them over.
+                headers = [one for one in headers if one[0] != b"content-length"]
+                await send({"type": "http.response.start", "status": 304, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+                return
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while chunk is not EOF:
             await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
@@ -69,29 +100,63 @@ async def _read(call: Any, receive: Receive) -> Any:
         ) from error
 
 
-def _headers(first: Any, resource: Any) -> list[tuple[bytes, bytes]]:
-    given = "" if first is EOF else first.content_type
-    kind = given if _MEDIA_TYPE.fullmatch(given) else CONTENT_TYPES[0]
+def _info(first: Any) -> FileInfo | None:
+    """Returns what the service says of the file."""
+    info = FileInfo()
+    if not any(extension.Unpack(info) for extension in first.extensions):
+        return None
+    if not _ETAG.fullmatch(info.etag):
+        info.etag = ""
+    return info
+
+
+def _describe(resource: Any, kind: str) -> FileInfo:
+    """Says of a file what its resource says; else it is named after what it holds."""
+    if resource is None:
+        return FileInfo()
+    fields = resource.DESCRIPTOR.fields_by_name
+    if "file_name" not in fields:
+        name = getattr(resource, "display_name", "")
+        return FileInfo(file_name=f"{name}{_EXTENSIONS.get(kind, '')}")
+    info = FileInfo(file_name=resource.file_name)
+    if "object" in fields and resource.HasField("object"):
+        info.size_bytes = resource.object.size_bytes
+    return info
+
+
+def _media_type(first: Any) -> str:
+    given = "" if first is EOF else first.content_type.removesuffix("; charset=utf-8")
+    return given if _MEDIA_TYPE.fullmatch(given) else CONTENT_TYPES[0]
+
+
+def _headers(first: Any, info: FileInfo) -> list[tuple[bytes, bytes]]:
+    kind = _media_type(first)
+    inline = info.inline and kind in _INLINE_TYPES
+    charset = "; charset=utf-8" if kind.startswith("text/") else ""
     headers = [
-        (b"content-type", kind.encode()),
-        (b"content-disposition", disposition(_file_name(resource, kind)).encode()),
+        (b"content-type", f"{kind}{charset}".encode()),
+        (b"content-disposition", disposition(info.file_name, inline=inline).encode()),
     ]
-    if "object" in resource.DESCRIPTOR.fields_by_name and resource.HasField("object"):
-        headers.append((b"content-length", str(resource.object.size_bytes).encode()))
+    if info.size_bytes:
+        headers.append((b"content-length", str(info.size_bytes).encode()))
+    if info.etag:
+        headers.append((b"etag", f'"{info.etag}"'.encode()))
+        headers.append((b"cache-control", b"private, no-cache"))
+    if inline:
+        headers.append((b"content-security-policy", security.SANDBOX_POLICY))
     return headers
 
 
-def _file_name(resource: Any, kind: str) -> str:
-    """Returns the name of a file, or what it holds with the extension of its kind."""
-    if "file_name" in resource.DESCRIPTOR.fields_by_name:
-        return str(resource.file_name)
-    return str(resource.display_name) + _EXTENSIONS.get(kind, "")
+def _names(if_none_match: bytes, etag: str) -> bool:
+    """Says whether a client has the file: whether If-None-Match names its ETag (RFC 9110)."""
+    known = [one.strip() for one in if_none_match.decode("latin-1").split(",")]
+    return "*" in known or f'"{etag}"' in known or f'W/"{etag}"' in known
 
 
-def disposition(file_name: str) -> str:
-    """Content-Disposition that saves a body under a name, whatever its letters (RFC 6266)."""
+def disposition(file_name: str, *, inline: bool = False) -> str:
+    """Content-Disposition of a body with a name, whatever its letters (RFC 6266)."""
     name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", file_name).lstrip(".") or "download"
     return (
-        f'attachment; filename="{_NOT_PLAIN.sub("_", name)}"; '
+        f'{"inline" if inline else "attachment"}; filename="{_NOT_PLAIN.sub("_", name)}"; '
         f"filename*=UTF-8''{quote(name, safe='', errors='replace')}"
     )

@@ -66,6 +66,7 @@ _ERRORS = {
     "504": "The answer took too long.",
 }
 _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
+_TEXT: Json = {"schema": {"type": "string"}}
 _UPLOAD_OFFSET: Json = {
     "name": "Upload-Offset",
     "in": "header",
@@ -153,7 +154,8 @@ def _operation(
     if rpc.client_streaming or binding.body:
         _add_body(operation, binding, schemas)
     if binding.is_download:
-        return operation | {"responses": operation["responses"] | {"200": _file()}}
+        _add_file(operation, rpc.name)
+        return operation
     result = schemas.message(rpc.output_type)
     if rpc.server_streaming:
         operation["description"] += (
@@ -182,9 +184,11 @@ def _operation(
     return operation
 
 
-def _file() -> Json:
-    """The answer that is a file."""
-    return {
+def _add_file(operation: Json, rpc: str) -> None:
+    """Describes an answer that is a file."""
+    has_info = rpc in download.CONTENT_TYPES_WITH_INFO
+    kinds = download.CONTENT_TYPES_WITH_INFO.get(rpc, download.CONTENT_TYPES)
+    file: Json = {
         "description": "The file itself. If it fails half way the connection is broken off.",
         "headers": {
             "Content-Disposition": {
@@ -196,8 +200,23 @@ def _file() -> Json:
                 "schema": {"type": "integer"},
             },
         },
-        "content": dict.fromkeys(download.CONTENT_TYPES, _BINARY),
+        "content": {kind: _TEXT if kind.startswith("text/") else _BINARY for kind in kinds},
     }
+    operation["responses"]["200"] = file
+    if has_info:
+        file["headers"]["ETag"] = {
+            "description": "Changes with the content.",
+            "schema": {"type": "string"},
+        }
+        operation["responses"]["304"] = {"description": "It has not changed."}
+        operation["parameters"].append(
+            {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "ETag of the file that the caller has.",
+                "schema": {"type": "string"},
+            }
+        )
 
 
 def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:

@@ -29,6 +29,12 @@ BASE_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 CLOSED_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 """Content-Security-Policy of everything that is no page."""
 
+SANDBOX_POLICY = (
+    b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:;"
+    b" base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
+)
+"""Content-Security-Policy of files that are shown: an origin of their own, no scripts, no loads."""
+
 
 def page_policy(style: str) -> str:
     """Content-Security-Policy of a page whose only resource is one inline style sheet."""

@@ -55,7 +55,8 @@ class Backend:
                     return await reply(request, context)
                 if rpc.client_streaming:
                     num_bytes = sum([len(one.chunk) async for one in request])
-                    return response_type(size_bytes=num_bytes)
+                    has_size = "size_bytes" in rpc.output_type.fields_by_name
+                    return response_type(size_bytes=num_bytes) if has_size else response_type()
                 return echo(request, response_type())
             except asyncio.CancelledError:
                 self.cancelled.set()

@@ -17,6 +17,8 @@ from gateway import download
 from tests.gateway_rig import Rig, details, running
 
 PATH = "/v1/projects/p/versions/v/trainings/t/exports/e:download"
+IMAGE = "/v1/projects/p/versions/v/trainings/t/inferenceResults/val-7:image"
+REPORT = "/v1/projects/p/versions/v/trainings/t:report"
 MIB = 1 << 20
 CHUNKS = [bytes([number]) * (MIB // 4) for number in range(40)]
 CONTENT = b"".join(CHUNKS)
@@ -102,6 +104,110 @@ async def test_a_replay_is_named_after_its_version(rig: Rig) -> None:
     assert 'filename="V_0.json"' in answer.headers["content-disposition"]
     assert [name for name, _, _ in rig.backend.calls] == ["DownloadReplay", "GetVersion"]
     assert rig.backend.calls[1][1].name == "projects/p/versions/v"
+
+
+def show(rig: Rig, rpc: str, kind: str, chunks: list[bytes], **info: Any) -> None:
+    """Makes an RPC send a file that it says all about itself."""
+
+    async def reply(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        for number, chunk in enumerate(chunks):
+            one = body(chunk, "" if number else kind)
+            if not number:
+                one.extensions.add().Pack(common_pb2.FileInfo(**info))
+            yield one
+
+    rig.backend.replies[rpc] = reply
+
+
+async def test_file_that_says_what_it_is_is_shown_in_a_sandbox(rig: Rig) -> None:
+    info = {"file_name": "val-7.jpg", "size_bytes": len(CONTENT), "etag": "abc-1"}
+    show(rig, "GetInferenceImage", "image/jpeg", CHUNKS, **info, inline=True)
+    answer = await rig.http.get(f"{IMAGE}?maxSidePx=64")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["content-length"] == str(len(CONTENT))
+    assert answer.headers["etag"] == '"abc-1"'
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["content-disposition"] == (
+        "inline; filename=\"val-7.jpg\"; filename*=UTF-8''val-7.jpg"
+    )
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert "sandbox" in policy and "default-src 'none'" in policy
+    assert not any(one.startswith("script-src") for one in policy)
+    assert answer.content == CONTENT
+    assert [(name, request.max_side_px) for name, request, _ in rig.backend.calls] == [
+        ("GetInferenceImage", 64)
+    ]
+
+
+@pytest.mark.parametrize("known", ['"abc"', 'W/"abc"', '"x", "abc"', "*"])
+async def test_file_the_client_has_is_not_sent_again(rig: Rig, known: str) -> None:
+    info = {"file_name": "a.jpg", "size_bytes": len(CONTENT), "etag": "abc", "inline": True}
+    show(rig, "GetInferenceImage", "image/jpeg", CHUNKS, **info)
+    first = await rig.http.get(IMAGE, headers={"if-none-match": '"ab"'})
+    assert first.status_code == 200
+    again = await rig.http.get(IMAGE, headers={"if-none-match": known})
+    assert again.status_code == 304
+    assert again.content == b""
+    for name in ("etag", "cache-control", "content-security-policy", "content-disposition"):
+        assert again.headers[name] == first.headers[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "inline", "shown", "sent"),
+    [
+        ("text/html", True, True, "text/html; charset=utf-8"),
+        ("text/html; charset=utf-8", True, True, "text/html; charset=utf-8"),
+        ("text/html", False, False, "text/html; charset=utf-8"),
+        ("image/svg+xml", True, True, "image/svg+xml"),
+        ("text/csv", True, False, "text/csv; charset=utf-8"),
+        ("application/zip", True, False, "application/zip"),
+        ("text/javascript", True, False, "text/javascript; charset=utf-8"),
+    ],
+)
+async def test_only_pictures_and_pages_meant_to_be_are_shown(
+    rig: Rig, kind: str, inline: bool, shown: bool, sent: str
+) -> None:
+    show(rig, "DownloadReport", kind, [b"<p>"], file_name="보고서", inline=inline)
+    answer = await rig.http.get(REPORT)
+    assert answer.headers["content-type"] == sent
+    assert answer.headers["content-disposition"].startswith("inline; " if shown else "attachment; ")
+    assert ("sandbox" in answer.headers["content-security-policy"]) is shown
+    assert "content-length" not in answer.headers
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.content == b"<p>"
+
+
+async def test_etag_cannot_leave_its_header(rig: Rig) -> None:
+    show(rig, "DownloadReport", "text/html", [b"x"], etag='a"\r\nset-cookie: x', file_name="a")
+    answer = await rig.http.get(REPORT)
+    assert "etag" not in answer.headers and "set-cookie" not in answer.headers
+
+
+async def test_file_of_nothing_that_says_nothing_is_a_download(rig: Rig) -> None:
+    async def reply(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield body(b"a,b", "text/csv")
+
+    rig.backend.replies["DownloadReport"] = reply
+    answer = await rig.http.get(REPORT)
+    assert 'attachment; filename="download"' in answer.headers["content-disposition"]
+    assert [name for name, _, _ in rig.backend.calls] == ["DownloadReport"]
+
+
+async def test_the_document_says_what_files_can_be(rig: Rig) -> None:
+    paths = (await rig.http.get("/openapi.json")).json()["paths"]
+    training = "/v1/projects/{project}/versions/{version}/trainings/{training}"
+
+    def kinds(path: str) -> set[str]:
+        return set(paths[path]["get"]["responses"]["200"]["content"])
+
+    image = f"{training}/inferenceResults/{{inferenceResult}}:image"
+    assert kinds(image) == {"image/jpeg", "image/png"}
+    assert kinds(f"{training}:report") == {"text/html", "application/zip"}
+    assert kinds(f"{training}:table") == {"text/csv", "application/json"}
+    assert "304" in paths[image]["get"]["responses"]
+    assert "application/zip" in kinds(f"{training}/exports/{{export}}:download")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 
 from detflow import errors, interceptors
 from detflow.v1 import project_pb2, trainer_pb2, training_pb2, version_pb2
+from gateway import upload
 from gateway.routes import ANY, Binding, bindings
 from tests.gateway_rig import Rig, details, failing, running
 
@@ -28,13 +29,14 @@ async def rig() -> AsyncIterator[Rig]:
 
 def concrete_path(binding: Binding) -> str:
     segments = [
-        ("val" if binding.template.segments[i - 1] == "evaluations" else "x1") if s == ANY else s
+        IDS.get(binding.template.segments[i - 1], "x1") if s == ANY else s
         for i, s in enumerate(binding.template.segments)
     ]
     verb = f":{binding.template.verb}" if binding.template.verb else ""
     return "/" + "/".join(segments) + verb
 
 
+IDS = {"evaluations": "val", "inferenceResults": "val-1"}
 BODIES: dict[str, dict[str, Any]] = {
     "CreateProject": {"displayName": "Shapes"},
     "CreateVersion": {"dataset": "projects/x1/datasets/d1"},
@@ -44,7 +46,14 @@ BODIES: dict[str, dict[str, Any]] = {
     "CreateDataset": {"dataset": {"displayName": "d"}, "upload": "projects/x1/uploads/u1"},
     "CreateExport": {"format": "ONNX"},
 }
-QUERIES = {"CreateProject": {"projectId": "shapes"}}
+TWO_TRAININGS = [f"projects/x1/versions/x1/trainings/{name}" for name in ("t1", "t2")]
+QUERIES: dict[str, dict[str, Any]] = {
+    "CreateProject": {"projectId": "shapes"},
+    "CompareTrainings": {"trainings": TWO_TRAININGS},
+    "DownloadComparisonReport": {"trainings": TWO_TRAININGS},
+    "DownloadChart": {"chart": "CONFUSION"},
+    "DownloadTable": {"table": "CLASSES"},
+}
 
 
 async def test_every_annotated_route_reaches_its_rpc(rig: Rig, subtests: pytest.Subtests) -> None:
@@ -55,7 +64,8 @@ async def test_every_annotated_route_reaches_its_rpc(rig: Rig, subtests: pytest.
 
 async def reach(rig: Rig, binding: Binding) -> None:
     if binding.rpc.client_streaming:
-        headers = {"content-type": "application/zip", "upload-offset": "0"}
+        kind = upload.KINDS[binding.rpc.name].content_types[0]
+        headers = {"content-type": kind, "upload-offset": "0"}
         arguments: dict[str, Any] = {"content": b"", "headers": headers}
     elif binding.body:
         arguments = {"json": BODIES.get(binding.rpc.name, {})}
@@ -68,8 +78,7 @@ async def reach(rig: Rig, binding: Binding) -> None:
         **arguments,
     )
     assert answer.status_code == 200, answer.text
-    name, request, _ = rig.backend.calls[-2 if binding.is_download else -1]
-    assert name == binding.rpc.name
+    request = next(call[1] for call in reversed(rig.backend.calls) if call[0] == binding.rpc.name)
     if binding.rpc.client_streaming:
         return
     for variable in binding.template.variables:
