@@ -5,11 +5,13 @@ from pathlib import Path
 from detflow import server
 from detflow.consumer import Consumer
 from detflow.events import EVENTS_STREAM
+from detflow.store import ObjectStore
 from detflow.tasks import Bell
 from detflow.v1 import events_pb2
 from detflow.v1.metrics_pb2_grpc import add_MetricsServiceServicer_to_server
 from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.evaluator import Evaluator
+from services.metrics.garbage import GarbageCollector
 from services.metrics.service import MetricsService
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -28,8 +30,10 @@ def wire(service: server.Service) -> None:
         handle=TrainingEvents(applied, jobs).handle,
     )
     service.spawn(consumer.run(), "consumer")
+    objects = ObjectStore(service.settings.store_url)
     evaluator = Evaluator(service.db, service.settings.store_url, jobs)
     service.spawn(evaluator.run(), "evaluator")
+    service.spawn(GarbageCollector(service.db, objects).run(), "garbage")
     service.add(
         add_MetricsServiceServicer_to_server,
         MetricsService(service.db, service.bus, service.watcher, applied),

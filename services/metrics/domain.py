@@ -134,12 +134,35 @@ class OperatingPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassFigures:
-    """AP of one class, 0..1 or -1 without ground truth, and how many boxes it has."""
+    """Figures of one class: AP and AR as in `CocoSummary`, 0..1, or -1 with nothing to measure.
+
+    What has a default is unknown where an earlier release measured it.
+
+    Attributes:
+        class_name: Name of the class.
+        ap50_95: AP averaged over IoU 0.50:0.05:0.95.
+        ap50: AP at IoU 0.50.
+        num_ground_truths: Ground-truth boxes; crowd regions are not counted.
+        ap75: AP at IoU 0.75.
+        ap_small: `ap50_95` of small objects.
+        ap_medium: `ap50_95` of medium objects.
+        ap_large: `ap50_95` of large objects.
+        ar_max100: Average recall.
+        num_predictions: Predicted boxes.
+        best_f1: The class's own operating point with the best F1; None without ground truth.
+    """
 
     class_name: str
     ap50_95: float
     ap50: float
     num_ground_truths: int
+    ap75: float = -1.0
+    ap_small: float = -1.0
+    ap_medium: float = -1.0
+    ap_large: float = -1.0
+    ar_max100: float = -1.0
+    num_predictions: int = 0
+    best_f1: OperatingPoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +240,11 @@ class Job:
     traceparent: str
     num_tries: int
     lease: str
+
+    @property
+    def matches_key(self) -> str:
+        """Where the matches of this attempt and split are stored."""
+        return f"evaluations/{self.training_id}/{self.attempt}/{self.split}.npz"
 
 
 def is_finished(training: Training, evaluations: Sequence[Evaluation]) -> bool:

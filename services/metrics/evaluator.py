@@ -20,7 +20,7 @@ from detflow.errors import Internal, Unavailable, failure
 from detflow.postgres import Database
 from detflow.tasks import Bell, wait
 from detflow.v1 import events_pb2
-from services.metrics import store
+from services.metrics import garbage, store
 from services.metrics.domain import Job
 from services.metrics.service import to_evaluation
 
@@ -62,6 +62,9 @@ class Evaluator:
     async def _work_once(self) -> bool:
         async with self._db.transaction() as conn:
             job = await store.claim_job(conn, lease=uuid.uuid4().hex, lease_seconds=LEASE_SECONDS)
+            if job is not None:
+                # Until the evaluation is recorded nothing else points to what the child stores.
+                await garbage.mark(conn, job.matches_key, after_seconds=2 * _DEADLINE_SECONDS)
         if job is None:
             return False
         try:
@@ -100,6 +103,7 @@ class Evaluator:
             "manifest": base64.b64encode(job.manifest).decode(),
             "predictions": base64.b64encode(job.predictions).decode(),
             "split": job.split,
+            "matches_key": job.matches_key,
         }
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.metrics.measure", stdin=PIPE, stdout=PIPE
@@ -136,6 +140,7 @@ class Evaluator:
 
     async def _record(self, job: Job, answer: dict[str, Any]) -> None:
         measured, failed = answer.get("measurement"), answer.get("failure")
+        matches = answer.get("matches")
         async with self._db.transaction() as conn:
             # The same order of locks as when an event of the training is applied.
             await store.lock_training_by_id(conn, job.training_id)
@@ -145,6 +150,8 @@ class Evaluator:
                 conn,
                 job,
                 measurement=store.measurement_from_json(measured) if measured else None,
+                ground_truth_sha256=answer.get("ground_truth_sha256", ""),
+                matches=base64.b64decode(matches) if matches else None,
                 failure=base64.b64decode(failed) if failed else None,
             )
             if evaluation is None:

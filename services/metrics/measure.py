@@ -1,9 +1,10 @@
 """The child process that measures one split: `python -m services.metrics.measure`.
 
-It reads one JSON line from standard input (store_url, split, and manifest and predictions as base64
-of a StoredObject) and writes one to standard output (`answer`). It is a process of its own so that
-a large evaluation neither holds up the service's event loop nor takes the service along when memory
-runs out. Standard input stays open as long as the service lives; the child ends with it.
+It reads one JSON line from standard input (store_url, split, matches_key, and manifest and
+predictions as base64 of a StoredObject) and writes one to standard output (`answer`). It is a
+process of its own so that a large evaluation neither holds up the service's event loop nor takes
+the service along when memory runs out. Standard input stays open as long as the service lives; the
+child ends with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -26,10 +28,25 @@ from services.metrics.domain import Measurement
 from services.metrics.evaluate import evaluate
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What measuring one split gave: its figures, and where the matches behind them are."""
+
+    measurement: Measurement
+    ground_truth: StoredObject
+    matches: StoredObject
+
+
 def measure(
-    store: ObjectStore, manifest: StoredObject, predictions: StoredObject, split: str
-) -> Measurement:
-    """Measures predictions on a split of the bundle whose manifest is given.
+    store: ObjectStore,
+    manifest: StoredObject,
+    predictions: StoredObject,
+    split: str,
+    matches_key: str,
+) -> Measured:
+    """Measures predictions on a split of the bundle whose manifest is given; stores the matches.
+
+    The same input gives the same object, so that it may be measured again at any time.
 
     Raises:
         DataLoss: An object is gone, differs from its recorded hash or does not hold what it should.
@@ -41,8 +58,9 @@ def measure(
             reason="NO_PREDICTIONS",
         )
     try:
-        ground_truth = _read_json(store, _ground_truth(store, manifest, split))
-        return evaluate(ground_truth, store.get(predictions))
+        ground_truth = _ground_truth(store, manifest, split)
+        measurement, matches = evaluate(_read_json(store, ground_truth), store.get(predictions))
+        return Measured(measurement, ground_truth, store.put(matches_key, matches.to_bytes()))
     except (BaseError, OSError) as error:
         raise Unavailable(f"the object store does not answer: {error}") from error
 
@@ -71,14 +89,15 @@ def _read_json(store: ObjectStore, obj: StoredObject) -> dict[str, Any]:
 
 
 def answer(line: bytes) -> dict[str, Any]:
-    """Does what a request line asks; returns either `measurement` or `failure` and its `code`."""
+    """Does what a request line asks; returns what was measured, or `failure` and its `code`."""
     request = json.loads(line)
     try:
-        measurement = measure(
+        measured = measure(
             ObjectStore(request["store_url"]),
             StoredObject.FromString(base64.b64decode(request["manifest"])),
             StoredObject.FromString(base64.b64decode(request["predictions"])),
             request["split"],
+            request["matches_key"],
         )
     except MemoryError:
         return _failed(
@@ -89,7 +108,11 @@ def answer(line: bytes) -> dict[str, Any]:
         )
     except DetflowError as error:
         return _failed(error)
-    return {"measurement": dataclasses.asdict(measurement)}
+    return {
+        "measurement": dataclasses.asdict(measured.measurement),
+        "ground_truth_sha256": measured.ground_truth.sha256,
+        "matches": base64.b64encode(measured.matches.SerializeToString()).decode(),
+    }
 
 
 def _failed(error: DetflowError) -> dict[str, Any]:

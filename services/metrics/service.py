@@ -301,6 +301,7 @@ def to_evaluation(evaluation: Evaluation) -> metrics_pb2.Evaluation:
         name=f"{evaluation.training}/evaluations/{evaluation.split}",
         split=_SPLITS[evaluation.split],
         attempt=evaluation.attempt,
+        ground_truth_sha256=evaluation.ground_truth_sha256,
     )
     message.create_time.FromDatetime(evaluation.create_time)
     if evaluation.failure is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from detflow.postgres import Connection
+from services.metrics import garbage
 from services.metrics.domain import (
     Applied,
     ClassFigures,
@@ -86,7 +87,18 @@ async def purge_version(conn: Connection, version_id: str) -> None:
     await conn.execute(
         "insert into purged_version (version_id) values ($1) on conflict do nothing", version_id
     )
-    await conn.execute("delete from training where split_part(name, '/', 4) = $1", version_id)
+    await conn.execute(
+        """
+        with gone as (
+          delete from training where split_part(name, '/', 4) = $1 returning id
+        )
+        insert into garbage (key)
+        select matches_key from evaluation e join gone on e.training_id = gone.id
+        where matches_key is not null
+        on conflict (key) do update set collect_time = now()
+        """,
+        version_id,
+    )
 
 
 async def is_purged(conn: Connection, version_id: str) -> bool:
@@ -194,16 +206,35 @@ async def delete_job(conn: Connection, job: Job) -> bool:
 
 
 async def insert_evaluation(
-    conn: Connection, job: Job, *, measurement: Measurement | None, failure: bytes | None
+    conn: Connection,
+    job: Job,
+    *,
+    measurement: Measurement | None = None,
+    ground_truth_sha256: str = "",
+    matches: bytes | None = None,
+    failure: bytes | None = None,
 ) -> Evaluation | None:
-    """Records an evaluation in place of an older attempt's; None if a newer one is there."""
+    """Records an evaluation in place of an older attempt's; None if a newer one is there.
+
+    Its matches are no garbage from now on, those of the older attempt are.
+    """
+    old_key = await conn.fetchval(
+        "select matches_key from evaluation where training_id = $1 and split = $2 and attempt < $3",
+        job.training_id,
+        job.split,
+        job.attempt,
+    )
     row = await conn.fetchrow(
         """
-        insert into evaluation (training_id, split, attempt, measurement, failure)
-        values ($1, $2, $3, $4, $5)
+        insert into evaluation
+          (training_id, split, attempt, measurement, failure, ground_truth_sha256, manifest,
+           matches, matches_key)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         on conflict (training_id, split) do update
         set attempt = excluded.attempt, measurement = excluded.measurement,
-            failure = excluded.failure, create_time = now()
+            failure = excluded.failure, ground_truth_sha256 = excluded.ground_truth_sha256,
+            manifest = excluded.manifest, matches = excluded.matches,
+            matches_key = excluded.matches_key, create_time = now()
         where evaluation.attempt < excluded.attempt
         returning evaluation.*
         """,
@@ -212,8 +243,18 @@ async def insert_evaluation(
         job.attempt,
         json.dumps(dataclasses.asdict(measurement)) if measurement else None,
         failure,
+        ground_truth_sha256,
+        job.manifest,
+        matches,
+        job.matches_key if matches else None,
     )
-    return _evaluation(row, job.training) if row else None
+    if row is None:
+        return None
+    if matches:
+        await garbage.unmark(conn, job.matches_key)
+    if old_key:
+        await garbage.mark(conn, old_key)
+    return _evaluation(row, job.training)
 
 
 async def list_evaluations(conn: Connection, training: Training) -> list[Evaluation]:
@@ -228,12 +269,19 @@ def measurement_from_json(fields: Mapping[str, Any]) -> Measurement:
     """Rebuilds what `dataclasses.asdict` and JSON made of a measurement."""
     return Measurement(
         coco=CocoSummary(**fields["coco"]),
-        best_f1=OperatingPoint(**fields["best_f1"]) if fields["best_f1"] else None,
-        classes=tuple(ClassFigures(**figures) for figures in fields["classes"]),
+        best_f1=_operating_point(fields["best_f1"]),
+        classes=tuple(
+            ClassFigures(**{**figures, "best_f1": _operating_point(figures.get("best_f1"))})
+            for figures in fields["classes"]
+        ),
         num_images=fields["num_images"],
         num_ground_truths=fields["num_ground_truths"],
         num_predictions=fields["num_predictions"],
     )
+
+
+def _operating_point(fields: Mapping[str, Any] | None) -> OperatingPoint | None:
+    return OperatingPoint(**fields) if fields else None
 
 
 def _training(row: asyncpg.Record) -> Training:

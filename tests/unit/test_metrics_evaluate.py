@@ -13,10 +13,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detflow.errors import DataLoss
-from services.metrics import evaluate as subject
+from services.metrics import matching
 from services.metrics.domain import Measurement, OperatingPoint
-from services.metrics.evaluate import evaluate
+from services.metrics.evaluate import evaluate as evaluate_both
 from tests.metrics_fakes import Row, ground_truth, parquet
+
+
+def evaluate(truth: dict[str, Any], data: bytes) -> Measurement:
+    return evaluate_both(truth, data)[0]
 
 
 def random_case(
@@ -185,7 +189,7 @@ def test_best_f1_equals_brute_force(case: str, seed: int, monkeypatch: pytest.Mo
     data = parquet(rows)
     expected = best_f1_by_brute_force(truth, data)
     assert evaluate(truth, data).best_f1 == expected
-    monkeypatch.setattr(subject, "_PAIRS_PER_CHUNK", 10)
+    monkeypatch.setattr(matching, "_PAIRS_PER_CHUNK", 10)
     assert evaluate(truth, data).best_f1 == expected
 
 
