@@ -2,7 +2,17 @@
 
 import typer
 
-from detflow.cli import catalogue, datasets, exports, stack, train, trainings, versions, weights
+from detflow.cli import (
+    catalogue,
+    datasets,
+    exports,
+    metrics,
+    stack,
+    train,
+    trainings,
+    versions,
+    weights,
+)
 from detflow.cli.session import Address, Json, Project, Session
 
 app = typer.Typer(
@@ -28,7 +38,7 @@ app.add_typer(datasets.app, name="datasets")
 app.add_typer(versions.app, name="versions")
 app.command("train")(train.train)
 app.add_typer(trainings.app, name="trainings")
-app.command("metrics")(trainings.metrics)
+app.command("metrics")(metrics.metrics)
 app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")
 app.add_typer(weights.app, name="weights")

@@ -10,7 +10,7 @@ from detflow.cli import output
 from detflow.cli.session import Session
 from detflow.client.trainings import LIVE_STATES
 from detflow.errors import from_status
-from detflow.v1 import common_pb2, metrics_pb2, training_pb2
+from detflow.v1 import analysis_pb2, common_pb2, metrics_pb2, training_pb2
 
 _State = training_pb2.Training.State
 _QUEUED = training_pb2.Training.QUEUED
@@ -227,9 +227,24 @@ def say_evaluations(evaluations: Sequence[metrics_pb2.Evaluation]) -> None:
     if measured:
         output.say()
         output.say_table(
-            (f"CLASS ({split_name(measured[0])})", "AP50-95", "AP50", "BOXES"),
             (
-                (one.class_name, figure(one.ap50_95), figure(one.ap50), f"{one.num_ground_truths}")
+                f"CLASS ({split_name(measured[0])})",
+                "AP50-95",
+                "AP50",
+                "PRECISION",
+                "RECALL",
+                "F1",
+                "AT CONFIDENCE",
+                "BOXES",
+            ),
+            (
+                (
+                    one.class_name,
+                    figure(one.ap50_95),
+                    figure(one.ap50),
+                    *operating_point(one),
+                    f"{one.num_ground_truths}",
+                )
                 for one in measured[0].classes
             ),
             empty="no classes",
@@ -241,11 +256,13 @@ def split_name(evaluation: metrics_pb2.Evaluation) -> str:
     return common_pb2.Split.Name(evaluation.split).removeprefix("SPLIT_").lower()
 
 
-def operating_point(evaluation: metrics_pb2.Evaluation) -> tuple[str, str, str, str]:
+def operating_point(
+    measured: metrics_pb2.Evaluation | metrics_pb2.ClassMetrics | analysis_pb2.ConfidenceCurve,
+) -> tuple[str, str, str, str]:
     """Renders precision, recall, F1 and their threshold; dashes without ground truth."""
-    if not evaluation.HasField("best_f1"):
+    if not measured.HasField("best_f1"):
         return ("-", "-", "-", "-")
-    best = evaluation.best_f1
+    best = measured.best_f1
     return (
         figure(best.precision),
         figure(best.recall),
@@ -256,4 +273,4 @@ def operating_point(evaluation: metrics_pb2.Evaluation) -> tuple[str, str, str, 
 
 def figure(value: float) -> str:
     """Renders a figure of 0..1, or a dash where there was nothing to measure."""
-    return "-" if value < 0 else f"{value:.3f}"
+    return f"{value:.3f}" if value >= 0 else "-"

@@ -1,4 +1,4 @@
-"""`detflow trainings` and `detflow metrics`."""
+"""`detflow trainings`."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from detflow.cli import output
 from detflow.cli.catalogue import text_of
-from detflow.cli.follow import finish, follow, say_evaluations
+from detflow.cli.follow import finish, follow
 from detflow.cli.session import Address, Json, Project, session
 from detflow.cli.train import Detach, go_on, say_preflight
 from detflow.client.trainings import STOP_MODES
@@ -188,40 +188,6 @@ def resume(
     s = session(context, json, project, address)
     name = s.client.trainings.find(training, s.project).name
     go_on(s, s.client.trainings.resume(name), detach)
-
-
-def metrics(
-    context: typer.Context,
-    training: _Name,
-    json: Json = False,
-    project: Project = "",
-    address: Address = "",
-) -> None:
-    """Shows how good a training's model is on validation and test images, and its losses."""
-    s = session(context, json, project, address)
-    name = s.client.trainings.find(training, s.project).name
-    evaluations = s.client.metrics.evaluations(name)
-    series = s.client.metrics.series(name)
-    if s.json:
-        output.say_json(
-            {
-                "training": name,
-                "evaluations": [output.as_dict(evaluation) for evaluation in evaluations],
-                "series": [output.as_dict(one) for one in series],
-            }
-        )
-        return
-    say_evaluations(evaluations)
-    output.say()
-    output.say_table(
-        ("EPOCH VALUE", "FIRST", "LAST", "EPOCHS"),
-        (
-            (one.name, f"{one.values[0]:.4g}", f"{one.values[-1]:.4g}", f"{len(one.epochs)}")
-            for one in series
-            if one.values
-        ),
-        empty="no epoch is finished yet",
-    )
 
 
 def _batch(training: training_pb2.Training) -> str:
