@@ -80,6 +80,13 @@ async def insert_epoch(
     await append_event(conn, training, "epoch_completed", events_pb2.Event(epoch=metrics))
 
 
+async def insert_steps(
+    conn: Connection, training: Training, steps: training_pb2.StepMetrics
+) -> None:
+    """Announces what was measured in steps."""
+    await append_event(conn, training, "steps_completed", events_pb2.Event(steps=steps))
+
+
 async def insert_log(conn: Connection, training: Training, lines: training_pb2.LogLines) -> None:
     """Announces lines a worker logged."""
     await append_event(conn, training, "logged", events_pb2.Event(log=lines))

@@ -13,6 +13,7 @@ from detflow.postgres import Connection, Database
 from detflow.v1 import events_pb2
 from detflow.v1.common_pb2 import Failure, Split
 from detflow.v1.metrics_pb2 import Evaluation
+from detflow.v1.training_pb2 import StepMetrics
 from detflow.v1.worker_pb2 import EpochRecord, WorkerFailed, WorkerRecord
 from services.trainer import attempts, checkpoints, store, versions
 from services.trainer.domain import (
@@ -89,6 +90,9 @@ async def on_record(conn: Connection, delivered: Delivered[WorkerRecord]) -> Non
         case "epoch":
             training = await _reach(conn, training, State.RUNNING)
             await _on_epoch(conn, training, record.epoch)
+        case "steps":
+            training = await _reach(conn, training, State.RUNNING)
+            await attempts.insert_steps(conn, training, record.steps)
         case "log":
             await attempts.insert_log(conn, training, record.log)
         case "evaluating":
@@ -124,6 +128,7 @@ def _check_record(record: WorkerRecord, subject: str) -> None:
         "finished": record.finished.predictions.attempt,
         "failed": record.attempt,
         "preflight": record.attempt,
+        "steps": record.steps.attempt,
     }
     what = record.WhichOneof("what")
     expected = f"detflow.records.{last_segment(record.training)}.{record.attempt}"
@@ -131,6 +136,21 @@ def _check_record(record: WorkerRecord, subject: str) -> None:
         raise InvalidArgument(
             f"record {record.seq} on {subject} is of {record.training}, attempt {record.attempt},"
             f" and holds {what}: these do not belong together",
+            reason="BAD_RECORD",
+        )
+    if what == "steps":
+        _check_steps(record.steps)
+
+
+def _check_steps(steps: StepMetrics) -> None:
+    lengths = {len(column.values) for column in steps.columns}
+    num_names = len({column.name for column in steps.columns})
+    last = steps.first_step - 1 + max(lengths, default=0)
+    is_within = 1 <= steps.epoch and 1 <= steps.first_step <= last <= steps.num_steps
+    if len(lengths) != 1 or num_names != len(steps.columns) or not is_within:
+        raise InvalidArgument(
+            f"steps {steps.first_step} to {last} of {steps.num_steps} in epoch {steps.epoch} come"
+            f" with {len(steps.columns)} columns of {sorted(lengths)} values: this is no block",
             reason="BAD_RECORD",
         )
 

@@ -100,7 +100,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, nats_url: str) -> Iterator[
 
 def kinds(worker: Worker) -> list[str]:
     found = [str(record.WhichOneof("what")) for record in worker.records]
-    return [kind for kind in found if kind != "log"]
+    return [kind for kind in found if kind not in ("log", "steps")]
 
 
 async def failure_of(worker: Worker) -> DetflowError:

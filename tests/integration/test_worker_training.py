@@ -102,7 +102,9 @@ def test_records_are_numbered_without_holes_in_the_order_of_the_training(shared:
     kinds = [record.WhichOneof("what") for record in records]
     assert [kind for kind in kinds if kind != "log"] == [
         "started",
+        "steps",
         "epoch",
+        "steps",
         "epoch",
         "evaluating",
         "finished",
@@ -120,12 +122,34 @@ def test_epochs_carry_every_promised_value_and_a_stored_checkpoint(shared: Share
             "lr",
             "data_wait_share",
             "images_per_second",
+            "memory_bytes",
+            "epoch_seconds",
         }
         assert all(metrics.values[name] > 0 for name in losses)
         assert metrics.epoch == checkpoint.epoch == number
         assert metrics.HasField("measure_time")
         assert checkpoint.object.key == f"trainings/t1/1/checkpoint-{number:06d}.pt"
         shared.store.get(checkpoint.object)
+
+
+def test_every_step_carries_what_it_measured_itself(shared: Shared) -> None:
+    losses = {f"train/{name}_loss" for name in ("box", "cls", "dfl")}
+    for number, (told, done) in enumerate(
+        zip(shared.done.parts("steps"), shared.done.parts("epoch"), strict=True), start=1
+    ):
+        block, epoch = told.steps, done.epoch.metrics.values
+        place = (block.attempt, block.epoch, block.first_step, block.num_steps)
+        assert place == (1, number, 1, 2)
+        columns = {column.name: list(column.values) for column in block.columns}
+        rates = {"lr", "images_per_second", "data_wait_share", "memory_bytes"}
+        assert columns.keys() == losses | rates
+        for name in losses:
+            assert columns[name][0] != columns[name][1]
+            assert sum(columns[name]) / 2 == pytest.approx(epoch[name])
+        assert max(columns["memory_bytes"]) == epoch["memory_bytes"] > 100 << 20
+        assert columns["lr"][-1] == epoch["lr"]
+        assert all(0 <= share <= 1 for share in columns["data_wait_share"])
+        assert all(rate > 0 for rate in columns["images_per_second"])
 
 
 def test_predictions_cover_both_splits_in_pixels_of_the_bundle(shared: Shared) -> None:

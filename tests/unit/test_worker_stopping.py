@@ -237,6 +237,36 @@ def test_attempt_that_lost_its_say_saves_nothing_more(shared: Shared, tmp_path: 
     assert not places(training)
 
 
+def test_every_step_is_told_once_before_what_has_learnt_from_it(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.trainer.worker import training as module
+
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    training = Training(shared, tmp_path, 100, *[0.5] * 5, batch_size=1)
+    step = training.trainer.step
+
+    def stop_in_epoch_two(batch: Any, epoch: int, index: int) -> dict[str, float]:
+        monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 300.0 if index > 1 else 0.0)
+        training.orders.stop = (epoch, index) == (2, 3)
+        return dict(step(batch, epoch, index))
+
+    training.trainer.step = stop_in_epoch_two
+    with pytest.raises(Stopped):
+        training.run()
+    told: list[tuple[int, int]] = []
+    for record in training.records:
+        if record.HasField("steps"):
+            block = record.steps
+            numbers = range(block.first_step, block.first_step + len(block.columns[0].values))
+            told += [(block.epoch, number) for number in numbers]
+        elif record.HasField("epoch"):
+            saved = record.epoch.checkpoint
+            last = (saved.epoch + 1, saved.step) if saved.step else (saved.epoch, 4)
+            assert told[-1] >= last
+    assert told == [(epoch, number) for epoch in (1, 2) for number in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_best_epoch_and_patience_survive_a_resume(
     shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int

@@ -40,6 +40,9 @@ class Step:
         learning_rate: Of the first parameter group.
         data_wait_share: Share of this epoch's time spent waiting for data.
         loader_shares: What making images takes time for, by name: shares of that time.
+        own_losses: Each loss of this step alone, by name.
+        own_wait_share: Share of this step's time spent waiting for data.
+        images_per_second: Of this step, from the wait for its images to its end.
     """
 
     epoch: int
@@ -48,6 +51,9 @@ class Step:
     learning_rate: float
     data_wait_share: float
     loader_shares: Mapping[str, float]
+    own_losses: Mapping[str, float]
+    own_wait_share: float
+    images_per_second: float
 
 
 class Trainer:
@@ -228,20 +234,32 @@ class Trainer:
         """
         if epoch != self._epoch:
             self._epoch, self._steps_done, self._sums = epoch, 0, {}
-        num_images, waited = 0, 0.0
-        began = time.perf_counter()
+        num_images, waited, waited_before = 0, 0.0, 0.0
+        began = resumed = time.perf_counter()
         for index, batch in enumerate(self._images, self._steps_done):
-            for name, value in self.step(batch, epoch, index).items():
+            losses = self.step(batch, epoch, index)
+            for name, value in losses.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._steps_done = index + 1
-            num_images += len(batch["img"]) * self._ranks.num_ranks
-            waited = self._images.wait_seconds / (time.perf_counter() - began)
-            learning_rate = self.optimizer.param_groups[0]["lr"]
-            shares = self.loader_shares
-            step = Step(epoch, index + 1, self._means(), learning_rate, waited, shares)
+            num_here = len(batch["img"]) * self._ranks.num_ranks
+            num_images += num_here
+            now, waited_now = time.perf_counter(), self._images.wait_seconds
+            waited = waited_now / (now - began)
+            step = Step(
+                epoch=epoch,
+                number=index + 1,
+                losses=self._means(),
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                data_wait_share=waited,
+                loader_shares=self.loader_shares,
+                own_losses=losses,
+                own_wait_share=(waited_now - waited_before) / (now - resumed),
+                images_per_second=num_here / (now - resumed),
+            )
             if self._ranks.agree(bool(on_step(step))):
                 self._leave_to_first(epoch, index)
                 save()
+            resumed, waited_before = time.perf_counter(), waited_now
         self._leave_to_first(epoch, self.num_steps - 1)
         values = {f"train/{name}": value for name, value in self._means().items()}
         values["lr"] = self.optimizer.param_groups[0]["lr"]

@@ -11,18 +11,19 @@ from detflow.v1.training_pb2 import LogLines
 from detflow.v1.worker_pb2 import WorkerRecord
 
 MAX_SPOOLED = 4096
-"""Records kept while NATS is away. Beyond that only log lines are given up: all else is rare."""
+"""Records kept while NATS is away: hours of a training. Beyond that the oldest log lines are given
+up, then the oldest values of steps, which leave a gap in their series; all else is rare."""
 
 
 class Spool:
     """A queue of records between the training and the thread that publishes.
 
-    A record gets its number when it is first taken out, so that dropped log lines leave no hole.
+    A record gets its number when it is first taken out, so that dropped ones leave no hole.
 
     Args:
         training: Name of the training.
         attempt: The attempt that writes.
-        max_records: Records above which the oldest log lines are dropped.
+        max_records: Records above which the oldest log lines, or else steps, are dropped.
     """
 
     def __init__(self, training: str, attempt: int, max_records: int = MAX_SPOOLED) -> None:
@@ -53,7 +54,7 @@ class Spool:
         with self._lock:
             self._queue.append((part, stored))
             if len(self._queue) > self._max_records:
-                self._drop_oldest_log()
+                self._drop_oldest()
         self._wake()
         return stored
 
@@ -90,10 +91,11 @@ class Spool:
         """Whether everything written is stored."""
         return not self._queue
 
-    def _drop_oldest_log(self) -> None:
-        for index, (record, stored) in enumerate(self._queue):
-            if record.WhichOneof("what") == "log" and not record.seq:
-                del self._queue[index]
-                stored.cancel()
-                self.num_dropped += 1
-                return
+    def _drop_oldest(self) -> None:
+        for kind in ("log", "steps"):
+            for index, (record, stored) in enumerate(self._queue):
+                if record.WhichOneof("what") == kind and not record.seq:
+                    del self._queue[index]
+                    stored.cancel()
+                    self.num_dropped += 1
+                    return

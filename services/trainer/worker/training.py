@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -32,6 +33,7 @@ from services.trainer.worker.predict import predict
 from services.trainer.worker.progress import Progress
 from services.trainer.worker.records import Spool
 from services.trainer.worker.spec import Spec
+from services.trainer.worker.steps import StepBlocks
 
 CHECKPOINT_SECONDS = 300.0
 """Time without a checkpoint after which one is saved, inside an epoch too."""
@@ -171,8 +173,11 @@ def _train(
     records.log(f"trains on {devices}{trainer.device_name}")
 
     checkpoints = Checkpoints(store, spec)
+    blocks = StepBlocks(records, spec.attempt, trainer.num_steps)
 
     def on_step(step: Step) -> bool:
+        memory_bytes = memory.used_bytes(trainer.device)
+        blocks.add(step, memory_bytes)
         progress.step(
             epoch=step.epoch,
             step=step.number,
@@ -180,7 +185,7 @@ def _train(
             learning_rate=step.learning_rate,
             data_wait_share=step.data_wait_share,
             loader_shares=step.loader_shares,
-            memory_bytes=memory.used_bytes(trainer.device),
+            memory_bytes=memory_bytes,
         )
         if saves_at_stop():
             return True
@@ -192,6 +197,7 @@ def _train(
         return orders.stop and not orders.fenced and checkpoints.cost_seconds <= _STOP_SECONDS
 
     def save_within(num_done: int) -> None:
+        blocks.flush()
         checkpoints.save(num_done, trainer.state(num_done), partial(_report_within, records))
         orders.check()
 
@@ -208,11 +214,14 @@ def _train(
     try:
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
+            began = time.monotonic()
             values = trainer.train_epoch(epoch, on_step, partial(save_within, epoch - 1))
+            values["memory_bytes"] = blocks.end_epoch() or memory.used_bytes(trainer.device)
             if epoch < first_epoch + _NUM_DIAGNOSED and "data_wait_share" in values:
                 for line in diagnose(values["data_wait_share"], trainer.loader_shares):
                     records.log(line)
             values |= trainer.measure(epoch, partial(on_batch, epoch - 1))
+            values["epoch_seconds"] = time.monotonic() - began
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             metrics = EpochMetrics(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
@@ -233,6 +242,7 @@ def _train(
                 break
         checkpoints.wait()
     finally:
+        blocks.flush()
         checkpoints.close()
 
 
