@@ -15,6 +15,8 @@ from grpc_status import rpc_status
 
 from detflow import errors
 from detflow.v1 import (
+    analysis_pb2,
+    analysis_pb2_grpc,
     common_pb2,
     export_pb2,
     export_pb2_grpc,
@@ -57,11 +59,42 @@ class Versions(version_pb2_grpc.VersionServiceServicer):
         return version_pb2.Version(name=request.name, display_name="V_0")
 
 
-class Metrics(metrics_pb2_grpc.MetricsServiceServicer):
-    """Has measured nothing."""
+@dataclass
+class Metrics(metrics_pb2_grpc.MetricsServiceServicer, analysis_pb2_grpc.AnalysisServiceServicer):
+    """Has measured what it is told; remembers what it was asked."""
+
+    evaluations: list[metrics_pb2.Evaluation] = field(default_factory=list)
+    series: list[metrics_pb2.MetricSeries] = field(default_factory=list)
+    step_series: list[metrics_pb2.MetricSeries] = field(default_factory=list)
+    watched: list[metrics_pb2.WatchMetricsResponse] = field(default_factory=list)
+    curves: analysis_pb2.EvaluationCurves = field(default_factory=analysis_pb2.EvaluationCurves)
+    analysis: analysis_pb2.EvaluationAnalysis = field(
+        default_factory=analysis_pb2.EvaluationAnalysis
+    )
+    asked: list[Any] = field(default_factory=list)
 
     def ListEvaluations(self, request: Any, context: Context) -> Any:
-        return metrics_pb2.ListEvaluationsResponse()
+        return metrics_pb2.ListEvaluationsResponse(evaluations=self.evaluations)
+
+    def ListMetricSeries(self, request: Any, context: Context) -> Any:
+        self.asked.append(request)
+        by_step = request.resolution == metrics_pb2.RESOLUTION_STEP
+        series = self.step_series if by_step else self.series
+        return metrics_pb2.ListMetricSeriesResponse(
+            series=[one for one in series if not request.names or one.name in request.names]
+        )
+
+    def WatchMetrics(self, request: Any, context: Context) -> Iterator[Any]:
+        self.asked.append(request)
+        yield from self.watched
+
+    def GetEvaluationCurves(self, request: Any, context: Context) -> Any:
+        self.asked.append(request)
+        return self.curves
+
+    def AnalyzeEvaluation(self, request: Any, context: Context) -> Any:
+        self.asked.append(request)
+        return self.analysis
 
 
 @dataclass
@@ -303,6 +336,7 @@ class Surface:
     trainer: Trainer
     exports: Exports
     weights: Weights
+    metrics: Metrics
     environ: dict[str, str]
 
 
@@ -314,17 +348,23 @@ def serving() -> Iterator[Surface]:
     trainer = Trainer()  # type: ignore[abstract]
     exports = Exports()
     weights = Weights()
+    metrics = Metrics()  # type: ignore[abstract]
     trainer_pb2_grpc.add_TrainerServiceServicer_to_server(trainer, server)
     export_pb2_grpc.add_ExportServiceServicer_to_server(exports, server)
     weights_pb2_grpc.add_WeightsServiceServicer_to_server(weights, server)
     version_pb2_grpc.add_VersionServiceServicer_to_server(Versions(), server)  # type: ignore[abstract]
-    metrics_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)  # type: ignore[abstract]
+    metrics_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server)
+    analysis_pb2_grpc.add_AnalysisServiceServicer_to_server(metrics, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     names = ("VERSION", "PREPROCESS", "TRAINER", "METRICS")
     try:
         yield Surface(
-            trainer, exports, weights, {f"DETFLOW_{name}_ADDRESS": address for name in names}
+            trainer,
+            exports,
+            weights,
+            metrics,
+            {f"DETFLOW_{name}_ADDRESS": address for name in names},
         )
     finally:
         server.stop(None).wait()

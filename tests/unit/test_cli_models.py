@@ -3,56 +3,23 @@
 import json
 import os
 import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detflow import errors
-from detflow.cli import main, output
+from detflow.cli import output
 from detflow.cli.catalogue import language
 from detflow.v1 import common_pb2, export_pb2, trainer_pb2, training_pb2
-from tests.stack_rig import Done
-from tests.surface_rig import FILE, TRAINING, VERSION, Surface, serving
+from tests.cli_rig import Rig, rig
+from tests.surface_rig import FILE, TRAINING, VERSION
 
 Watched = trainer_pb2.WatchTrainingResponse
 State = training_pb2.Training.State
 
 
-class Rig:
-    """Runs commands in this process against fakes."""
-
-    def __init__(
-        self,
-        fakes: Surface,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        self.fakes = fakes
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-
-    def run(self, *arguments: str) -> Done:
-        command = ["detflow", *arguments, "--address", "127.0.0.1:1"]
-        self._monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as exited:
-            main()
-        printed = self._capsys.readouterr()
-        assert isinstance(exited.value.code, int)
-        return Done(exited.value.code, printed.out, printed.err)
-
-
-@pytest.fixture
-def rig(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Rig]:
-    with serving() as fakes:
-        for name, value in fakes.environ.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.chdir(tmp_path)
-        yield Rig(fakes, monkeypatch, capsys)
+__all__ = ["rig"]
 
 
 def training(**fields: Any) -> training_pb2.Training:
