@@ -174,11 +174,12 @@ def say_curves(curves: analysis_pb2.EvaluationCurves) -> None:
     """Draws precision by recall and what every threshold gives; numbers where nothing is drawn."""
     console = plots.terminal()
     for plot in _plots(curves):
+        output.say()
         if console is not None:
             console.print(plots.drawn(plot, console))
         else:
             _say_numbers(plot)
-        output.say()
+    output.say()
     output.say_table(
         ("CLASS", "AP50-95", "AP50", "PRECISION", "RECALL", "F1", "AT CONFIDENCE"),
         (_best_row(curve, curves.precision_recall) for curve in curves.confidence),

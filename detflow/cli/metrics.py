@@ -11,7 +11,7 @@ import typer
 from detflow.cli import analysis, metric_tables, output
 from detflow.cli.follow import say_evaluations
 from detflow.cli.metrics_watch import WATCHED, watch_series
-from detflow.cli.series import chosen, say_series
+from detflow.cli.series import chosen, number, say_series
 from detflow.cli.session import Address, Json, Project, Session, session
 from detflow.client.metrics import EVALUATED_SPLITS
 from detflow.client.projects import DEFAULT_PROJECT
@@ -281,10 +281,10 @@ def _say(s: Session, asked: _Asked, found: _Found) -> None:
     if s.project != DEFAULT_PROJECT:
         results += ["--project", s.project]
     if found.analysis:
-        at = "with the best F1" if asked.threshold is None else "asked for"
+        best = " (the best F1)" if asked.threshold is None else ""
         output.say(
             f"{_SPLIT_WORDS[split]} images, detections of confidence"
-            f" {found.analysis.confidence_threshold:.3f} and more (the threshold {at}), IoU 0.5"
+            f" >= {found.analysis.confidence_threshold:.3f}{best}, IoU 0.5"
         )
         if asked.counts:
             output.say()
@@ -300,7 +300,6 @@ def _say(s: Session, asked: _Asked, found: _Found) -> None:
             output.say()
         output.say(f"{_SPLIT_WORDS[split]} images, all detections")
         if asked.curves:
-            output.say()
             analysis.say_curves(found.curves)
         if asked.calibration:
             output.say()
@@ -317,17 +316,16 @@ def _say_overview(training: str, found: _Found) -> None:
     output.say_table(
         ("EPOCH VALUE", "FIRST", "LAST", "EPOCHS"),
         (
-            (one.name, f"{one.values[0]:.4g}", f"{one.values[-1]:.4g}", f"{len(one.epochs)}")
+            (one.name, number(one.values[0]), number(one.values[-1]), f"{len(one.epochs)}")
             for one in found.series
             if one.values
         ),
         empty="no epoch is finished yet",
     )
     output.say()
-    output.say(
-        f"more: detflow metrics {shlex.quote(output.printable(training))} --errors | --confusion |"
-        " --curves | --calibration | --threshold 0.5 | --series '*_loss'"
-    )
+    command = f"detflow metrics {shlex.quote(output.printable(training))}"
+    output.say(f"why: {command} --errors --confusion --curves --calibration")
+    output.say(f"over time: {command} --series '*_loss,val/*'")
 
 
 def _watch(s: Session, name: str, asked: _Asked) -> None:

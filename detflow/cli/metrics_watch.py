@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from detflow.cli import output, plots
-from detflow.cli.series import matches, plots_of
+from detflow.cli.series import matches, number, plots_of
 from detflow.cli.session import Session
 from detflow.v1 import metrics_pb2, training_pb2
 
@@ -159,7 +159,7 @@ def _take(
 
 def _values(values: Mapping[str, float]) -> str:
     return "".join(
-        f", {output.printable(name)} {value:.4g}" for name, value in sorted(values.items())
+        f", {output.printable(name)} {number(value)}" for name, value in sorted(values.items())
     )
 
 

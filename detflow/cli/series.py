@@ -1,6 +1,7 @@
 """How the series of a training are shown: as plots on a terminal, elsewhere as numbers."""
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from detflow.cli import output, plots
@@ -39,13 +40,15 @@ def say_series(series: Sequence[metrics_pb2.MetricSeries]) -> None:
     by_step = any(one.positions for one in series)
     if console is not None:
         points = {one.name: (one.positions or one.epochs, one.values) for one in series}
-        for plot in plots_of(points, by_step):
+        for place, plot in enumerate(plots_of(points, by_step)):
+            if place:
+                output.say()
             console.print(plots.drawn(plot, console))
     elif by_step:
         output.say_table(
             ("SERIES", "EPOCHS DONE", "VALUE"),
             (
-                (one.name, f"{position:.4f}", f"{value:.6g}")
+                (one.name, f"{position:.4f}", number(value))
                 for one in series
                 for position, value in zip(one.positions, one.values, strict=True)
             ),
@@ -56,11 +59,16 @@ def say_series(series: Sequence[metrics_pb2.MetricSeries]) -> None:
         output.say_table(
             ("EPOCH", *(output.printable(one.name) for one in series)),
             (
-                (f"{epoch}", *("-" if v is None else f"{v:.6g}" for v in values))
+                (f"{epoch}", *("-" if value is None else number(value) for value in values))
                 for epoch, values in rows.items()
             ),
             empty="no epoch is finished yet",
         )
+
+
+def number(value: float) -> str:
+    """Renders a value, or a dash where it is none: NaN, or infinite."""
+    return f"{value:.5g}" if math.isfinite(value) else "-"
 
 
 def by_epoch(series: Sequence[metrics_pb2.MetricSeries]) -> Mapping[int, Sequence[float | None]]:
