@@ -46,11 +46,18 @@ class Settings:
             {model}.safetensors or {model}.pt; empty for none.
         preprocess_processes: Processes that decode and encode images; 0 means one per core.
         max_upload_bytes: Largest archive that is accepted.
+        predict_processes: Images that models are tried on at once.
+        predict_threads: Threads of each; 0 shares the cores out among them.
+        predict_memory_bytes: Memory for the models that predict; those used least recently make
+            room.
         upload_idle_hours: How long an unfinished upload is kept after its last byte.
         import_urls: Where datasets may be imported from: prefixes such as s3://bucket/folder,
             separated by commas, that the preprocess service can read; empty for nowhere.
         trash_days: How long deleted versions can be restored before they are removed for good, with
             their trainings.
+        webhook_hosts: Where webhooks may be sent to, separated by commas: external (addresses of
+            the internet), private, loopback, a network such as 10.1.0.0/16, a host name such as
+            hooks.example.com or *.example.com.
         drain_seconds: How long running calls may go on after SIGTERM.
         log_format: json or console.
         log_level: debug, info, warning or error.
@@ -77,9 +84,13 @@ class Settings:
     pretrained_dir: str = ""
     preprocess_processes: int = 0
     max_upload_bytes: int = 1 << 40
+    predict_processes: int = 1
+    predict_threads: int = 0
+    predict_memory_bytes: int = 1 << 30
     upload_idle_hours: float = 24.0
     import_urls: str = ""
     trash_days: float = 30.0
+    webhook_hosts: str = "external"
     drain_seconds: float = 10.0
     log_format: str = "json"
     log_level: str = "info"

@@ -11,6 +11,7 @@ from detflow.cli import (
     train,
     trainings,
     versions,
+    webhooks,
     weights,
 )
 from detflow.cli.session import Address, Json, Project, Session
@@ -42,5 +43,6 @@ app.command("metrics")(metrics.metrics)
 app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")
 app.add_typer(weights.app, name="weights")
+app.add_typer(webhooks.app, name="webhooks")
 app.command("models")(catalogue.models)
 app.command("hyperparameters")(catalogue.hyperparameters)

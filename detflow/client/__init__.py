@@ -27,6 +27,7 @@ from detflow.client.metrics import Metrics
 from detflow.client.projects import Projects
 from detflow.client.trainings import Trainings
 from detflow.client.versions import Versions
+from detflow.client.webhooks import Webhooks
 from detflow.client.weights import Weights
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc
 
@@ -51,6 +52,7 @@ class Client:
         trainings: Models being trained.
         exports: Trained models as files.
         weights: Files that trainings begin with.
+        webhooks: Addresses that are told what happens to trainings.
         metrics: What was measured.
 
     Raises:
@@ -68,6 +70,7 @@ class Client:
         self.trainings = Trainings(self._connection)
         self.exports = Exports(self._connection)
         self.weights = Weights(self._connection)
+        self.webhooks = Webhooks(self._connection)
         self.metrics = Metrics(self._connection)
 
     def models(self) -> Sequence[trainer_pb2.Model]:

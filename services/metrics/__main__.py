@@ -13,6 +13,7 @@ from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.evaluator import Evaluator
 from services.metrics.garbage import GarbageCollector
 from services.metrics.service import MetricsService
+from services.metrics.webhooks import wiring as webhooks
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -38,6 +39,7 @@ def wire(service: server.Service) -> None:
         add_MetricsServiceServicer_to_server,
         MetricsService(service.db, service.bus, service.watcher, applied),
     )
+    webhooks.wire(service)
 
 
 async def serve() -> None:
