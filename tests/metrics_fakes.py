@@ -122,6 +122,22 @@ class FakeTraining:
         )
         await self.publish("epoch_completed", events_pb2.Event(epoch=metrics))
 
+    async def steps(
+        self, epoch: int, first_step: int, *, num_steps: int = 10, **columns: list[float]
+    ) -> None:
+        """Reports steps; `train__box_loss=[3, 2]` becomes train/box_loss of two steps."""
+        block = training_pb2.StepMetrics(
+            attempt=self.attempt,
+            epoch=epoch,
+            first_step=first_step,
+            num_steps=num_steps,
+            columns=[
+                training_pb2.StepMetrics.Column(name=name.replace("__", "/"), values=values)
+                for name, values in columns.items()
+            ],
+        )
+        await self.publish("steps_completed", events_pb2.Event(steps=block))
+
     async def log(self, *lines: str) -> None:
         """Reports log lines."""
         lines_message = training_pb2.LogLines(attempt=self.attempt, lines=lines)

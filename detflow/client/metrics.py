@@ -1,13 +1,22 @@
 """Metrics: series over the epochs, and evaluations of the best weights."""
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from detflow.client.columns import Columns, join
 from detflow.client.connection import Connection
 from detflow.errors import InvalidArgument
 from detflow.v1 import analysis_pb2, analysis_pb2_grpc, metrics_pb2, metrics_pb2_grpc
 
 EVALUATED_SPLITS = ("val", "test")
 _ANALYSIS_SECONDS = 60.0
+_COLUMNS_SECONDS = 60.0
+_RESOLUTIONS: Mapping[str, metrics_pb2.Resolution.ValueType] = {
+    "epoch": metrics_pb2.RESOLUTION_EPOCH,
+    "step": metrics_pb2.RESOLUTION_STEP,
+}
 
 
 class Metrics:
@@ -42,6 +51,38 @@ class Metrics:
             max_points=max_points,
         )
         return self._connection.call(self._stub.ListMetricSeries, request).series
+
+    def columns(
+        self,
+        training: str,
+        names: Sequence[str] = (),
+        resolution: Literal["epoch", "step"] = "step",
+    ) -> Mapping[str, Columns]:
+        """Returns whole series, nothing thinned out; a million values take less than a second.
+
+        Example:
+            loss = client.metrics.columns(training.name, ["train/box_loss"])["train/box_loss"]
+            plt.plot(numpy.asarray(loss.positions), numpy.asarray(loss.values))
+
+        Args:
+            training: Resource name.
+            names: Only these; all of them unless named.
+            resolution: epoch or step: one value for each.
+
+        Raises:
+            NotFound: There is no such training.
+            InvalidArgument: There is no such resolution.
+        """
+        if resolution not in _RESOLUTIONS:
+            raise InvalidArgument(
+                f"resolution {resolution!r} must be {' or '.join(_RESOLUTIONS)}",
+                reason="BAD_RESOLUTION",
+            )
+        request = metrics_pb2.ReadMetricColumnsRequest(
+            training=training, names=names, resolution=_RESOLUTIONS[resolution]
+        )
+        with self._connection.translated():
+            return join(self._stub.ReadMetricColumns(request, timeout=_COLUMNS_SECONDS))
 
     def evaluations(self, training: str) -> Sequence[metrics_pb2.Evaluation]:
         """Returns the evaluations of a training: validation, then test."""

@@ -7,11 +7,12 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from detflow import names
@@ -29,6 +30,7 @@ from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.domain import Evaluation
 from services.metrics.evaluator import MAX_TRIES, Evaluator
 from services.metrics.series import epoch_series
+from services.metrics.series_reader import read_epoch_series, read_step_series
 from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
 
 MakeDatabase = Callable[[str], Awaitable[Database]]
@@ -115,6 +117,108 @@ async def test_points_depend_on_what_came_and_not_on_the_order(
     assert training is not None
     assert training.attempt == len(history)
     assert (training.applied.seq, training.applied.ahead) == (len(events), ())
+
+
+@dataclass
+class StepHistory:
+    """A training of 4 steps an epoch as its attempts tell of it, and what of it is to be seen.
+
+    Places are counted in steps from the begin of the training.
+    """
+
+    events: list[events_pb2.Event] = field(default_factory=list)
+    steps: dict[int, float] = field(default_factory=dict)
+    epochs: dict[int, float] = field(default_factory=dict)
+    num_attempts: int = 0
+
+    def attempt(self, back: int, lengths: list[int], measures_again: bool) -> None:
+        """Has an attempt go on before the last steps and tell blocks of these lengths at most.
+
+        Args:
+            back: How many steps were lost.
+            lengths: Steps of each block, unless its epoch ends before.
+            measures_again: Where it goes on between epochs, it measures the one before once more.
+        """
+        self.num_attempts += 1
+        first = max(0, max(self.steps, default=-1) + 1 - back)
+        measures_again = measures_again and first > 0 and first % 4 == 0
+        if lengths or measures_again:
+            self.steps = {place: value for place, value in self.steps.items() if place < first}
+        if measures_again:
+            self._tell_epoch(first // 4, is_first=True)
+        is_first = not measures_again
+        place = first
+        for length in lengths:
+            length = min(length, 4 - place % 4)
+            self._tell_steps(place, length)
+            place += length
+            if place % 4 == 0:
+                self._tell_epoch(place // 4, is_first=is_first)
+                is_first = False
+
+    def _tell_steps(self, place: int, length: int) -> None:
+        values = [1000.0 * self.num_attempts + number for number in range(place, place + length)]
+        self.steps |= dict(zip(range(place, place + length), values, strict=True))
+        block = training_pb2.StepMetrics(
+            attempt=self.num_attempts,
+            epoch=place // 4 + 1,
+            first_step=place % 4 + 1,
+            num_steps=4,
+            columns=[
+                training_pb2.StepMetrics.Column(name="zero", values=[0.0] * length),
+                training_pb2.StepMetrics.Column(name="lr", values=values),
+            ],
+        )
+        self.events.append(events_pb2.Event(steps=block))
+
+    def _tell_epoch(self, epoch: int, *, is_first: bool) -> None:
+        if is_first:
+            self.epochs = {one: value for one, value in self.epochs.items() if one < epoch}
+        self.epochs[epoch] = 1000.0 * self.num_attempts
+        metrics = training_pb2.EpochMetrics(
+            attempt=self.num_attempts, epoch=epoch, values={"lr": self.epochs[epoch]}
+        )
+        self.events.append(events_pb2.Event(epoch=metrics))
+
+
+block_lengths = st.lists(st.integers(1, 4), max_size=6)
+step_attempts = st.tuples(st.integers(0, 9), st.just([]) | block_lengths, st.booleans())
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(history=st.lists(step_attempts, min_size=1, max_size=4), data=st.data())
+async def test_steps_depend_on_what_came_and_not_on_the_order(
+    db: Database, history: list[tuple[int, list[int], bool]], data: st.DataObject
+) -> None:
+    told = StepHistory()
+    for back, lengths, measures_again in history:
+        told.attempt(back, lengths, measures_again)
+    assume(told.events)
+    training_id = names.new_id()
+    numbered = [delivered(training_id, n, event) for n, event in enumerate(told.events, start=1)]
+    again = data.draw(st.lists(st.sampled_from(numbered), max_size=6))
+    order = data.draw(st.permutations([*numbered, *again]))
+    handler = TrainingEvents(Bell(), Bell())
+    async with db.transaction() as conn:
+        for event in order:
+            await handler.handle(conn, event)
+        training = await tables.get_training(conn, training_id)
+        assert training is not None
+        by_epoch = await read_epoch_series(conn, training)
+        by_step = {s.name: s for s in await read_step_series(conn, training, max_points=1000)}
+    epochs = {s.name: dict(zip(s.epochs_N, s.values_N, strict=True)) for s in by_epoch}
+    assert epochs == ({"lr": told.epochs} if told.epochs else {})
+    if not told.steps:
+        assert not by_step
+        return
+    found = by_step["lr"]
+    assert (found.positions_N * 4 - 1).tolist() == list(range(len(told.steps)))
+    assert found.values_N.tolist() == [told.steps[place] for place in sorted(told.steps)]
+    assert by_step["zero"].values_N.tolist() == [0.0] * len(told.steps)
 
 
 async def evaluations(db: Database, training_id: str) -> list[Evaluation]:
