@@ -8,10 +8,13 @@ from detflow.events import EVENTS_STREAM
 from detflow.store import ObjectStore
 from detflow.tasks import Bell
 from detflow.v1 import events_pb2
+from detflow.v1.analysis_pb2_grpc import add_AnalysisServiceServicer_to_server
 from detflow.v1.metrics_pb2_grpc import add_MetricsServiceServicer_to_server
+from services.metrics.analysis_service import AnalysisService
 from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.evaluator import Evaluator
 from services.metrics.garbage import GarbageCollector
+from services.metrics.measured import MeasuredSplits
 from services.metrics.service import MetricsService
 from services.metrics.webhooks import wiring as webhooks
 
@@ -39,6 +42,8 @@ def wire(service: server.Service) -> None:
         add_MetricsServiceServicer_to_server,
         MetricsService(service.db, service.bus, service.watcher, applied),
     )
+    splits = MeasuredSplits(service.db, objects)
+    service.add(add_AnalysisServiceServicer_to_server, AnalysisService(splits))
     webhooks.wire(service)
 
 

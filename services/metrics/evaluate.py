@@ -16,9 +16,9 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from services.metrics.domain import ClassFigures, CocoSummary, Measurement, OperatingPoint
+from services.metrics.curves import best_f1, count_truths, counted
+from services.metrics.domain import ClassFigures, CocoSummary, Measurement
 from services.metrics.inputs import (
-    Booleans,
     Floats,
     Predicted,
     Truth,
@@ -56,14 +56,10 @@ def evaluate(ground_truth: Mapping[str, Any], predictions: bytes) -> tuple[Measu
     matches = match(truth, predicted)
     measurement = Measurement(
         coco=_summarize(precision_TRKAD, recall_TKAD),
-        best_f1=best_f1(
-            matches.confidence_N[matches.counted_N],
-            matches.truth_N[matches.counted_N] >= 0,
-            int(np.count_nonzero(~matches.crowd_M)),
-        ),
+        best_f1=best_f1(*counted(matches)),
         classes=_classes(matches, precision_TRKAD, recall_TKAD),
         num_images=len(matches.id_I),
-        num_ground_truths=int(np.count_nonzero(~matches.crowd_M)),
+        num_ground_truths=int(count_truths(matches).sum()),
         num_predictions=len(matches.confidence_N),
     )
     return measurement, matches
@@ -123,68 +119,29 @@ def _classes(
     matches: Matches, precision_TRKAD: Floats, recall_TKAD: Floats
 ) -> tuple[ClassFigures, ...]:
     """Averages the figures of each class."""
-    figures = []
-    for k, name in enumerate(matches.class_names):
-        precision_TRA = precision_TRKAD[:, :, k, :, _MAX100]
-        mine_N = matches.class_N == k
-        counted_N = mine_N & matches.counted_N
-        num_truths = int(np.count_nonzero((matches.class_M == k) & ~matches.crowd_M))
-        figures.append(
-            ClassFigures(
-                class_name=name,
-                ap50_95=_mean(precision_TRA[:, :, _ALL]),
-                ap50=_mean(precision_TRA[_IOU50, :, _ALL]),
-                num_ground_truths=num_truths,
-                ap75=_mean(precision_TRA[_IOU75, :, _ALL]),
-                ap_small=_mean(precision_TRA[:, :, _SMALL]),
-                ap_medium=_mean(precision_TRA[:, :, _MEDIUM]),
-                ap_large=_mean(precision_TRA[:, :, _LARGE]),
-                ar_max100=_mean(recall_TKAD[:, k, _ALL, _MAX100]),
-                num_predictions=int(np.count_nonzero(mine_N)),
-                best_f1=best_f1(
-                    matches.confidence_N[counted_N], matches.truth_N[counted_N] >= 0, num_truths
-                ),
-            )
+    num_classes = len(matches.class_names)
+    truths_K = count_truths(matches).tolist()
+    predictions_K = np.bincount(matches.class_N, minlength=num_classes).tolist()
+    precision_TRKA, recall_TK = precision_TRKAD[..., _MAX100], recall_TKAD[..., _ALL, _MAX100]
+    return tuple(
+        ClassFigures(
+            class_name=name,
+            ap50_95=_mean(precision_TRKA[:, :, k, _ALL]),
+            ap50=_mean(precision_TRKA[_IOU50, :, k, _ALL]),
+            num_ground_truths=truths_K[k],
+            ap75=_mean(precision_TRKA[_IOU75, :, k, _ALL]),
+            ap_small=_mean(precision_TRKA[:, :, k, _SMALL]),
+            ap_medium=_mean(precision_TRKA[:, :, k, _MEDIUM]),
+            ap_large=_mean(precision_TRKA[:, :, k, _LARGE]),
+            ar_max100=_mean(recall_TK[:, k]),
+            num_predictions=predictions_K[k],
+            best_f1=best_f1(*counted(matches, k)),
         )
-    return tuple(figures)
+        for k, name in enumerate(matches.class_names)
+    )
 
 
 def _mean(values: Floats) -> float:
     """Mean of what could be measured (not -1), or -1."""
     measured = values[values > -1]
     return float(np.mean(measured)) if measured.size else -1.0
-
-
-def best_f1(
-    confidence_N: np.typing.NDArray[np.float32], right_N: Booleans, num_truths: int
-) -> OperatingPoint | None:
-    """Finds the confidence threshold with the best F1.
-
-    With a threshold t, TP(t) and FP(t) are the right and wrong detections of confidence >= t,
-    P(t) = TP / (TP + FP), R(t) = TP / boxes and F1(t) = 2 P R / (P + R) = 2 TP / (TP + FP + boxes).
-    Matching is greedy from the most confident detection down, so the matches above a threshold do
-    not depend on what lies below it, and one matching serves every threshold. The thresholds tried
-    are all distinct confidences; of equals the highest wins. Without detections the point is 0
-    throughout.
-
-    Args:
-        confidence_N: Confidence of the detections that count.
-        right_N: Which of them are right.
-        num_truths: Boxes there are to be found; without any there is no such point.
-    """
-    if not num_truths:
-        return None
-    if not confidence_N.size:
-        return OperatingPoint(confidence_threshold=0.0, precision=0.0, recall=0.0, f1=0.0)
-    order_N = np.argsort(-confidence_N, kind="stable")
-    confidence_N, right_N = confidence_N[order_N], right_N[order_N]
-    last = np.flatnonzero(np.append(np.diff(confidence_N) != 0, True))  # equal ones come together
-    num_right, num_kept = np.cumsum(right_N)[last], last + 1
-    best = int(np.argmax(2 * num_right / (num_kept + num_truths)))
-    right, kept = int(num_right[best]), int(num_kept[best])
-    return OperatingPoint(
-        confidence_threshold=float(confidence_N[last[best]]),
-        precision=right / kept,
-        recall=right / num_truths,
-        f1=2 * right / (kept + num_truths),
-    )
