@@ -88,13 +88,15 @@ def _listed(class_names: Sequence[str]) -> str:
 
 
 def _curves(matches: Matches, classes: Sequence[int]) -> analysis_pb2.EvaluationCurves:
-    message = analysis_pb2.EvaluationCurves(recalls=curves.RECALLS, thresholds=curves.CONFIDENCES)
+    message = analysis_pb2.EvaluationCurves(
+        recalls=curves.RECALLS.round(2), thresholds=curves.CONFIDENCES
+    )
     precision_TKR = curves.precisions(matches)
-    known_K = curves.count_truths(matches) > 0
-    message.precision_recall.extend(_precision_recall("", precision_TKR[:, known_K].mean(axis=1)))
+    known = np.flatnonzero(curves.count_truths(matches)).tolist()
+    message.precision_recall.extend(_precision_recall("", precision_TKR[:, known]))
     for k in classes:
-        name = matches.class_names[k]
-        message.precision_recall.extend(_precision_recall(name, precision_TKR[:, k]))
+        of_class_TKR = precision_TKR[:, [k] if k in known else []]
+        message.precision_recall.extend(_precision_recall(matches.class_names[k], of_class_TKR))
     message.confidence.append(_confidence_curve(matches, None))
     message.confidence.extend(_confidence_curve(matches, k) for k in classes)
     confidence_N, right_N, _ = curves.counted(matches)
@@ -103,18 +105,20 @@ def _curves(matches: Matches, classes: Sequence[int]) -> analysis_pb2.Evaluation
 
 
 def _precision_recall(
-    class_name: str, precision_TR: Floats
+    class_name: str, precision_TKR: Floats
 ) -> list[analysis_pb2.PrecisionRecallCurve]:
-    """Makes the curves at IoU 0.5 and 0.75 and their mean over all IoU thresholds."""
-    found = [
-        analysis_pb2.PrecisionRecallCurve(class_name=class_name, iou=iou, ap=-1.0)
-        for iou in (0.5, 0.75, 0.0)
-    ]
-    rows = (precision_TR[_IOU50], precision_TR[_IOU75], precision_TR.mean(axis=0))
-    for message, precision_R in zip(found, rows, strict=True):
-        if not np.isnan(precision_R).any():
-            message.precisions.extend(precision_R)
-            message.ap = float(precision_R.mean())
+    """Makes the curves at IoU 0.5 and 0.75 and over all IoU thresholds: means over some classes."""
+    found = []
+    for iou, some_TKR in (
+        (0.5, precision_TKR[_IOU50]),
+        (0.75, precision_TKR[_IOU75]),
+        (0.0, precision_TKR),
+    ):
+        message = analysis_pb2.PrecisionRecallCurve(class_name=class_name, iou=iou, ap=-1.0)
+        if some_TKR.size:
+            message.precisions.extend(some_TKR.reshape(-1, len(curves.RECALLS)).mean(axis=0))
+            message.ap = float(some_TKR.mean())
+        found.append(message)
     return found
 
 
