@@ -9,12 +9,18 @@ from detflow.store import ObjectStore
 from detflow.tasks import Bell
 from detflow.v1 import events_pb2
 from detflow.v1.analysis_pb2_grpc import add_AnalysisServiceServicer_to_server
+from detflow.v1.comparison_pb2_grpc import add_ComparisonServiceServicer_to_server
+from detflow.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from detflow.v1.metrics_pb2_grpc import add_MetricsServiceServicer_to_server
 from services.metrics.analysis_service import AnalysisService
+from services.metrics.bundle_images import BundleImages
+from services.metrics.comparison_service import ComparisonService
 from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.evaluator import Evaluator
 from services.metrics.garbage import GarbageCollector
+from services.metrics.inference_service import InferenceService
 from services.metrics.measured import MeasuredSplits
+from services.metrics.pictures import Pictures
 from services.metrics.service import MetricsService
 from services.metrics.webhooks import wiring as webhooks
 
@@ -44,6 +50,10 @@ def wire(service: server.Service) -> None:
     )
     splits = MeasuredSplits(service.db, objects)
     service.add(add_AnalysisServiceServicer_to_server, AnalysisService(splits))
+    comparisons = ComparisonService(service.db, splits)
+    service.add(add_ComparisonServiceServicer_to_server, comparisons)
+    pictures = Pictures(BundleImages(objects))
+    service.add(add_InferenceServiceServicer_to_server, InferenceService(splits, pictures))
     webhooks.wire(service)
 
 

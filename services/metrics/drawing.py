@@ -38,7 +38,7 @@ class Style(enum.Enum):
     """What a box is."""
 
     FOUND = enum.auto()
-    """A detection that is right, or not compared with anything: a solid line."""
+    """A detection that is right, does not count or is not compared: a solid line."""
     WRONG = enum.auto()
     """A detection that is wrong: a solid line in a red border, its name crossed on red."""
     TRUTH = enum.auto()
@@ -127,8 +127,9 @@ def _draw_lines(canvas: ImageDraw.ImageDraw, box: DrawnBox, size: tuple[int, int
 
 def _edges(box: DrawnBox, size: tuple[int, int]) -> _Rectangle:
     width, height = size
-    x1, x2 = (min(max(round(x), 0), width - 1) for x in (box.x1, box.x2))
-    y1, y2 = (min(max(round(y), 0), height - 1) for y in (box.y1, box.y2))
+    # The right and the lower edge are where the next pixel begins.
+    x1, x2 = (min(max(round(x), 0), width - 1) for x in (box.x1, box.x2 - 1))
+    y1, y2 = (min(max(round(y), 0), height - 1) for y in (box.y1, box.y2 - 1))
     return x1, y1, max(x1, x2), max(y1, y2)
 
 
