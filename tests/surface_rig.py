@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,18 @@ class Metrics(metrics_pb2_grpc.MetricsServiceServicer, analysis_pb2_grpc.Analysi
         return metrics_pb2.ListMetricSeriesResponse(
             series=[one for one in series if not request.names or one.name in request.names]
         )
+
+    def ReadMetricColumns(self, request: Any, context: Context) -> Iterator[Any]:
+        for one in self.step_series:
+            numbers = range(len(one.values))
+            yield metrics_pb2.MetricColumns(
+                name=one.name,
+                num_points=len(one.values),
+                epochs=b"".join(struct.pack("<i", 1) for _ in numbers),
+                steps=b"".join(struct.pack("<i", number + 1) for number in numbers),
+                positions=b"".join(struct.pack("<d", position) for position in one.positions),
+                values=b"".join(struct.pack("<d", value) for value in one.values),
+            )
 
     def WatchMetrics(self, request: Any, context: Context) -> Iterator[Any]:
         self.asked.append(request)

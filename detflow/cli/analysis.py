@@ -15,6 +15,8 @@ _BAR_CELLS = 20
 _MAX_CONFUSIONS = 20
 _EVERY = 5
 """Of 101 points of a curve, those printed as numbers: 0.00, 0.05 to 1.00."""
+_LIKELY = 0.05
+"""Most detections are less confident, and so many that they hide what the others are like."""
 _BACKGROUND = "(background)"
 _NOT_FOUND = "(not found)"
 _ALL = "(all)"
@@ -125,10 +127,13 @@ def say_errors(analysis: analysis_pb2.EvaluationAnalysis, results_command: str) 
         ),
         empty="no errors",
     )
+    output.say(
+        "TIMES is at this threshold; COSTS is what mAP50, which has none, would gain without it"
+    )
     made = [error for error in analysis.errors if error.count]
     if made:
-        worst = max(made, key=lambda error: (error.map50_gain, error.count))
-        output.say(f"see them: {results_command} --error {ERROR_KINDS[worst.kind][0]}")
+        most_often = max(made, key=lambda error: error.count)
+        output.say(f"see them: {results_command} --error {ERROR_KINDS[most_often.kind][0]}")
 
 
 def say_calibration(calibration: analysis_pb2.Calibration) -> None:
@@ -148,15 +153,17 @@ def say_calibration(calibration: analysis_pb2.Calibration) -> None:
         ),
         empty="nothing was found",
     )
-    if not any(one.num_detections for one in calibration.bins):
-        return
-    excess = sum(
-        one.num_detections * (one.mean_confidence - one.precision) for one in calibration.bins
-    ) / sum(one.num_detections for one in calibration.bins)
+    likely = [one for one in calibration.bins if one.min_confidence >= _LIKELY]
+    total = sum(one.num_detections for one in likely)
     output.say(
-        f"calibration error {calibration.expected_error:.3f}, at most {calibration.max_error:.3f};"
-        f" on average confidences are {abs(excess):.3f} too {'high' if excess > 0 else 'low'}"
+        f"calibration error {calibration.expected_error:.3f}, at most {calibration.max_error:.3f}"
     )
+    if total:
+        excess = sum(one.num_detections * (one.mean_confidence - one.precision) for one in likely)
+        output.say(
+            f"from {_LIKELY} on, confidences are {abs(excess) / total:.3f}"
+            f" too {'high' if excess > 0 else 'low'} on average"
+        )
 
 
 def _reliability(precision: float, confidence: float) -> str:

@@ -2,13 +2,14 @@
 
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
 from detflow.cli.follow import split_name
 from detflow.cli.series import by_epoch
+from detflow.client.columns import Columns
 from detflow.v1 import analysis_pb2, metrics_pb2
 
 _COCO = [field.name for field in metrics_pb2.CocoSummary.DESCRIPTOR.fields]
@@ -150,13 +151,14 @@ def epochs(series: Sequence[metrics_pb2.MetricSeries]) -> Table:
     )
 
 
-def steps(series: Sequence[metrics_pb2.MetricSeries]) -> Table:
-    """A row for each value of each series."""
+def steps(columns: Mapping[str, Columns]) -> Table:
+    """A row for each step, a column for each series."""
+    values: dict[tuple[int, int, float], dict[str, float]] = {}
+    for name, one in columns.items():
+        places = zip(one.epochs, one.steps, one.positions, strict=True)
+        for place, value in zip(places, one.values, strict=True):
+            values.setdefault(place, {})[name] = value
     return Table(
-        header=("name", "epochs_done", "value"),
-        rows=(
-            (one.name, position, value)
-            for one in series
-            for position, value in zip(one.positions, one.values, strict=True)
-        ),
+        header=("epoch", "step", "epochs_done", *columns),
+        rows=((*place, *(values[place].get(name) for name in columns)) for place in sorted(values)),
     )

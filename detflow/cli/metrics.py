@@ -2,8 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
@@ -13,12 +13,11 @@ from detflow.cli.follow import say_evaluations
 from detflow.cli.metrics_watch import WATCHED, watch_series
 from detflow.cli.series import chosen, number, say_series
 from detflow.cli.session import Address, Json, Project, Session, session
+from detflow.client.columns import Columns
 from detflow.client.metrics import EVALUATED_SPLITS
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.v1 import analysis_pb2, metrics_pb2
 
-_MAX_POINTS_SHOWN = 1000
-_MAX_POINTS_WRITTEN = 100_000
 _SPLIT_WORDS = {"val": "validation", "test": "test"}
 
 
@@ -154,7 +153,7 @@ def metrics(
     if watch:
         _watch(s, name, asked)
         return
-    found = _find(s, name, asked, max_points=_MAX_POINTS_WRITTEN if csv else _MAX_POINTS_SHOWN)
+    found = _find(s, name, asked, whole=csv)
     if s.json:
         output.say_json(_document(name, asked, found))
     elif csv:
@@ -206,11 +205,13 @@ class _Found:
 
     evaluations: Sequence[metrics_pb2.Evaluation] = ()
     series: Sequence[metrics_pb2.MetricSeries] = ()
+    columns: Mapping[str, Columns] = field(default_factory=dict)
     curves: analysis_pb2.EvaluationCurves | None = None
     analysis: analysis_pb2.EvaluationAnalysis | None = None
 
 
-def _find(s: Session, name: str, asked: _Asked, *, max_points: int) -> _Found:
+def _find(s: Session, name: str, asked: _Asked, *, whole: bool) -> _Found:
+    """Asks for it; of series by step the `whole` if so, otherwise what can be drawn."""
     found = _Found()
     client = s.client.metrics
     split = asked.split or EVALUATED_SPLITS[0]
@@ -225,7 +226,10 @@ def _find(s: Session, name: str, asked: _Asked, *, max_points: int) -> _Found:
     if asked.series:
         known = client.series(name, steps=asked.steps, max_points=1)
         names = chosen([one.name for one in known], asked.series)
-        found.series = client.series(name, names, steps=asked.steps, max_points=max_points)
+        if asked.steps and whole:
+            found.columns = client.columns(name, names, "step")
+        else:
+            found.series = client.series(name, names, steps=asked.steps)
     return found
 
 
@@ -264,7 +268,7 @@ def _say_csv(asked: _Asked, found: _Found) -> None:
         if asked.calibration:
             tables.append(metric_tables.calibration(found.curves))
     if asked.steps:
-        tables.append(metric_tables.steps(found.series))
+        tables.append(metric_tables.steps(found.columns))
     elif asked.is_overview or asked.series:
         tables.append(metric_tables.epochs(found.series))
     metric_tables.say(tables)
@@ -316,7 +320,12 @@ def _say_overview(training: str, found: _Found) -> None:
     output.say_table(
         ("EPOCH VALUE", "FIRST", "LAST", "EPOCHS"),
         (
-            (one.name, number(one.values[0]), number(one.values[-1]), f"{len(one.epochs)}")
+            (
+                one.name,
+                number(one.name, one.values[0]),
+                number(one.name, one.values[-1]),
+                f"{len(one.epochs)}",
+            )
             for one in found.series
             if one.values
         ),

@@ -159,7 +159,8 @@ def _take(
 
 def _values(values: Mapping[str, float]) -> str:
     return "".join(
-        f", {output.printable(name)} {number(value)}" for name, value in sorted(values.items())
+        f", {output.printable(name)} {number(name, value)}"
+        for name, value in sorted(values.items())
     )
 
 

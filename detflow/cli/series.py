@@ -48,7 +48,7 @@ def say_series(series: Sequence[metrics_pb2.MetricSeries]) -> None:
         output.say_table(
             ("SERIES", "EPOCHS DONE", "VALUE"),
             (
-                (one.name, f"{position:.4f}", number(value))
+                (one.name, f"{position:.4f}", number(one.name, value))
                 for one in series
                 for position, value in zip(one.positions, one.values, strict=True)
             ),
@@ -59,16 +59,24 @@ def say_series(series: Sequence[metrics_pb2.MetricSeries]) -> None:
         output.say_table(
             ("EPOCH", *(output.printable(one.name) for one in series)),
             (
-                (f"{epoch}", *("-" if value is None else number(value) for value in values))
+                (
+                    f"{epoch}",
+                    *(
+                        "-" if value is None else number(one.name, value)
+                        for one, value in zip(series, values, strict=True)
+                    ),
+                )
                 for epoch, values in rows.items()
             ),
             empty="no epoch is finished yet",
         )
 
 
-def number(value: float) -> str:
-    """Renders a value, or a dash where it is none: NaN, or infinite."""
-    return f"{value:.5g}" if math.isfinite(value) else "-"
+def number(name: str, value: float) -> str:
+    """Renders a value of the series, or a dash where it is none: NaN, or infinite."""
+    if not math.isfinite(value):
+        return "-"
+    return output.size(round(value)) if name.endswith("_bytes") else f"{value:.5g}"
 
 
 def by_epoch(series: Sequence[metrics_pb2.MetricSeries]) -> Mapping[int, Sequence[float | None]]:
