@@ -69,7 +69,7 @@ class _Class:
     rankings: tuple[_Ranking, ...]  # together they hold all T thresholds
 
 
-class Outcomes:
+class ImageCounts:
     """How many detections of each image are right at a confidence threshold.
 
     Attributes:
@@ -116,7 +116,7 @@ class Side:
 
     def __init__(self, matches: Matches, threshold: float) -> None:
         self.num_images = len(matches.id_I)
-        self.outcomes = Outcomes(matches, threshold)
+        self.counts = ImageCounts(matches, threshold)
         self._classes = [_prepare(matches, k) for k in range(len(matches.class_names))]
 
     def measure(
@@ -133,7 +133,7 @@ class Side:
             if cancelled is not None and cancelled.is_set():
                 break
             _fill_average_precision(ap_RKT[:, k], of_class, weight_RI)
-        rates_R3 = self.outcomes.rates(weight_RI)
+        rates_R3 = self.counts.rates(weight_RI)
         measured_RK = ~np.isnan(ap_RKT[:, :, 0])
         num_measured_R = np.where(measured_RK.any(axis=1), measured_RK.sum(axis=1), np.nan)
         ap_RT = np.where(measured_RK[..., None], ap_RKT, 0.0).sum(axis=1) / num_measured_R[:, None]
@@ -154,7 +154,7 @@ def resample(
     number of resamples, but for the result: 4 bytes for each resample, class and training.
 
     Args:
-        sides: Trainings measured on the same images; at least one image.
+        sides: Trainings measured on the same images.
         num_resamples: How many.
         seed: Any integer.
         cancelled: Ends it soon once set; the result is then of no use.
@@ -163,7 +163,7 @@ def resample(
     figures = np.full((len(sides), num_resamples, len(FIGURES)), np.nan)
     ap = np.full((len(sides), num_resamples, num_classes), np.nan, np.float32)
 
-    size = min(_MAX_RESAMPLES_AT_ONCE, max(1, _MAX_WEIGHT_BYTES // num_images))
+    size = min(_MAX_RESAMPLES_AT_ONCE, 1 + _MAX_WEIGHT_BYTES // max(1, num_images))
     for start in range(0, num_resamples, size):
         numbers = range(start, min(start + size, num_resamples))
         weight_RI = np.stack([draw(num_images, seed, number) for number in numbers])
@@ -187,7 +187,7 @@ def draw(num_images: int, seed: int, number: int) -> Weights:
     """
     # More than 255 of one image in as many draws as there are images do not happen: 1e-500.
     random = np.random.default_rng([seed & (1 << 64) - 1, number])
-    drawn = random.integers(0, num_images, num_images)
+    drawn = random.integers(0, max(1, num_images), num_images)
     return np.bincount(drawn, minlength=num_images).astype(np.uint8)
 
 

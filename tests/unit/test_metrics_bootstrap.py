@@ -149,8 +149,10 @@ def test_same_seed_draws_the_same_whatever_is_asked_besides() -> None:
     assert (again[0].figures["map50"] != few[0].figures["map50"]).any()
 
 
-def test_split_without_ground_truth_has_no_figures() -> None:
-    _, matches = evaluate(ground_truth(3, 2, []), parquet([(1, 0, 0.5, 0, 0, 40, 40)]))
+@pytest.mark.parametrize("num_images", [3, 0])
+def test_split_without_ground_truth_has_no_figures(num_images: int) -> None:
+    rows: list[Row] = [(1, 0, 0.5, 0, 0, 40, 40)] if num_images else []
+    _, matches = evaluate(ground_truth(num_images, 2, []), parquet(rows))
     (found,) = bootstrap.resample([bootstrap.Side(matches, 0)], num_resamples=5, seed=0)
     assert all(np.isnan(found.figures[name]).all() for name in bootstrap.FIGURES)
     assert np.isnan(found.ap_RK).all()
