@@ -146,10 +146,19 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method
         if handler is None or not method.startswith("/detflow."):
             return handler
-        inner = handler.unary_unary or handler.stream_unary or handler.unary_stream
+        inner = (
+            handler.unary_unary
+            or handler.stream_unary
+            or handler.unary_stream
+            or handler.stream_stream
+        )
         if handler.response_streaming:
-            wrapped: Any = _streaming(method, inner)
-            make: Any = grpc.unary_stream_rpc_method_handler
+            wrapped: Any = _streaming(method, inner, streams_in=handler.request_streaming)
+            make: Any = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
         else:
             wrapped = _answering(method, inner, streams_in=handler.request_streaming)
             make = (
@@ -173,12 +182,15 @@ def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
     return call
 
 
-def _streaming(method: str, inner: Any) -> Any:
+def _streaming(method: str, inner: Any, *, streams_in: bool) -> Any:
     # A coroutine that writes, not a generator: a generator may be closed from another context,
     # where the span could not be ended.
     async def call(request: Any, context: Context) -> None:
         async with _Call(method, context):
-            check(request)
+            if streams_in:
+                request = _checked(request)
+            else:
+                check(request)
             async with contextlib.aclosing(inner(request, context)) as responses:
                 async for response in responses:
                     await context.write(response)

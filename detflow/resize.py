@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from detflow import boxes as geometry
 from detflow.boxes import Boxes
 from detflow.images import Pixels
+from detflow.v1 import version_pb2
 
 BORDER_VALUE = 114
 """Gray of a letterbox's border, in all channels: that of the networks' own."""
@@ -60,6 +62,16 @@ class Resize:
     max_side_px: int = 0
     exact_size: tuple[int, int] | None = None
     stretch: bool = False
+
+    @classmethod
+    def of(cls, recipe: version_pb2.Recipe) -> Self:
+        """Reads what a recipe says."""
+        size = recipe.exact_size
+        return cls(
+            max_side_px=recipe.max_side_px,
+            exact_size=(size.width_px, size.height_px) if recipe.HasField("exact_size") else None,
+            stretch=size.fit == version_pb2.ExactSize.FIT_STRETCH,
+        )
 
     def place(self, width: int, height: int, *, turned: bool = False) -> Placement:
         """Says where an image comes to lie.

@@ -21,6 +21,7 @@ from services.metrics.garbage import GarbageCollector
 from services.metrics.inference_service import InferenceService
 from services.metrics.measured import MeasuredSplits
 from services.metrics.pictures import Pictures
+from services.metrics.prediction import wiring as prediction
 from services.metrics.service import MetricsService
 from services.metrics.webhooks import wiring as webhooks
 
@@ -55,6 +56,7 @@ def wire(service: server.Service) -> None:
     pictures = Pictures(BundleImages(objects))
     service.add(add_InferenceServiceServicer_to_server, InferenceService(splits, pictures))
     webhooks.wire(service)
+    prediction.wire(service)
 
 
 async def serve() -> None:

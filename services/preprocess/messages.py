@@ -108,13 +108,8 @@ def transform_of(recipe: version_pb2.Recipe, split: str) -> Transform:
         copies += [Copy(_AUGMENTATIONS[value]) for value in recipe.augmentations]
         copies += [Copy(Augmentation.BRIGHTNESS, value) for value in recipe.brightness]
         copies += [Copy(Augmentation.CONTRAST, value) for value in recipe.contrast]
-    size = recipe.exact_size
     return Transform(
-        resize=Resize(
-            max_side_px=recipe.max_side_px,
-            exact_size=(size.width_px, size.height_px) if recipe.HasField("exact_size") else None,
-            stretch=size.fit == version_pb2.ExactSize.FIT_STRETCH,
-        ),
+        resize=Resize.of(recipe),
         grayscale=recipe.grayscale,
         copies=tuple(copies),
     )
