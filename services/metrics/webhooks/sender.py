@@ -124,14 +124,18 @@ def _explain(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return f"TLS failed: {_cut(error.os_error)}"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {error.os_error.strerror or _cut(error.os_error)}"
+        return f"cannot connect: {_reason(error.os_error)}"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without an answer"
     if isinstance(error, aiohttp.ClientResponseError):
         return "the answer is no HTTP"
     if isinstance(error, OSError):
-        return f"the connection broke off: {error.strerror or _cut(error)}"
+        return f"the connection broke off: {_reason(error)}"
     return _cut(error) or type(error).__name__
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or _cut(error) or type(error).__name__
 
 
 def _cut(error: object) -> str:
