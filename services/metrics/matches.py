@@ -109,7 +109,7 @@ class Matches:
             with np.load(io.BytesIO(data), allow_pickle=False) as content:
                 class_names, paths = json.loads(content["words"].tobytes())
                 arrays = {name: content[name] for name in _ARRAYS}
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataLoss(
                 f"the matches of an evaluation cannot be read ({error}); resume the training to"
                 " measure it again",

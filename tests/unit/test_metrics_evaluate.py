@@ -1,6 +1,5 @@
 """The figures of services.metrics.evaluate against pycocotools, brute force and by hand."""
 
-import contextlib
 import dataclasses
 import io
 from typing import Any
@@ -9,13 +8,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from hypothesis import given, settings
 
 from detflow.errors import DataLoss
 from services.metrics import matching
 from services.metrics.domain import Measurement, OperatingPoint
 from services.metrics.evaluate import evaluate as evaluate_both
+from tests.metrics_cases import Case, cases, plain_iou, reference_rows, run_pycocotools
 from tests.metrics_fakes import Row, ground_truth, parquet
 
 
@@ -78,50 +77,26 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def reference_rows(data: bytes) -> list[dict[str, Any]]:
-    """The predictions as pycocotools takes them, coordinates widened from float32."""
-    table = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
-    return [
-        {
-            "image_id": row["image_id"],
-            "category_id": row["class_id"] + 1,
-            "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
-            "score": row["confidence"],
-        }
-        for row in table
-    ]
-
-
-def run_pycocotools(truth: dict[str, Any], data: bytes) -> Any:
-    """COCOeval after summarize; pycocotools itself cannot load an empty list of predictions."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt = COCO()
-        gt.dataset = truth
-        gt.createIndex()
-        rows = reference_rows(data)
-        if rows:
-            dt = gt.loadRes(rows)
-        else:
-            dt = COCO()
-            dt.dataset = {**truth, "annotations": []}
-            dt.createIndex()
-        evaluation = COCOeval(gt, dt, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
+def mean_of_known(values: Any) -> float:
+    known = values[values > -1]
+    return float(np.mean(known)) if known.size else -1.0
 
 
 def assert_equal_to_pycocotools(measured: Measurement, reference: Any) -> None:
     assert list(dataclasses.astuple(measured.coco)) == reference.stats.tolist()
-    precision = reference.eval["precision"]
+    precision, recall = reference.eval["precision"], reference.eval["recall"]
     for k, figures in enumerate(measured.classes):
-        for value, part in (
-            (figures.ap50_95, precision[:, :, k, 0, 2]),
-            (figures.ap50, precision[0, :, k, 0, 2]),
-        ):
-            known = part[part > -1]
-            assert value == (np.mean(known) if known.size else -1)
+        expected = {
+            "ap50_95": precision[:, :, k, 0, 2],
+            "ap50": precision[0, :, k, 0, 2],
+            "ap75": precision[5, :, k, 0, 2],
+            "ap_small": precision[:, :, k, 1, 2],
+            "ap_medium": precision[:, :, k, 2, 2],
+            "ap_large": precision[:, :, k, 3, 2],
+            "ar_max100": recall[:, k, 0, 2],
+        }
+        for name, part in expected.items():
+            assert getattr(figures, name) == mean_of_known(part), name
 
 
 def best_f1_by_brute_force(truth: dict[str, Any], data: bytes) -> OperatingPoint | None:
@@ -165,13 +140,8 @@ def best_f1_by_brute_force(truth: dict[str, Any], data: bytes) -> OperatingPoint
     return dataclasses.replace(best, f1=max(best.f1, 0.0))
 
 
-def plain_iou(a: list[float], b: list[float], crowd: bool) -> float:
-    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return 0.0
-    own = a[2] * a[3]
-    return w * h / (own if crowd else own + b[2] * b[3] - w * h)
+def boxes_of(truth: dict[str, Any], index: int) -> list[dict[str, Any]]:
+    return [box for box in truth["annotations"] if box["category_id"] == index + 1]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -188,9 +158,23 @@ def test_best_f1_equals_brute_force(case: str, seed: int, monkeypatch: pytest.Mo
     truth, rows = random_case(seed, **{**CASES[case], "confidence_steps": 7})
     data = parquet(rows)
     expected = best_f1_by_brute_force(truth, data)
-    assert evaluate(truth, data).best_f1 == expected
+    measured = evaluate(truth, data)
+    assert measured.best_f1 == expected
+    for k, figures in enumerate(measured.classes):
+        of_class = {**truth, "annotations": boxes_of(truth, k)}
+        mine = parquet([row for row in rows if row[1] == k])
+        assert figures.best_f1 == best_f1_by_brute_force(of_class, mine)
+        assert figures.num_predictions == sum(row[1] == k for row in rows)
     monkeypatch.setattr(matching, "_PAIRS_PER_CHUNK", 10)
     assert evaluate(truth, data).best_f1 == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_coco_figures_equal_pycocotools_whatever_the_boxes(case: Case) -> None:
+    truth, rows = case
+    data = parquet(rows)
+    assert_equal_to_pycocotools(evaluate(truth, data), run_pycocotools(truth, data))
 
 
 def test_no_predictions_give_zeros_and_equal_pycocotools() -> None:
