@@ -7,6 +7,7 @@ from detflow.cli import (
     datasets,
     exports,
     metrics,
+    results,
     stack,
     train,
     trainings,
@@ -40,6 +41,7 @@ app.add_typer(versions.app, name="versions")
 app.command("train")(train.train)
 app.add_typer(trainings.app, name="trainings")
 app.command("metrics")(metrics.metrics)
+app.command("results")(results.results)
 app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")
 app.add_typer(weights.app, name="weights")

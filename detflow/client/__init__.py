@@ -25,6 +25,7 @@ from detflow.client.exports import Exports
 from detflow.client.hyperparameters import schema_of
 from detflow.client.metrics import Metrics
 from detflow.client.projects import Projects
+from detflow.client.results import Results
 from detflow.client.trainings import Trainings
 from detflow.client.versions import Versions
 from detflow.client.webhooks import Webhooks
@@ -54,6 +55,7 @@ class Client:
         weights: Files that trainings begin with.
         webhooks: Addresses that are told what happens to trainings.
         metrics: What was measured.
+        results: What was found in each image.
 
     Raises:
         InvalidArgument: The address is not host:port.
@@ -72,6 +74,7 @@ class Client:
         self.weights = Weights(self._connection)
         self.webhooks = Webhooks(self._connection)
         self.metrics = Metrics(self._connection)
+        self.results = Results(self._connection)
 
     def models(self) -> Sequence[trainer_pb2.Model]:
         """Lists the models that can be trained."""

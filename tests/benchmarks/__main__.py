@@ -26,6 +26,7 @@ NAMES = (
     "efficientdet",
     "overhead",
     "metrics",
+    "results",
     "series",
     "streaming",
     "rpc",
