@@ -163,6 +163,37 @@ async def test_records_and_leases_of_a_stale_attempt_are_rejected(rig: Rig) -> N
     assert epochs == [(1, 1), (2, 2)]
 
 
+async def test_steps_of_the_attempt_under_way_become_events_and_bad_blocks_are_put_aside(
+    rig: Rig,
+) -> None:
+    training, first = await rig.running()
+
+    def block(attempt: int, first_step: int, *numbers: int) -> dict[str, Any]:
+        columns = [{"name": f"c{n}", "values": [0.5] * number} for n, number in enumerate(numbers)]
+        return {
+            **{"attempt": attempt, "epoch": 1, "firstStep": first_step, "numSteps": 4},
+            "columns": columns,
+        }
+
+    bad = [block(1, 1), block(1, 1, 2, 1), block(1, 1, 0), block(1, 0, 2), block(1, 4, 2)]
+    for seq, one in enumerate([block(1, 1, 2, 2), *bad], start=2):
+        await publish_record(rig, training.name, 1, seq, steps=one)
+    await publish_record(rig, training.name, 1, 8, steps=block(1, 3, 2))
+    await publish_record(
+        rig, training.name, 1, 9, epoch={"metrics": {"attempt": 1, "epoch": 1, "values": {"lr": 1}}}
+    )
+    await rig.until_epochs(training.name, 1)
+    first.kill()
+    second = await rig.puppet()
+    await publish_record(rig, training.name, 1, 10, steps=block(1, 1, 4))
+    await second.started()
+    await second.epoch(2)
+    await rig.until_epochs(training.name, 2)
+    events = await rig.events(id_of(training.name))
+    told = [(e.steps.attempt, e.steps.first_step) for e in events if e.HasField("steps")]
+    assert told == [(1, 1), (1, 3)]
+
+
 async def test_records_out_of_order_and_doubled_are_applied_once_in_order(rig: Rig) -> None:
     training, puppet = await rig.running()
     for seq in (4, 3, 2, 3, 4, 2):

@@ -10,11 +10,17 @@ import pytest
 
 from detflow import channels
 from detflow.events import Bus
+from detflow.postgres import Database
 from detflow.store import ObjectStore
+from detflow.tasks import Bell
 from detflow.v1 import trainer_pb2, training_pb2
+from services.metrics import store
+from services.metrics.consumer import TrainingEvents
+from services.metrics.series_reader import read_step_series
 from services.trainer.attempt import Deadlines
 from services.trainer.executors.local import LocalExecutor
 from tests import trainer_rig
+from tests.integration.test_metrics_events import delivered
 from tests.shapes_bundle import write_bundle
 from tests.trainer_players import VERSION
 from tests.trainer_rig import Rig, State, eventually
@@ -59,7 +65,9 @@ def worker_pid(rig: Rig) -> int:
     raise AssertionError("no worker runs")
 
 
-async def test_worker_killed_in_the_middle_goes_on_and_every_epoch_is_told_once(rig: Rig) -> None:
+async def test_worker_killed_in_the_middle_goes_on_and_every_epoch_and_step_is_told_once(
+    rig: Rig, make_database: Callable[[str], Awaitable[Database]]
+) -> None:
     training = await rig.start(
         epochs=4, batch_size=7, hyperparameters={"image_size": 64, "warmup_epochs": 0}
     )
@@ -74,6 +82,23 @@ async def test_worker_killed_in_the_middle_goes_on_and_every_epoch_is_told_once(
     events = await rig.events(training.name.rsplit("/", 1)[1])
     epochs = [event.epoch.epoch for event in events if event.HasField("epoch")]
     assert sorted(set(epochs)) == [1, 2, 3, 4] and len(epochs) <= 5
+    attempts = {event.steps.attempt for event in events if event.HasField("steps")}
+    assert attempts == {1, 2}
+    metrics = await make_database("metrics")
+    async with metrics.transaction() as conn:
+        for number, event in enumerate(events, start=1):
+            await TrainingEvents(Bell(), Bell()).handle(conn, delivered("t", number, event))
+        known = await store.get_training(conn, "t")
+        assert known is not None
+        series = await read_step_series(conn, known, max_points=1000)
+    assert {one.name for one in series} == {
+        *(f"train/{name}_loss" for name in ("box", "cls", "dfl")),
+        *("lr", "images_per_second", "data_wait_share", "memory_bytes"),
+    }
+    for one in series:
+        assert one.steps_N is not None
+        places = list(zip(one.epochs_N.tolist(), one.steps_N.tolist(), strict=True))
+        assert places == [(epoch, step) for epoch in range(1, 5) for step in (1, 2, 3)]
 
     async def folders_are_gone() -> bool:
         return not list((rig.settings.data_dir / "trainings").glob("*/*"))
