@@ -44,7 +44,10 @@ def options_of(words: list[str]) -> set[str]:
             break
         assert word in inner, f"{word} is none of {', '.join(inner)}"
         command = inner[word]
-    return {"--help", *(name for one in command.params for name in one.opts)}
+    return {
+        "--help",
+        *(name for one in command.params for name in (*one.opts, *one.secondary_opts)),
+    }
 
 
 @pytest.mark.parametrize(("page", "line"), commands())

@@ -2,6 +2,9 @@
 
 import asyncio
 import base64
+import dataclasses
+import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -57,6 +61,60 @@ async def test_message_is_posted_as_it_is() -> None:
     assert received.headers["content-type"] == "application/json"
     assert received.headers["webhook-id"] == "m1"
     assert received.is_signed_by(to_secret(b"k")) and not received.is_signed_by(to_secret(b"x"))
+
+
+def example(language: str) -> str:
+    """The code of the how-to that checks a signature."""
+    guide = (Path(__file__).parents[2] / "docs/how-to/webhooks.md").read_text()
+    (code,) = re.findall(rf"```{language} name=verify\n(.*?)```", guide, re.DOTALL)
+    return str(code)
+
+
+def broken(headers: dict[str, str]) -> list[dict[str, str]]:
+    """The headers of a message, each time with something that must not pass."""
+    long_ago = str(int(headers["webhook-timestamp"]) - 1000)
+    return [
+        headers | {"webhook-id": "other"},
+        headers | {"webhook-timestamp": long_ago},
+        headers | {"webhook-signature": headers["webhook-signature"].replace("v1,", "v2,")},
+        headers | {"webhook-signature": ""},
+    ]
+
+
+def test_code_of_the_guide_checks_signatures_in_python() -> None:
+    place: dict[str, Any] = {}
+    exec(example("python"), place)
+    sent = dataclasses.replace(message("", b"new", b"k"), time=datetime.now(UTC))
+    headers = sign(sent)
+    place["verify"](to_secret(b"k"), headers, sent.body)
+    for secret, given, body in [
+        (to_secret(b"x"), headers, sent.body),
+        (to_secret(b"k"), headers, sent.body + b" "),
+        *((to_secret(b"k"), wrong, sent.body) for wrong in broken(headers)),
+    ]:
+        with pytest.raises(ValueError):
+            place["verify"](secret, given, body)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node runs the code")
+def test_code_of_the_guide_checks_signatures_in_node() -> None:
+    sent = dataclasses.replace(message("", b"new", b"k"), time=datetime.now(UTC))
+    cases = [sign(sent), *broken(sign(sent))]
+    script = f"""{example("js")}
+    for (const headers of {json.dumps(cases)}) {{
+      try {{
+        verify("{to_secret(b"k")}", headers, Buffer.from("{sent.body.hex()}", "hex"));
+        console.log("taken");
+      }} catch (error) {{ console.log(error.message); }}
+    }}"""
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "taken",
+        "not signed with this secret",
+        "too old, or from the future",
+        "not signed with this secret",
+        "not signed with this secret",
+    ]
 
 
 def text(status: int, body: bytes, **headers: str) -> Reply:
