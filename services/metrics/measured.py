@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from detflow import names
-from detflow.errors import FailedPrecondition, NotFound, not_found
+from detflow.errors import DataLoss, FailedPrecondition, NotFound, not_found
 from detflow.postgres import Database
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
@@ -81,11 +81,17 @@ class MeasuredSplits:
                 f"{name} was measured by a release that kept the figures only; train again",
                 reason="NO_MATCHES",
             )
-        stored = StoredObject.FromString(evaluation.matches)
+        try:
+            matches = await self._matches(StoredObject.FromString(evaluation.matches))
+        except DataLoss:
+            # Gone, if a newer attempt was measured meanwhile.
+            if (await self._evaluation(training, split)).attempt == evaluation.attempt:
+                raise
+            return await self.read(training, split)
         return Measured(
             evaluation=evaluation,
             measurement=evaluation.measurement,
-            matches=await self._matches(stored),
+            matches=matches,
             manifest=StoredObject.FromString(evaluation.manifest),
         )
 
