@@ -1,5 +1,6 @@
 """How what stands behind the figures of an evaluation is shown: counts, errors, curves."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
@@ -54,8 +55,13 @@ def _counts_row(counts: _Counts) -> Sequence[str]:
     )
 
 
-def say_confusion(analysis: analysis_pb2.EvaluationAnalysis) -> None:
-    """Prints the confusion matrix, or the largest confusions where it is too wide."""
+def say_confusion(analysis: analysis_pb2.EvaluationAnalysis, results_command: str) -> None:
+    """Prints the confusion matrix, or the largest confusions where it is too wide.
+
+    Args:
+        analysis: What a threshold makes of an evaluation.
+        results_command: Command that lists images, to which `--confused ACTUAL:PREDICTED` is added.
+    """
     names = [counts.class_name for counts in analysis.classes]
     count_of = {
         (cell.actual_class, cell.predicted_class): cell.count for cell in analysis.confusion
@@ -74,6 +80,10 @@ def say_confusion(analysis: analysis_pb2.EvaluationAnalysis) -> None:
     else:
         output.say(f"{len(names)} classes are too many for a matrix here; --csv has all of it.")
         _say_confusions(analysis.confusion)
+    wrong = _wrong(analysis.confusion)
+    if wrong:
+        cell = f"{wrong[0].actual_class}:{wrong[0].predicted_class}"
+        output.say(f"see them: {results_command} --confused {shlex.quote(output.printable(cell))}")
 
 
 def _aligned(cells: Sequence[str], header: Sequence[str]) -> Iterable[str]:
@@ -82,12 +92,16 @@ def _aligned(cells: Sequence[str], header: Sequence[str]) -> Iterable[str]:
     )
 
 
+def _wrong(cells: Sequence[_Cell]) -> Sequence[_Cell]:
+    wrong = [cell for cell in cells if cell.actual_class != cell.predicted_class]
+    return sorted(wrong, key=lambda cell: -cell.count)
+
+
 def _say_confusions(cells: Sequence[_Cell]) -> None:
     boxes: dict[str, int] = {}
     for cell in cells:
         boxes[cell.actual_class] = boxes.get(cell.actual_class, 0) + cell.count
-    wrong = [cell for cell in cells if cell.actual_class != cell.predicted_class]
-    wrong.sort(key=lambda cell: -cell.count)
+    wrong = _wrong(cells)
     output.say_table(
         ("ACTUAL", "FOUND", "TIMES", "OF THE ACTUAL"),
         (

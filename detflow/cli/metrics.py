@@ -295,7 +295,7 @@ def _say(s: Session, asked: _Asked, found: _Found) -> None:
             analysis.say_counts(found.analysis)
         if asked.confusion:
             output.say()
-            analysis.say_confusion(found.analysis)
+            analysis.say_confusion(found.analysis, shlex.join(results))
         if asked.errors:
             output.say()
             analysis.say_errors(found.analysis, shlex.join(results))

@@ -164,7 +164,8 @@ def test_confusion_is_a_matrix_with_straight_columns_or_a_list_where_it_is_too_w
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = rig.run("metrics", TRAINING, "--confusion").out
-    header, *rows = out.splitlines()[2:]
+    header, *rows, hint = out.splitlines()[2:]
+    assert hint.endswith(f"--confused ':{SHOWN[1]}'")
     assert header.split("  ")[0] == "ACTUAL \\ FOUND"
     first, second, background = rows
     assert first.split() == [SHOWN[0], "3", "1", "1"]
@@ -173,7 +174,7 @@ def test_confusion_is_a_matrix_with_straight_columns_or_a_list_where_it_is_too_w
     assert cell_len(first) == cell_len(header)  # a wide name moves nothing
 
     monkeypatch.setenv("COLUMNS", "40")
-    narrow = rig.run("metrics", TRAINING, "--confusion").out.splitlines()[3:]
+    narrow = rig.run("metrics", TRAINING, "--confusion").out.splitlines()[3:-1]
     cells = [line.split("  ") for line in narrow]
     assert [one[0] for one in cells] == ["ACTUAL", "(background)", SHOWN[0], SHOWN[0]]
     assert narrow[1].split()[-2:] == ["7", "-"]
