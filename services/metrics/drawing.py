@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -32,6 +33,9 @@ _WHITE: Color = (255, 255, 255)
 _WRONG: Color = (217, 45, 32)
 _CROSS = "✗ "
 _ELLIPSIS = "…"
+_JOINERS = "\u200c\u200d"
+_NO_LETTERS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
+_REPLACEMENT = "\ufffd"
 
 
 class Style(enum.Enum):
@@ -159,7 +163,7 @@ def _draw_label(
     letters = letter_size_px(*size)
     padding = max(1, letters // 5)
     wrong = box.style in (Style.WRONG, Style.MISSED)
-    text = _fit(_CROSS * wrong + box.label, letters, size[0] - 2 * padding)
+    text = _fit(_CROSS * wrong + _plain(box.label), letters, size[0] - 2 * padding)
     # Ascent and descent of the tallest letters, of Hangul and accents too.
     ascent, descent = round(0.95 * letters), round(0.27 * letters)
     place = _place(
@@ -203,6 +207,14 @@ def _place(
 def _overlaps(place: _Rectangle, taken: list[_Rectangle]) -> bool:
     x1, y1, x2, y2 = place
     return any(x1 <= c and a <= x2 and y1 <= d and b <= y2 for a, b, c, d in taken)
+
+
+def _plain(text: str) -> str:
+    """Replaces what is no letter: controls, ends of lines, marks of direction, half characters."""
+    return "".join(
+        _REPLACEMENT if unicodedata.category(one) in _NO_LETTERS and one not in _JOINERS else one
+        for one in text
+    )
 
 
 def _fit(text: str, letters: int, width: int) -> str:
