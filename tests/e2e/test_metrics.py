@@ -1,0 +1,214 @@
+"""All that is measured, asked for as a user does: command line, HTTP and SDK give the same."""
+
+import contextlib
+import csv
+import io
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from detflow.client import Client
+from detflow.local.demo_data import write_dataset
+from tests.stack_rig import Stack, command, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+# Little, but enough to find something and to be wrong about some of it.
+LITTLE = (
+    *("--model", "yolov8n", "--batch", "4", "--set", "image_size=96", "--set", "mosaic=0"),
+    *("--set", "optimizer=AdamW", "--set", "lr0=0.003", "--set", "warmup_epochs=1"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A stack with a training that has finished and another, of fewer epochs, that goes on."""
+
+    stack: Stack
+    name: str
+    other: str
+    http: httpx.Client
+    client: Client
+
+    def detflow(self, *arguments: str) -> Any:
+        done = self.stack.detflow(*arguments)
+        assert done.code == 0, done.err
+        return done
+
+    def get(self, path: str, **query: Any) -> Any:
+        answer = self.http.get(f"/v1/{path}", params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture(scope="module")
+def trained(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    folder = tmp_path_factory.mktemp("images") / "shapes"
+    write_dataset(folder, 100)
+    assert stack.detflow("datasets", "import", str(folder)).code == 0
+    for _ in range(2):
+        assert stack.detflow("versions", "create", "--dataset", "shapes").code == 0
+    first = stack.detflow("train", "V_0", *LITTLE, "--epochs", "6", "--json")
+    assert first.code == 0, first.err
+    second = stack.detflow("train", "V_1", *LITTLE, "--epochs", "2", "--detach", "--json")
+    assert second.code == 0, second.err
+    address = f"127.0.0.1:{stack.port}"
+    with (
+        httpx.Client(base_url=stack.url, timeout=60) as http,
+        Client(address, environ={}) as client,
+    ):
+        yield Trained(
+            stack=stack,
+            name=first.json["training"]["name"],
+            other=second.json["name"],
+            http=http,
+            client=client,
+        )
+
+
+def as_dict(message: Any) -> Any:
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
+
+
+def test_command_line_http_and_sdk_give_the_same_figures(trained: Trained) -> None:
+    overview = trained.detflow("metrics", "V_0", "--json").json
+    assert overview["training"] == trained.name
+    evaluations = trained.get(f"{trained.name}/evaluations")["evaluations"]
+    assert overview["evaluations"] == evaluations
+    assert evaluations[1] == trained.get(f"{trained.name}/evaluations/test")
+    assert evaluations[1] == as_dict(trained.client.metrics.evaluation(trained.name, "test"))
+    assert 0.05 < evaluations[0]["coco"]["map50"] < 1
+    assert overview["series"] == trained.get(f"{trained.name}/metrics")["series"]
+
+    options = ("--errors", "--threshold", "0.1", "--curves", "--class", "*", "--json")
+    details = trained.detflow("metrics", "V_0", *options).json
+    val = f"{trained.name}/evaluations/val"
+    assert details["analysis"] == trained.get(f"{val}:analyze", confidenceThreshold=0.1)
+    assert details["curves"] == trained.get(f"{val}:curves", classNames="*")
+    metrics = trained.client.metrics
+    assert details["analysis"] == as_dict(metrics.analyze(trained.name, "val", threshold=0.1))
+    assert details["curves"] == as_dict(metrics.curves(trained.name, "val", classes=["*"]))
+
+    # What the evaluation says at its best F1 is what its threshold makes of it.
+    best = evaluations[0]["bestF1"]
+    at_best = trained.get(f"{val}:analyze")
+    assert at_best["confidenceThreshold"] == best["confidenceThreshold"]
+    for figure in ("precision", "recall", "f1"):
+        assert at_best["all"][figure] == pytest.approx(best[figure])
+
+
+def test_series_are_the_same_by_epoch_and_by_step(trained: Trained) -> None:
+    by_step = trained.get(f"{trained.name}/metrics", resolution="RESOLUTION_STEP")["series"]
+    [loss] = [one for one in by_step if one["name"] == "train/box_loss"]
+    columns = trained.client.metrics.columns(trained.name, ["train/box_loss"])["train/box_loss"]
+    assert loss["values"] == list(columns.values)
+    assert loss["positions"] == list(columns.positions)
+    assert loss["positions"][-1] == 6.0
+
+    options = ("--series", "train/box_loss", "--csv")
+    text = trained.detflow("metrics", "V_0", *options, "--steps").out
+    steps = list(csv.DictReader(io.StringIO(text)))
+    assert [float(row["train/box_loss"]) for row in steps] == loss["values"]
+    [by_epoch] = trained.get(f"{trained.name}/metrics", names="train/box_loss")["series"]
+    text = trained.detflow("metrics", "V_0", *options).out
+    epochs = list(csv.DictReader(io.StringIO(text)))
+    assert [float(row["train/box_loss"]) for row in epochs] == by_epoch["values"]
+
+
+def test_counts_are_those_of_the_images_behind_them(trained: Trained) -> None:
+    analysis = trained.get(f"{trained.name}/evaluations/val:analyze", confidenceThreshold=0.1)
+    evaluation = trained.get(f"{trained.name}/evaluations/val")
+    images = _results(trained, confidenceThreshold=0.1)
+    assert len(images) == int(evaluation["numImages"])
+    for outcome in ("TruePositives", "FalsePositives", "FalseNegatives"):
+        counted = sum(one[f"num{outcome}"] for one in images)
+        assert counted == int(analysis["all"][f"num{outcome}"]) > 0
+        assert counted == sum(int(one[f"num{outcome}"]) for one in analysis["classes"])
+
+    cells = {
+        (one["actualClass"], one["predictedClass"]): int(one["count"])
+        for one in analysis["confusion"]
+    }
+    for row in evaluation["classes"]:
+        of_class = sum(n for (actual, _), n in cells.items() if actual == row["className"])
+        assert of_class == int(row["numGroundTruths"])
+    for counts in analysis["classes"]:
+        found = sum(n for (_, found), n in cells.items() if found == counts["className"])
+        assert found == int(counts["numTruePositives"]) + int(counts["numFalsePositives"])
+
+    for error in analysis["errors"]:
+        behind = _results(trained, confidenceThreshold=0.1, errorKinds=error["kind"])
+        boxes = [box for one in behind for box in (*one["detections"], *one["groundTruths"])]
+        assert sum(box["errorKind"] == error["kind"] for box in boxes) == int(error["count"])
+
+    missed = trained.detflow(
+        *("results", "V_0", "--threshold", "0.1", "--error", "missed", "--json")
+    ).json
+    assert missed == trained.get(
+        f"{trained.name}/inferenceResults",
+        confidenceThreshold=0.1,
+        errorKinds="ERROR_KIND_MISSED",
+    )
+
+
+def _results(trained: Trained, **query: Any) -> list[dict[str, Any]]:
+    """Turns the pages of the inference results."""
+    found: list[dict[str, Any]] = []
+    token = ""
+    while True:
+        query = {**query, "pageSize": 7, "pageToken": token}
+        page = trained.get(f"{trained.name}/inferenceResults", **query)
+        found += page["inferenceResults"]
+        token = page["nextPageToken"]
+        if not token:
+            assert len(found) == int(page["totalSize"])
+            return found
+
+
+def test_image_is_shown_as_it_is_and_with_its_boxes(trained: Trained) -> None:
+    name = f"{trained.name}/inferenceResults/val-1"
+    result = trained.get(name)
+    plain = trained.http.get(f"/v1/{name}:image")
+    assert plain.status_code == 200 and plain.headers["content-type"] == "image/jpeg"
+    drawn = trained.http.get(f"/v1/{name}:image", params={"drawGroundTruths": True, "png": True})
+    assert drawn.content.startswith(b"\x89PNG") and result["widthPx"] > 0
+
+
+def test_every_part_is_drawn_on_a_terminal_of_80_columns(trained: Trained) -> None:
+    screen = _on_terminal(
+        trained.stack,
+        *("metrics", "V_0", "--curves", "--confusion", "--errors", "--calibration"),
+        *("--threshold", "best", "--series", "*_loss,val/*"),
+    )
+    for part in ("precision by recall", "ACTUAL \\ FOUND", "COSTS mAP50", "calibration error"):
+        assert part in screen
+    assert "box_loss" in screen and "└" in screen and "\x1b[" in screen
+    watched = trained.detflow("metrics", "V_0", "--watch").out
+    assert watched.startswith("after epoch 6") and "mAP50-95" in watched
+
+
+def _on_terminal(stack: Stack, *arguments: str) -> str:
+    """Runs a command on a terminal of 80 columns and returns what it wrote."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command(*arguments),
+        env={**environment(stack.data_dir), "COLUMNS": "80", "TERM": "xterm-256color"},
+        stdout=terminal,
+        stderr=terminal,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(terminal)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal whose last writer is gone
+        while part := os.read(controller, 1 << 16):
+            written += part
+    os.close(controller)
+    assert process.wait(timeout=60) == 0, written.decode()
+    return written.decode()
