@@ -19,6 +19,8 @@ from detflow.v1 import (
     analysis_pb2,
     analysis_pb2_grpc,
     common_pb2,
+    comparison_pb2,
+    comparison_pb2_grpc,
     export_pb2,
     export_pb2_grpc,
     metrics_pb2,
@@ -61,7 +63,11 @@ class Versions(version_pb2_grpc.VersionServiceServicer):
 
 
 @dataclass
-class Metrics(metrics_pb2_grpc.MetricsServiceServicer, analysis_pb2_grpc.AnalysisServiceServicer):
+class Metrics(
+    metrics_pb2_grpc.MetricsServiceServicer,
+    analysis_pb2_grpc.AnalysisServiceServicer,
+    comparison_pb2_grpc.ComparisonServiceServicer,
+):
     """Has measured what it is told; remembers what it was asked."""
 
     evaluations: list[metrics_pb2.Evaluation] = field(default_factory=list)
@@ -72,6 +78,7 @@ class Metrics(metrics_pb2_grpc.MetricsServiceServicer, analysis_pb2_grpc.Analysi
     analysis: analysis_pb2.EvaluationAnalysis = field(
         default_factory=analysis_pb2.EvaluationAnalysis
     )
+    comparison: comparison_pb2.Comparison = field(default_factory=comparison_pb2.Comparison)
     asked: list[Any] = field(default_factory=list)
 
     def ListEvaluations(self, request: Any, context: Context) -> Any:
@@ -108,6 +115,10 @@ class Metrics(metrics_pb2_grpc.MetricsServiceServicer, analysis_pb2_grpc.Analysi
     def AnalyzeEvaluation(self, request: Any, context: Context) -> Any:
         self.asked.append(request)
         return self.analysis
+
+    def CompareTrainings(self, request: Any, context: Context) -> Any:
+        self.asked.append(request)
+        return self.comparison
 
 
 @dataclass
@@ -368,6 +379,7 @@ def serving() -> Iterator[Surface]:
     version_pb2_grpc.add_VersionServiceServicer_to_server(Versions(), server)  # type: ignore[abstract]
     metrics_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server)
     analysis_pb2_grpc.add_AnalysisServiceServicer_to_server(metrics, server)
+    comparison_pb2_grpc.add_ComparisonServiceServicer_to_server(metrics, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     names = ("VERSION", "PREPROCESS", "TRAINER", "METRICS")

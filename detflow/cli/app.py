@@ -4,6 +4,7 @@ import typer
 
 from detflow.cli import (
     catalogue,
+    compare,
     datasets,
     exports,
     metrics,
@@ -41,6 +42,7 @@ app.add_typer(versions.app, name="versions")
 app.command("train")(train.train)
 app.add_typer(trainings.app, name="trainings")
 app.command("metrics")(metrics.metrics)
+app.command("compare")(compare.compare)
 app.command("results")(results.results)
 app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from detflow.client.comparisons import Comparisons
 from detflow.client.connection import Connection
 from detflow.client.datasets import Datasets
 from detflow.client.exports import Exports
@@ -55,6 +56,7 @@ class Client:
         weights: Files that trainings begin with.
         webhooks: Addresses that are told what happens to trainings.
         metrics: What was measured.
+        comparisons: Trainings against each other.
         results: What was found in each image.
 
     Raises:
@@ -74,6 +76,7 @@ class Client:
         self.weights = Weights(self._connection)
         self.webhooks = Webhooks(self._connection)
         self.metrics = Metrics(self._connection)
+        self.comparisons = Comparisons(self._connection)
         self.results = Results(self._connection)
 
     def models(self) -> Sequence[trainer_pb2.Model]:
