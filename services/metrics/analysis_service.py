@@ -39,7 +39,7 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
         """Curves of an evaluation, and of some of its classes."""
         measured = await self._read(request.name)
         classes = class_indexes(measured.matches.class_names, request.class_names)
-        return await asyncio.to_thread(_curves, measured.matches, classes)
+        return await asyncio.to_thread(evaluation_curves, measured.matches, classes)
 
     async def AnalyzeEvaluation(
         self, request: analysis_pb2.AnalyzeEvaluationRequest, context: Any
@@ -47,7 +47,9 @@ class AnalysisService(analysis_pb2_grpc.AnalysisServiceServicer):
         """What a confidence threshold makes of an evaluation."""
         measured = await self._read(request.name)
         wanted = request.confidence_threshold if request.HasField("confidence_threshold") else None
-        return await asyncio.to_thread(_analysis, measured.matches, measured.threshold(wanted))
+        return await asyncio.to_thread(
+            evaluation_analysis, measured.matches, measured.threshold(wanted)
+        )
 
     async def _read(self, name: str) -> Measured:
         training, split = name.rsplit("/evaluations/", 1)
@@ -87,7 +89,8 @@ def _listed(class_names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _curves(matches: Matches, classes: Sequence[int]) -> analysis_pb2.EvaluationCurves:
+def evaluation_curves(matches: Matches, classes: Sequence[int]) -> analysis_pb2.EvaluationCurves:
+    """Makes the curves of all classes together and of some classes, given by index."""
     message = analysis_pb2.EvaluationCurves(
         recalls=curves.RECALLS.round(2), thresholds=curves.CONFIDENCES
     )
@@ -157,7 +160,8 @@ def _calibration(found: curves.Calibration) -> analysis_pb2.Calibration:
     )
 
 
-def _analysis(matches: Matches, threshold: float) -> analysis_pb2.EvaluationAnalysis:
+def evaluation_analysis(matches: Matches, threshold: float) -> analysis_pb2.EvaluationAnalysis:
+    """Counts what a confidence threshold makes of a split."""
     counts = thresholds.count_classes(matches, threshold)
     rows = list(
         zip(

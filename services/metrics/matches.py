@@ -43,12 +43,13 @@ class Matches:
         box_N4: Where it is.
         counted_N: It counts: neither in a crowd region nor beyond the 100th of its image and class.
         truth_N: The box it is right about, or -1.
-        overlap_N: The box that `truth_N` names or, of a wrong one, that its error is about; -1 for
-            none.
+        overlap_N: The box that `truth_N` names or, of a wrong one, that its error is about: of its
+            class if LOCALIZATION or DUPLICATE, of another if CLASS or BOTH, and the box that it
+            overlaps most if BACKGROUND; -1 for none.
         iou_N: IoU with that box; 0 for none.
         error_N: `domain.ErrorKind` of what is wrong with it; 0 if it is right or does not count.
         right_N: Bit t: it is right at IoU threshold t.
-        ignored_N: Bit t: it does not count at IoU threshold t.
+        ignored_N: Bit t: it does not count at IoU threshold t; all bits beyond the 100th.
         image_M: Image of each box.
         class_M: Class index of each box.
         box_M4: Where it is.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from detflow import names
@@ -13,6 +12,7 @@ from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
 from services.metrics import store
 from services.metrics.domain import Evaluation, Measurement
+from services.metrics.kept import Kept
 from services.metrics.matches import Matches
 
 _MAX_KEPT_BYTES = 256 << 20
@@ -53,8 +53,7 @@ class MeasuredSplits:
     def __init__(self, db: Database, objects: ObjectStore) -> None:
         self._db = db
         self._objects = objects
-        self._kept: OrderedDict[str, Matches] = OrderedDict()
-        self._reading: dict[str, asyncio.Task[Matches]] = {}
+        self._kept: Kept[str, Matches] = Kept(_MAX_KEPT_BYTES, lambda matches: matches.num_bytes)
 
     async def read(self, training: str, split: str) -> Measured:
         """Reads one.
@@ -110,20 +109,7 @@ class MeasuredSplits:
         )
 
     async def _matches(self, stored: StoredObject) -> Matches:
-        kept = self._kept.get(stored.sha256)
-        if kept is not None:
-            self._kept.move_to_end(stored.sha256)
-            return kept
-        reading = self._reading.get(stored.sha256)
-        if reading is None:  # who asks meanwhile waits for the same
-            reading = asyncio.create_task(self._load(stored))
-            self._reading[stored.sha256] = reading
-            reading.add_done_callback(lambda _: self._reading.pop(stored.sha256))
-        return await asyncio.shield(reading)
+        def load() -> Matches:
+            return Matches.from_bytes(self._objects.get(stored))
 
-    async def _load(self, stored: StoredObject) -> Matches:
-        found = await asyncio.to_thread(lambda: Matches.from_bytes(self._objects.get(stored)))
-        self._kept[stored.sha256] = found
-        while sum(one.num_bytes for one in self._kept.values()) > _MAX_KEPT_BYTES:
-            self._kept.popitem(last=False)
-        return found
+        return await asyncio.to_thread(self._kept.get, stored.sha256, load)
