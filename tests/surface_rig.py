@@ -23,6 +23,8 @@ from detflow.v1 import (
     comparison_pb2_grpc,
     export_pb2,
     export_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
     metrics_pb2,
     metrics_pb2_grpc,
     trainer_pb2,
@@ -67,6 +69,7 @@ class Metrics(
     metrics_pb2_grpc.MetricsServiceServicer,
     analysis_pb2_grpc.AnalysisServiceServicer,
     comparison_pb2_grpc.ComparisonServiceServicer,
+    inference_pb2_grpc.InferenceServiceServicer,
 ):
     """Has measured what it is told; remembers what it was asked."""
 
@@ -79,7 +82,28 @@ class Metrics(
         default_factory=analysis_pb2.EvaluationAnalysis
     )
     comparison: comparison_pb2.Comparison = field(default_factory=comparison_pb2.Comparison)
+    results: list[inference_pb2.InferenceResult] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
+
+    def ListInferenceResults(self, request: Any, context: Context) -> Any:
+        self.asked.append(request)
+        start = int(request.page_token or 0)
+        stop = start + min(request.page_size or 20, 2)
+        return inference_pb2.ListInferenceResultsResponse(
+            inference_results=self.results[start:stop],
+            next_page_token=f"{stop}" if stop < len(self.results) else "",
+            total_size=len(self.results),
+            confidence_threshold=0.25,
+        )
+
+    def GetInferenceResult(self, request: Any, context: Context) -> Any:
+        self.asked.append(request)
+        return next(one for one in self.results if one.name == request.name)
+
+    def GetInferenceImage(self, request: Any, context: Context) -> Iterator[Any]:
+        self.asked.append(request)
+        yield HttpBody(content_type="image/jpeg", data=request.name.encode())
+        yield HttpBody(data=b" with boxes" if request.draw_detections else b"")
 
     def ListEvaluations(self, request: Any, context: Context) -> Any:
         return metrics_pb2.ListEvaluationsResponse(evaluations=self.evaluations)
@@ -380,6 +404,7 @@ def serving() -> Iterator[Surface]:
     metrics_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server)
     analysis_pb2_grpc.add_AnalysisServiceServicer_to_server(metrics, server)
     comparison_pb2_grpc.add_ComparisonServiceServicer_to_server(metrics, server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(metrics, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     names = ("VERSION", "PREPROCESS", "TRAINER", "METRICS")
