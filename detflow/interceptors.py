@@ -66,7 +66,7 @@ def check(request: Any) -> None:
         Violation(
             ".".join(_element(e) for e in v.proto.field.elements) if v.proto.field else "",
             v.proto.rule_id.replace(".", "_").upper(),
-            v.proto.message,
+            _description(request, v),
         )
         for v in found
     ] or [
@@ -81,6 +81,21 @@ def check(request: Any) -> None:
         reason="INVALID_FIELD",
         violations=violations,
     )
+
+
+def _description(request: Message, violation: Any) -> str:
+    """Says what is wrong; of an enum by the names of its values, where the rule has numbers."""
+    kind, _, rule = violation.proto.rule_id.partition(".")
+    if kind != "enum":
+        return str(violation.proto.message)
+    descriptor: Any = request.DESCRIPTOR
+    *above, last = violation.proto.field.elements
+    for element in above:
+        descriptor = descriptor.fields_by_name[element.field_name].message_type
+    values = descriptor.fields_by_name[last.field_name].enum_type.values
+    given = violation.rule_value if rule in ("in", "not_in") else ()
+    allowed = [one.name for one in values if not given or (one.number in given) == (rule == "in")]
+    return f"must be one of {', '.join(allowed)}"
 
 
 class _Unreadable:
