@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from detflow import telemetry
 from gateway import backends as channels
-from gateway import download, errors, openapi, pages, security, stream, transcode, upload
+from gateway import download, errors, openapi, pages, security, site, stream, transcode, upload
 from gateway.backends import Backends
 from gateway.errors import HttpError
 from gateway.protocol import ABORT
@@ -67,6 +67,7 @@ class Gateway:
         self._loopback = loopback
         self._max_upload_bytes = max_upload_bytes
         self._pages = _pages(self)
+        self._site = site.Site()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -115,7 +116,7 @@ class Gateway:
             )
 
     async def _page(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        page = self._pages.get(scope["path"])
+        page = self._pages.get(scope["path"]) or self._site.find(scope["path"])
         if page is None:
             raise _no_route()
         if scope["method"] not in ("GET", "HEAD"):
@@ -338,14 +339,11 @@ def _pages(gateway: Gateway) -> dict[str, Page]:
     document = openapi.document(gateway._backends.bindings)
     document_bytes = orjson.dumps(document)
     etag = f'"{hashlib.sha256(document_bytes).hexdigest()[:32]}"'
-    home, docs = pages.home(document), pages.docs(document)
+    docs = pages.docs(document)
     html_headers = {
         "content-security-policy": security.page_policy(pages.STYLE),
         "cache-control": "no-cache",
     }
-
-    async def get_home(_request: Request) -> Response:
-        return Response(home, media_type="text/html", headers=html_headers)
 
     async def get_docs(_request: Request) -> Response:
         return Response(docs, media_type="text/html", headers=html_headers)
@@ -368,7 +366,6 @@ def _pages(gateway: Gateway) -> dict[str, Page]:
         return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return {
-        "/": get_home,
         "/docs": get_docs,
         "/openapi.json": get_openapi,
         "/healthz": get_healthz,

@@ -1,4 +1,4 @@
-"""The two HTML pages: what is here, and the operations of the API. No script, no other host."""
+"""The page of the operations of the API. No script, no other host."""
 
 from __future__ import annotations
 
@@ -27,28 +27,6 @@ def _page(title: str, body: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>"
-    )
-
-
-def home(document: Json) -> str:
-    """What is there, with links."""
-    version = escape(document["info"]["version"])
-    links = [
-        ("/docs", "the operations of the HTTP API"),
-        ("/openapi.json", "the same as an OpenAPI 3.1 document"),
-        ("/v1/projects", "the projects"),
-        ("/v1/models", "the models that can be trained"),
-        ("/readyz", "whether every service is up"),
-        ("/metrics", "figures for Prometheus"),
-    ]
-    rows = "".join(
-        f'<tr><td><a href="{path}"><code>{path}</code></a></td><td>{text}</td></tr>'
-        for path, text in links
-    )
-    return _page(
-        "detflow",
-        f"<h1>detflow {version}</h1><p>{escape(document['info']['description'])}</p>"
-        f"<table>{rows}</table>",
     )
 
 

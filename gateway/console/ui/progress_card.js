@@ -1,0 +1,176 @@
+// How far preprocessing and training are, and what can be done about it.
+import { html, useEffect, useRef, useState } from "../vendor/preact.js";
+import { call } from "../api/http.js";
+import { watch } from "../api/stream.js";
+import { t } from "../i18n/texts.js";
+import { bytes, count, duration, percent, remaining } from "../i18n/format.js";
+import { say } from "../state/status.js";
+import { Button, Card, Chip, Dialog, Problem, Progress, Skeleton } from "./parts.js";
+
+const TONES = { QUEUED: "warn", PROVISIONING: "warn", RUNNING: "brand", EVALUATING: "brand", SUCCEEDED: "ok", FAILED: "bad", STOPPED: "", PAUSED: "warn" };
+
+/** @param {{version: any, onLink: (open: boolean) => void, onChange: () => void}} props */
+export function PreprocessingCard({ version, onLink, onChange }) {
+  const [progress, setProgress] = useState(/** @type {any} */ (null));
+  useEffect(
+    () =>
+      watch(`/v1/${version.name}/preprocessing:watch`, {
+        on: { preprocessing: () => {}, progress: (message) => setProgress(message.progress) },
+        newest: ["progress"],
+        onLink,
+        onEnd: onChange,
+        onError: onChange,
+      }),
+    [version.name],
+  );
+  return html`<${Card} title=${t("preprocessing.title")}>
+    <div class="row spread">
+      <${Chip} tone="warn">${t("state.PREPROCESSING")}<//>
+      ${progress &&
+      html`<span class="muted number">
+        ${t("preprocessing.images", { done: count(progress.numDone), total: count(progress.numTotal) })} ·
+        <strong>${Math.floor(progress.percent)}%</strong>
+      </span>`}
+    </div>
+    <${Progress} value=${progress?.percent} label=${t("preprocessing.title")} />
+    ${progress && html`<${Times} elapsed=${progress.elapsedSeconds} eta=${progress.etaSeconds} />`}
+  <//>`;
+}
+
+/** @param {{elapsed: number, eta?: number}} props */
+function Times({ elapsed, eta }) {
+  return html`<dl class="times row small number">
+    <div><dt>${t("progress.elapsed")}</dt><dd>${duration(elapsed)}</dd></div>
+    <div><dt>${t("progress.remaining")}</dt><dd>${remaining(eta)}</dd></div>
+  </dl>`;
+}
+
+/** @param {{live: import("../state/training.js").Live | null, onChange: () => void}} props */
+export function ProgressCard({ live, onChange }) {
+  const training = live?.training;
+  const progress = live?.progress;
+  const told = useRef(-1);
+  const share = shareDone(training, progress);
+
+  useEffect(() => {
+    const tenth = Math.floor((share ?? 0) / 10);
+    if (training?.state === "RUNNING" && tenth !== told.current) {
+      told.current = tenth;
+      say(t("progress.said", { percent: 10 * tenth }));
+    }
+  }, [share, training?.state]);
+
+  if (!training) return html`<${Card} title=${t("progress.title")}><${Skeleton} lines=${2} /><//>`;
+  const running = ["RUNNING", "EVALUATING"].includes(training.state);
+  return html`<${Card} title=${t("progress.title")} actions=${html`<${Actions} training=${training} onChange=${onChange} />`}>
+    <div class="row spread">
+      <${Chip} tone=${TONES[/** @type {keyof typeof TONES} */ (training.state)]}>${t(`training.${training.state}`)}<//>
+      <span class="muted number">${where(training, progress)} <strong>${share === undefined ? "" : `${Math.floor(share)}%`}</strong></span>
+    </div>
+    ${training.state !== "FAILED" && html`<${Progress} value=${share} label=${t("progress.title")} />`}
+    ${training.state === "PROVISIONING" && html`<${Times} elapsed=${0} />`}
+    ${running && progress && html`<${Times} elapsed=${progress.elapsedSeconds} eta=${progress.etaSeconds} />`}
+    ${running && progress && html`<${Details} progress=${progress} />`}
+    ${training.state === "FAILED" && training.failure && html`<${Problem} error=${{ code: -1, status: "FAILED", message: training.failure.status.message, violations: [] }} />`}
+    ${training.preflight?.checks?.length > 0 && html`<${Preflight} preflight=${training.preflight} />`}
+    ${live.log.length > 0 &&
+    html`<details class="log" open=${training.state === "FAILED"}>
+      <summary>${t("progress.log")}</summary>
+      <pre tabindex="0">${live.log.join("\n")}</pre>
+    </details>`}
+  <//>`;
+}
+
+/** Percent done, or undefined while it cannot be said. @param {any} training @param {any} progress */
+function shareDone(training, progress) {
+  if (!training) return undefined;
+  if (training.state === "SUCCEEDED") return 100;
+  if (progress?.percent) return progress.percent;
+  if (["QUEUED", "PROVISIONING", "EVALUATING", "RUNNING"].includes(training.state)) {
+    return training.state === "RUNNING" ? 0 : undefined;
+  }
+  return training.epochs ? (100 * training.numEpochsDone) / training.epochs : 0;
+}
+
+/** @param {any} training @param {any} progress */
+function where(training, progress) {
+  if (training.state === "QUEUED") return training.queuePosition ? t("progress.queue", { position: training.queuePosition }) : "";
+  const epoch = progress?.epoch || training.numEpochsDone;
+  const text = t("progress.epoch", { epoch: count(epoch), total: count(training.epochs) });
+  if (training.state === "RUNNING" && progress?.numSteps && progress.stage === "train") {
+    return `${text} · ${t("progress.step", { step: count(progress.step), total: count(progress.numSteps) })} ·`;
+  }
+  return `${text} ·`;
+}
+
+/** @param {{progress: any}} props */
+function Details({ progress }) {
+  const losses = Object.entries(progress.losses ?? {});
+  return html`<dl class="times row small number">
+    ${losses.map(([name, value]) => html`<div><dt>${name}</dt><dd>${Number(value).toFixed(3)}</dd></div>`)}
+    <div><dt>lr</dt><dd>${Number(progress.learningRate).toPrecision(3)}</dd></div>
+    <div><dt>${t("progress.device")}</dt><dd>${progress.device}</dd></div>
+    <div><dt>${t("progress.wait")}</dt><dd>${percent(progress.dataWaitShare, 0)}</dd></div>
+    ${Number(progress.memoryBytes) > 0 && html`<div><dt>${t("progress.memory")}</dt><dd>${bytes(progress.memoryBytes)}</dd></div>`}
+  </dl>`;
+}
+
+/** @param {{preflight: any}} props */
+function Preflight({ preflight }) {
+  return html`<details>
+    <summary>${t("preflight.title", { count: preflight.checks.length })}</summary>
+    <div class="table-scroll">
+      <table class="small">
+        <tbody>
+          ${preflight.checks.map(
+            (/** @type {any} */ check) => html`<tr><td>${t(`preflight.${check.name}`) || check.name}</td><td>${check.detail}</td></tr>`,
+          )}
+        </tbody>
+      </table>
+    </div>
+  </details>`;
+}
+
+/** @param {{training: any, onChange: () => void}} props */
+function Actions({ training, onChange }) {
+  const [asking, setAsking] = useState(false);
+  const [error, setError] = useState(/** @type {any} */ (null));
+  const [busy, setBusy] = useState(false);
+  const act = async (/** @type {string} */ verb, /** @type {any} */ body) => {
+    setBusy(true);
+    setError(null);
+    try {
+      await call("POST", `/v1/${training.name}:${verb}`, { body });
+      setAsking(false);
+      onChange();
+    } catch (caught) {
+      setError(caught);
+    }
+    setBusy(false);
+  };
+  const stoppable = ["QUEUED", "PROVISIONING", "RUNNING", "EVALUATING"].includes(training.state);
+  const resumable = ["PAUSED", "FAILED"].includes(training.state);
+  const stopping = training.stopMode && training.stopMode !== "STOP_MODE_UNSPECIFIED" && stoppable;
+  return html`
+    ${stopping && html`<span class="muted small">${t(`stop.${training.stopMode}.under`)}</span>`}
+    ${stoppable && html`<${Button} icon="stop" onClick=${() => setAsking(true)}>${t("action.stop")}<//>`}
+    ${resumable &&
+    html`<${Button} kind="primary" icon="play" busy=${busy} onClick=${() => act("resume", {})}>
+      ${t(training.state === "FAILED" ? "action.retry" : "action.resume")}
+    <//>`}
+    ${error && !asking && html`<${Problem} error=${error} />`}
+    ${asking &&
+    html`<${Dialog} title=${t("stop.title")} onClose=${() => setAsking(false)}>
+      <div class="stack-small">
+        ${["STOP_MODE_PAUSE", "STOP_MODE_FINISH", "STOP_MODE_DISCARD"].map(
+          (mode) => html`<button type="button" class="choice" disabled=${busy} onClick=${() => act("stop", { mode })}>
+            <strong>${t(`stop.${mode}`)}</strong>
+            <span class="muted">${t(`stop.${mode}.help`)}</span>
+          </button>`,
+        )}
+      </div>
+      ${error && html`<${Problem} error=${error} />`}
+      <div class="dialog-actions"><${Button} onClick=${() => setAsking(false)}>${t("action.cancel")}<//></div>
+    <//>`}
+  `;
+}
