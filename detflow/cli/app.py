@@ -8,6 +8,7 @@ from detflow.cli import (
     datasets,
     exports,
     metrics,
+    predict,
     results,
     stack,
     train,
@@ -44,6 +45,7 @@ app.add_typer(trainings.app, name="trainings")
 app.command("metrics")(metrics.metrics)
 app.command("compare")(compare.compare)
 app.command("results")(results.results)
+app.command("predict")(predict.predict)
 app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")
 app.add_typer(weights.app, name="weights")

@@ -25,6 +25,7 @@ from detflow.client.datasets import Datasets
 from detflow.client.exports import Exports
 from detflow.client.hyperparameters import schema_of
 from detflow.client.metrics import Metrics
+from detflow.client.predictions import Predictions
 from detflow.client.projects import Projects
 from detflow.client.results import Results
 from detflow.client.trainings import Trainings
@@ -56,6 +57,7 @@ class Client:
         weights: Files that trainings begin with.
         webhooks: Addresses that are told what happens to trainings.
         metrics: What was measured.
+        predictions: Models tried on one's own images.
         comparisons: Trainings against each other.
         results: What was found in each image.
 
@@ -76,6 +78,7 @@ class Client:
         self.weights = Weights(self._connection)
         self.webhooks = Webhooks(self._connection)
         self.metrics = Metrics(self._connection)
+        self.predictions = Predictions(self._connection)
         self.comparisons = Comparisons(self._connection)
         self.results = Results(self._connection)
 
