@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Literal
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -11,8 +10,6 @@ from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.errors import InvalidArgument, NotFound
 from detflow.v1 import webhook_pb2, webhook_pb2_grpc
-
-Event = Literal["completed", "failed", "stopped"]
 
 EVENTS: dict[str, webhook_pb2.Webhook.EventType.ValueType] = {
     "completed": webhook_pb2.Webhook.TRAINING_COMPLETED,

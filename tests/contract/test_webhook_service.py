@@ -345,6 +345,9 @@ async def test_completed_training_is_told_with_its_figures(
         "recall": 0.5,
     }
     assert body["data"]["metrics"]["test"]["map50"] is None
+    training.attempt = 2  # which has measured nothing
+    await training.state(State.FAILED)
+    assert (await receiver.next()).json["data"]["metrics"] == {}
     await stub.DeleteWebhook(webhook_pb2.DeleteWebhookRequest(name=made.name))
     assert not (await list_webhooks(stub)).webhooks
 

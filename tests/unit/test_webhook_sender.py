@@ -248,7 +248,7 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         (garbage, "http", "the answer is no HTTP"),
         (silence, "http", "the connection was closed without an answer"),
         (garbage, "https", "TLS failed"),
-        (None, "http", "cannot connect"),
+        (None, "http", "cannot connect: Connection refused"),
     ],
 )
 async def test_what_goes_wrong_is_said_in_a_line(

@@ -100,8 +100,8 @@ class AllowedHosts:
             for allowed in self.hosts
         )
 
-    async def check_url(self, text: str, field: str) -> None:
-        """Checks what a webhook is to be sent to.
+    async def check_url(self, text: str, field: str) -> str:
+        """Checks what a webhook is to be sent to; returns the host.
 
         A name that cannot be resolved now is taken: it may come later.
 
@@ -115,12 +115,14 @@ class AllowedHosts:
         host = check_form(text, field)
         addresses = [host] if _is_address(host) else await _resolve(host)
         if addresses and not any(self.allows(host, address) for address in addresses):
+            whose = "" if addresses[0] == host else f" of {host}"
             raise bad_field(
                 field,
                 "HOST_NOT_ALLOWED",
-                f"{host} has the address {addresses[0]}, which webhooks may not be sent to; take"
-                " another, or let who runs detflow add it to DETFLOW_WEBHOOK_HOSTS",
+                f"webhooks may not be sent to the address {addresses[0]}{whose}; take another, or"
+                " let who runs detflow add it to DETFLOW_WEBHOOK_HOSTS",
             )
+        return host
 
 
 def check_form(text: str, field: str) -> str:

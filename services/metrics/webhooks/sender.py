@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -135,7 +136,7 @@ def _explain(error: Exception) -> str:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or _cut(error) or type(error).__name__
+    return os.strerror(error.errno) if error.errno else _cut(error) or type(error).__name__
 
 
 def _cut(error: object) -> str:

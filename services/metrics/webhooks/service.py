@@ -21,7 +21,7 @@ from services.metrics.webhooks import delivery_store as deliveries
 from services.metrics.webhooks import store
 from services.metrics.webhooks.body import body_of_test
 from services.metrics.webhooks.domain import Delivery, EventType, Message, Webhook
-from services.metrics.webhooks.hosts import AllowedHosts, check_form
+from services.metrics.webhooks.hosts import AllowedHosts
 from services.metrics.webhooks.sender import Sender
 from services.metrics.webhooks.signature import new_key, to_secret
 
@@ -57,7 +57,6 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         self, request: webhook_pb2.CreateWebhookRequest, context: Context
     ) -> webhook_pb2.Webhook:
         wanted, project_id = request.webhook, project_of(request.parent)
-        host = check_form(wanted.url, "webhook.url")
         if wanted.display_name:
             check_display_name(wanted.display_name, "webhook.display_name")
         await self._projects.check(request.parent)
@@ -65,7 +64,7 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         async with self._db.connection() as conn:
             made = await store.get_webhook_by_request(conn, project_id, request_id)
         if made is None:
-            await self._allowed.check_url(wanted.url, "webhook.url")
+            host = await self._allowed.check_url(wanted.url, "webhook.url")
             key = new_key()
             async with self._db.transaction() as conn:
                 made = await store.insert_webhook(
@@ -137,7 +136,6 @@ class WebhookService(webhook_pb2_grpc.WebhookServiceServicer):
         if "display_name" in paths:
             check_display_name(wanted.display_name, "webhook.display_name")
         if "url" in paths:
-            check_form(wanted.url, "webhook.url")
             await self._allowed.check_url(wanted.url, "webhook.url")
         async with self._db.transaction() as conn:
             webhook = await store.get_webhook(conn, wanted.name, lock=True)
