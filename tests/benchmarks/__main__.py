@@ -26,6 +26,7 @@ NAMES = (
     "efficientdet",
     "overhead",
     "metrics",
+    "bootstrap",
     "results",
     "series",
     "streaming",
