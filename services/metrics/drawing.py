@@ -36,6 +36,7 @@ _ELLIPSIS = "…"
 _JOINERS = "\u200c\u200d"
 _NO_LETTERS = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
 _REPLACEMENT = "\ufffd"
+_MIN_NAMED_PX = 100  # a name would hide a smaller picture
 
 
 class Style(enum.Enum):
@@ -80,8 +81,8 @@ _Rectangle: TypeAlias = tuple[int, int, int, int]  # x1, y1, x2, y2; the last pi
 def draw(pixels: Pixels, boxes: Sequence[DrawnBox]) -> Pixels:
     """Draws boxes on a copy of a picture; labels lie within it, above all lines.
 
-    Lines and letters grow with the picture. Where there is room a label stands on its box or under
-    it, and not on another label.
+    Lines and letters grow with the picture; one of less than 100 pixels a side gets no labels.
+    Where there is room a label stands on its box or under it, and not on another label.
 
     Args:
         pixels: The picture.
@@ -95,7 +96,7 @@ def draw(pixels: Pixels, boxes: Sequence[DrawnBox]) -> Pixels:
     for box in boxes:
         _draw_lines(canvas, box, image.size)
     taken: list[_Rectangle] = []
-    for box in boxes:
+    for box in boxes if max(image.size) >= _MIN_NAMED_PX else ():
         if box.label:
             taken.append(_draw_label(canvas, box, image.size, taken))
     return np.ascontiguousarray(np.asarray(image)[:, :, ::-1])

@@ -387,6 +387,12 @@ async def test_picture_is_the_file_itself_or_made_as_asked(stub: Stub, training:
     # The box from 0, 0 to 100, 100, and the one from 50, 0 to 150, 100.
     assert [mask[30:90, 98:102].any() for mask in changed] == [True, False]
     assert [mask[30:90, 148:152].any() for mask in changed] == [False, True]
+    half = {**draw, "max_side_px": 320}
+    small, _ = await picture(stub, training, 5, draw_detections=True, **half)
+    plain, _ = await picture(stub, training, 5, **half)
+    changes = np.abs(pixels(small).astype(int) - pixels(plain).astype(int)).max(axis=2) > 40
+    assert changes.shape == (240, 320)
+    assert changes[15:45, 73:77].any() and not changes[15:45, 100:].any()
     none, _ = await picture(stub, training, 5, draw_detections=True, png=True)  # all below 0.75
     np.testing.assert_array_equal(pixels(none), pixels(jpeg(5)))
 

@@ -129,5 +129,12 @@ def test_long_name_is_cut_to_the_picture() -> None:
     assert ink("한글 이름이 아주 길다 " * 20) < 2 * ink("한글 이름이 아주 길")
 
 
+def test_the_smallest_pictures_have_no_labels() -> None:
+    for width, height, is_named in ((99, 40, False), (100, 40, True)):
+        named = changed(blank(width, height), [DrawnBox(10, 25, 30, 38, "세포")])
+        plain = changed(blank(width, height), [DrawnBox(10, 25, 30, 38)])
+        assert (named != plain).any() == is_named
+
+
 def test_control_characters_do_no_harm() -> None:
     assert label_of("a\nb\x00\u202ec\ud83d\u2029").shape == (39, 400, 3)
