@@ -91,7 +91,8 @@ def predict(
             zip(predictions, found, strict=True), 1
         ):
             said.say(bar, prediction, path, place)
-            bar.update("predict", 100 * number / len(found), f"{number} / {len(found)} images")
+            if sys.stdout.isatty():  # elsewhere the results themselves say so
+                bar.update("predict", 100 * number / len(found), f"{number} / {len(found)} images")
     said.end()
 
 

@@ -12,7 +12,6 @@ from detflow.image_headers import Header
 from detflow.images import Pixels
 from detflow.resize import Placement, place_pixels
 from detflow.v1 import inference_pb2, prediction_pb2
-from services.metrics.drawing import DrawnBox, draw
 from services.metrics.prediction.onnx_model import OnnxModel, letterbox
 from services.metrics.prediction.suppression import Found, suppress
 from services.metrics.prediction.task import Task
@@ -110,6 +109,9 @@ def _detections(
 
 def _drawn(upright: Pixels, result: prediction_pb2.Prediction, side: int) -> bytes:
     """Draws the detections on the image, made so small that its longest side is `side`."""
+    # Its fonts come with matplotlib: half a second that only pictures have to pay.
+    from services.metrics.drawing import DrawnBox, draw
+
     share = min(1.0, side / max(result.width_px, result.height_px))
     width, height = (max(1, round(n * share)) for n in (result.width_px, result.height_px))
     picture = place_pixels(upright, Placement(width, height, width, height))

@@ -30,6 +30,9 @@ log = telemetry.get_logger(__name__)
 DEADLINE_SECONDS = 300.0
 """How long one image may take, the reading of the model included."""
 
+COMMAND = (sys.executable, "-m", "services.metrics.prediction")
+"""What a process runs; how much memory for models and how many threads follow."""
+
 _TRIES = 2  # a process may have died of something else than this image
 _SECRET_PREFIXES = ("AWS_", "AZURE_", "DETFLOW_", "GOOGLE_")
 
@@ -135,9 +138,7 @@ class Predictors:
             if not name.startswith(_SECRET_PREFIXES)
         }
         return await asyncio.create_subprocess_exec(
-            *dying_with_parent(
-                [sys.executable, "-m", "services.metrics.prediction", *self._arguments]
-            ),
+            *dying_with_parent([*COMMAND, *self._arguments]),
             stdin=PIPE,
             stdout=PIPE,
             env=kept,
