@@ -1,13 +1,16 @@
 """All that is measured, asked for as a user does: command line, HTTP and SDK give the same."""
 
+import asyncio
 import contextlib
 import csv
 import io
 import os
 import pty
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +19,8 @@ from google.protobuf.json_format import MessageToDict
 
 from detflow.client import Client
 from detflow.local.demo_data import write_dataset
-from tests.stack_rig import Stack, command, environment
+from tests.stack_rig import Done, Stack, command, end, environment, free_base_port, start
+from tests.webhook_rig import receiving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -29,16 +33,24 @@ LITTLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A stack with a training that has finished and another, of fewer epochs, that goes on."""
+    """A stack with a training that has finished.
+
+    Attributes:
+        stack: The stack.
+        images: Folder of the images, with the paths that the dataset has.
+        name: Resource name of the training.
+        http: Of the gateway.
+        client: Of the services.
+    """
 
     stack: Stack
+    images: Path
     name: str
-    other: str
     http: httpx.Client
     client: Client
 
-    def detflow(self, *arguments: str) -> Any:
-        done = self.stack.detflow(*arguments)
+    def detflow(self, *arguments: str) -> Done:
+        done = self.stack.detflow(*arguments, seconds=280.0)
         assert done.code == 0, done.err
         return done
 
@@ -47,30 +59,32 @@ class Trained:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def post(self, path: str, **request: Any) -> Any:
+        answer = self.http.post(f"/v1/{path}", **request)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
 
 @pytest.fixture(scope="module")
-def trained(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     folder = tmp_path_factory.mktemp("images") / "shapes"
     write_dataset(folder, 100)
-    assert stack.detflow("datasets", "import", str(folder)).code == 0
-    for _ in range(2):
-        assert stack.detflow("versions", "create", "--dataset", "shapes").code == 0
-    first = stack.detflow("train", "V_0", *LITTLE, "--epochs", "6", "--json")
-    assert first.code == 0, first.err
-    second = stack.detflow("train", "V_1", *LITTLE, "--epochs", "2", "--detach", "--json")
-    assert second.code == 0, second.err
-    address = f"127.0.0.1:{stack.port}"
-    with (
-        httpx.Client(base_url=stack.url, timeout=60) as http,
-        Client(address, environ={}) as client,
-    ):
-        yield Trained(
-            stack=stack,
-            name=first.json["training"]["name"],
-            other=second.json["name"],
-            http=http,
-            client=client,
-        )
+    settings = {"DETFLOW_WEBHOOK_HOSTS": "loopback"}
+    stack = start(tmp_path_factory.mktemp("data"), free_base_port(), settings)
+    try:
+        assert stack.detflow("datasets", "import", str(folder)).code == 0
+        for _ in range(2):
+            assert stack.detflow("versions", "create", "--dataset", "shapes").code == 0
+        done = stack.detflow("train", "V_0", *LITTLE, "--epochs", "6", "--json", seconds=280.0)
+        assert done.code == 0, done.err
+        with (
+            httpx.Client(base_url=stack.url, timeout=60) as http,
+            Client(f"127.0.0.1:{stack.port}", environ={}) as client,
+        ):
+            name = done.json["training"]["name"]
+            yield Trained(stack=stack, images=folder, name=name, http=http, client=client)
+    finally:
+        end(stack, signal.SIGTERM)
 
 
 def as_dict(message: Any) -> Any:
@@ -179,6 +193,58 @@ def test_image_is_shown_as_it_is_and_with_its_boxes(trained: Trained) -> None:
     assert plain.status_code == 200 and plain.headers["content-type"] == "image/jpeg"
     drawn = trained.http.get(f"/v1/{name}:image", params={"drawGroundTruths": True, "png": True})
     assert drawn.content.startswith(b"\x89PNG") and result["widthPx"] > 0
+
+
+def test_image_of_the_split_is_predicted_as_it_was_measured(trained: Trained) -> None:
+    result = trained.get(f"{trained.name}/inferenceResults/val-1", confidenceThreshold=0.1)
+    path = trained.images / result["imagePath"]
+    prediction = trained.post(
+        f"{trained.name}:predict",
+        params={"confidenceThreshold": 0.1, "fileName": path.name},
+        content=path.read_bytes(),
+        headers={"Content-Type": "image/jpeg"},
+    )
+    assert len(prediction["detections"]) == len(result["detections"]) > 0
+    for now, then in zip(prediction["detections"], result["detections"], strict=True):
+        assert now["className"] == then["className"]
+        assert now["confidence"] == pytest.approx(then["confidence"], abs=1e-3)
+        assert now["box"] == pytest.approx(then["box"], abs=0.1)
+    options = ("predict", "V_0", str(path), "--threshold", "0.1", "--csv")
+    rows = list(csv.DictReader(io.StringIO(trained.detflow(*options).out)))
+    assert len(rows) == len(prediction["detections"])
+
+
+async def test_second_training_is_told_of_and_compared_with_the_first(trained: Trained) -> None:
+    def detflow(*arguments: str) -> Awaitable[Done]:
+        return asyncio.to_thread(trained.detflow, *arguments)
+
+    async with receiving() as receiver:
+        webhook = (await detflow("webhooks", "create", receiver.url, "--json")).json
+        tested = await asyncio.to_thread(trained.post, f"{webhook['name']}:test", json={})
+        assert tested["state"] == "DELIVERED"
+        assert (await receiver.next()).is_signed_by(webhook["secret"])
+        await detflow("train", "V_1", *LITTLE, "--epochs", "2")
+        told = await receiver.next()
+        assert told.is_signed_by(webhook["secret"])
+        second = told.json["data"]["training"]
+    deliveries = trained.get(f"{webhook['name']}/deliveries")["deliveries"]
+    assert [(one["training"], one["eventType"]) for one in deliveries if not one["test"]] == [
+        (second, "TRAINING_COMPLETED")
+    ]
+
+    options = ("compare", "V_0", "V_1", "--split", "val", "--resamples", "100", "--json")
+    compared = trained.detflow(*options).json
+    query = {"trainings": [trained.name, second], "split": "SPLIT_VAL", "numResamples": 100}
+    assert compared == trained.get("projects/default:compareTrainings", **query)
+    [map50] = [one for one in compared["deltas"] if one["metric"] == "map50"]
+    for figure, training in (("baseline", trained.name), ("value", second)):
+        evaluation = trained.client.metrics.evaluation(training, "val")
+        assert map50[figure] == pytest.approx(evaluation.coco.map50)
+    assert map50["low"] <= map50["delta"] <= map50["high"]
+    assert {one["name"]: one["values"] for one in compared["parameters"]}["epochs"] == [
+        "6",
+        "2",
+    ]
 
 
 def test_every_part_is_drawn_on_a_terminal_of_80_columns(trained: Trained) -> None:
