@@ -22,7 +22,7 @@ from detflow import errors
 from detflow.uploads import MAX_IMAGE_BYTES, MAX_WEIGHTS_BYTES
 from detflow.v1 import dataset_pb2
 from gateway.errors import HttpError, status_of
-from gateway.stream import ClientGone, Receive
+from gateway.stream import ClientGone, Receive, unless_gone
 
 CHUNK_BYTES = 1 << 20
 IDLE_SECONDS = 60.0
@@ -47,16 +47,21 @@ class Kind:
         noun: What it is called.
         content_types: Media types that are taken; the first is the one to send.
         limit_reason: Reason of the error for one that is too large.
+        also_too_large: Reasons for which the service finds one too large.
         max_bytes: Largest one, whatever the settings allow; None where only they limit it.
         is_resumable: Whether it is a part, from the offset that a header gives, of what may come in
             several requests.
+        is_question: Whether all that comes of it is the answer, so that nobody works for a client
+            that is gone.
     """
 
     noun: str
     content_types: tuple[str, ...]
     limit_reason: str
+    also_too_large: tuple[str, ...] = ()
     max_bytes: int | None = None
     is_resumable: bool = False
+    is_question: bool = False
 
     def limit(self, allowed: int) -> int:
         """Returns the largest one where the settings allow so much."""
@@ -85,7 +90,9 @@ KINDS = {
         noun="image",
         content_types=(*_IMAGES, _BYTES),
         limit_reason="IMAGE_LIMIT",
+        also_too_large=("IMAGE_TOO_LARGE",),
         max_bytes=MAX_IMAGE_BYTES,
+        is_question=True,
     ),
 }
 """By the name of the RPC."""
@@ -164,12 +171,12 @@ async def pass_on(
         await call.wait_for_connection()
         if await _write(call, opening):
             await _write_body(call, type(opening), receive, max_bytes, kind)
-        answer: Message = await call
+        answer: Message = await (unless_gone(_outcome(call), receive) if kind.is_question else call)
         return answer
     except grpc.aio.AioRpcError as error:
         refusal = errors.from_status(status_of(error, request_id=""))
-        if refusal.reason == kind.limit_reason:  # its limit is lower than ours
-            raise _large(refusal.message, kind) from error
+        if refusal.reason in (kind.limit_reason, *kind.also_too_large):
+            raise _large(refusal.message, refusal.reason) from error
         raise
     except (ClientGone, HttpError):
         if kind.is_resumable:
@@ -177,6 +184,11 @@ async def pass_on(
         raise
     finally:
         call.cancel()
+
+
+async def _outcome(call: Any) -> Message:
+    answer: Message = await call
+    return answer
 
 
 async def _settle(call: Any) -> None:
@@ -257,8 +269,8 @@ async def _write(call: Any, message: Message) -> bool:
 def _too_large(kind: Kind, max_bytes: int) -> HttpError:
     remedy = "" if max_bytes == kind.max_bytes else ", or raise DETFLOW_MAX_UPLOAD_BYTES"
     problem = f"the {kind.noun} may have {max_bytes} bytes; send a smaller one{remedy}"
-    return _large(problem, kind)
+    return _large(problem, kind.limit_reason)
 
 
-def _large(problem: str, kind: Kind) -> HttpError:
-    return HttpError(413, "RESOURCE_EXHAUSTED", problem, reason=kind.limit_reason)
+def _large(problem: str, reason: str) -> HttpError:
+    return HttpError(413, "RESOURCE_EXHAUSTED", problem, reason=reason)

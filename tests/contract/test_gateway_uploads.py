@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from detflow import errors
-from detflow.v1 import dataset_pb2, weights_pb2
+from detflow.v1 import dataset_pb2, prediction_pb2, weights_pb2
 from gateway import app, upload
 from tests.gateway_rig import Rig, details, running
 
 PATH = "/v1/projects/p/uploads"
 WEIGHTS = "/v1/projects/p/weights"
+PREDICT = "/v1/projects/p/versions/v/trainings/t:predict"
 BYTES = {"content-type": "application/octet-stream"}
 ZIP = {"content-type": "application/zip"}
 MIB = 1 << 20
@@ -127,6 +128,67 @@ async def test_weights_above_their_own_limit_are_413_whatever_the_settings_allow
         assert "DETFLOW_MAX_UPLOAD_BYTES" not in answer.text
 
 
+async def test_image_is_predicted_as_the_query_says(rig: Rig) -> None:
+    first: list[Any] = []
+
+    async def receive(requests: Any, _context: Any) -> Any:
+        num_bytes = 0
+        async for one in requests:
+            num_bytes += len(one.chunk)
+            if one.HasField("header"):
+                first.append(one.header)
+        return prediction_pb2.Prediction(file_name=first[0].file_name, width_px=num_bytes)
+
+    rig.backend.replies["PredictImage"] = receive
+    for kind in ("image/jpeg", "image/png", "image/webp", "application/octet-stream"):
+        answer = await rig.http.post(
+            PREDICT,
+            params={"confidenceThreshold": "0", "nmsIou": "0.5", "fileName": "가.jpg"},
+            content=b"x" * (MIB + 1),
+            headers={"content-type": kind},
+        )
+        assert (answer.json()["fileName"], answer.json()["widthPx"]) == ("가.jpg", MIB + 1)
+    header = first[0]
+    assert header.training == "projects/p/versions/v/trainings/t"
+    assert header.HasField("confidence_threshold") and header.confidence_threshold == 0
+    assert header.nms_iou == 0.5 and header.file_name == "가.jpg"
+    text = await rig.http.post(PREDICT, content=b"x", headers={"content-type": "image/svg+xml"})
+    assert text.status_code == 415 and "send the image itself" in text.text
+
+
+async def test_image_that_is_too_large_is_413_whoever_finds_it_so(rig: Rig) -> None:
+    large = await rig.http.post(PREDICT, content=blocks(65, MIB), headers=BYTES)
+    assert (large.status_code, details(large, "ErrorInfo")["reason"]) == (413, "IMAGE_LIMIT")
+
+    async def refuse(requests: Any, _context: Any) -> Any:
+        raise errors.ResourceExhausted("40000x40000 pixels", reason="IMAGE_TOO_LARGE")
+
+    rig.backend.replies["PredictImage"] = refuse
+    wide = await rig.http.post(PREDICT, content=b"BM", headers=BYTES)
+    assert (wide.status_code, details(wide, "ErrorInfo")["reason"]) == (413, "IMAGE_TOO_LARGE")
+
+
+async def test_prediction_ends_when_nobody_waits_for_it(rig: Rig) -> None:
+    arrived = asyncio.Event()
+
+    async def receive(requests: Any, _context: Any) -> Any:
+        async for _ in requests:
+            pass
+        arrived.set()
+        await asyncio.Event().wait()
+
+    rig.backend.replies["PredictImage"] = receive
+    _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(
+        f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        "Content-Length: 2\r\n\r\nBM".encode()
+    )
+    async with asyncio.timeout(10):
+        await arrived.wait()
+        writer.close()
+        await rig.backend.cancelled.wait()
+
+
 @pytest.mark.parametrize(
     ("path", "key"),
     [
@@ -136,6 +198,7 @@ async def test_weights_above_their_own_limit_are_413_whatever_the_settings_allow
         (WEIGHTS, "chunk"),
         (WEIGHTS, "parent"),
         (WEIGHTS, "header.displayName"),
+        (PREDICT, "training"),
     ],
 )
 async def test_uploads_take_no_other_query(rig: Rig, path: str, key: str) -> None:

@@ -109,8 +109,8 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             image.check()
             result = await self._ask(call, image)
         except (InvalidArgument, ResourceExhausted) as error:
-            name = header.file_name or "the image"
-            raise type(error)(f"{name}: {error.message}", reason=error.reason) from error
+            name = f"{header.file_name}: " if header.file_name else ""
+            raise type(error)(name + error.message, reason=error.reason) from error
         result.file_name = header.file_name
         result.latency.total_seconds = time.monotonic() - arrived
         return result
