@@ -89,15 +89,17 @@ def results(
     if save is not None:
         _make_folder(save)
     s = session(context, json, project, address)
-    page = s.client.results.page(
-        s.client.trainings.find(training, s.project).name,
-        split,
+    name = s.client.trainings.find(training, s.project).name
+    page = _collect(
+        s,
+        name,
+        limit,
+        split=split,
         threshold=threshold,
         classes=classes or (),
         error_kinds=error or (),
         confused=cell,
         order=order,
-        size=limit,
     )
     saved = _save(s, page, save) if save is not None else []
     if s.json:
@@ -125,6 +127,19 @@ def _cell(text: str) -> tuple[str, str] | None:
             f"--confused must be ACTUAL:PREDICTED with a class on one side at least, not {text!r}"
         )
     return actual, predicted
+
+
+def _collect(
+    s: Session, name: str, limit: int, **filters: Any
+) -> inference_pb2.ListInferenceResultsResponse:
+    """Asks for pages until there are enough images: those with many boxes come in smaller pages."""
+    found = s.client.results.page(name, size=limit, **filters)
+    while found.next_page_token and len(found.inference_results) < limit:
+        size = limit - len(found.inference_results)
+        more = s.client.results.page(name, size=size, token=found.next_page_token, **filters)
+        found.inference_results.extend(more.inference_results)
+        found.next_page_token = more.next_page_token
+    return found
 
 
 def _make_folder(folder: Path) -> None:

@@ -33,6 +33,7 @@ _SPLITS = {
 _SPLIT_VALUES = {"val": common_pb2.SPLIT_VAL, "test": common_pb2.SPLIT_TEST}
 _PAGE_SIZE = 20
 _MAX_PAGE_SIZE = 200
+_MAX_PAGE_BOXES = 20_000  # about 2 MB: a message of gRPC may have 4
 _CHUNK_BYTES = 1 << 20
 _MAX_NAMED_CLASSES = 20
 
@@ -123,9 +124,12 @@ def _list(measured: Measured, request: _Request) -> inference_pb2.ListInferenceR
     chosen = results.choose(outcomes, wanted, worst_first=worst_first)
     if start and start >= len(chosen):
         raise pagination.bad_token()
-    stop = start + min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)
+    page = chosen[start : start + min(request.page_size or _PAGE_SIZE, _MAX_PAGE_SIZE)]
+    num_boxes = np.cumsum(results.count_boxes(outcomes)[page])
+    page = page[: max(1, np.searchsorted(num_boxes, _MAX_PAGE_BOXES, side="right"))]
+    stop = start + len(page)
     return inference_pb2.ListInferenceResultsResponse(
-        inference_results=[to_result(measured, outcomes, int(i)) for i in chosen[start:stop]],
+        inference_results=[to_result(measured, outcomes, int(image)) for image in page],
         next_page_token=pagination.encode_token(query, stop) if stop < len(chosen) else "",
         total_size=len(chosen),
         confidence_threshold=threshold,

@@ -131,6 +131,13 @@ def choose(outcomes: Outcomes, wanted: Filter, *, worst_first: bool = True) -> n
     return chosen[order]
 
 
+def count_boxes(outcomes: Outcomes) -> npt.NDArray[np.intp]:
+    """Counts the kept detections and the boxes of each of the I images."""
+    kept = outcomes.matches.image_N[outcomes.kept_N]
+    num_images = len(outcomes.matches.paths)
+    return np.bincount(kept, minlength=num_images) + np.diff(outcomes.first_M)
+
+
 def find_image(matches: Matches, image_id: int) -> int | None:
     """Returns the position of the image with an id, or None if there is none."""
     position = int(np.searchsorted(matches.id_I, image_id))

@@ -28,6 +28,7 @@ from detflow.v1 import (
     metrics_pb2_grpc,
 )
 from detflow.v1.common_pb2 import SPLIT_TEST, SPLIT_TRAIN, SPLIT_VAL, FileInfo, StoredObject
+from services.metrics import inference_service
 from services.metrics.__main__ import MIGRATIONS, wire
 from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet
 
@@ -279,6 +280,15 @@ async def test_lists_agree_with_the_counts_of_the_analysis(
                         actual_class=cell.actual_class, predicted_class=cell.predicted_class
                     ),
                 )
+
+
+async def test_page_of_images_with_many_boxes_has_fewer_of_them(
+    stub: Stub, training: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Boxes of both kinds, worst image first: 6, 4, 2, 2, 0.
+    for limit, images in ((1, [2]), (6, [2]), (9, [2]), (10, [2, 3]), (14, [2, 3, 5, 1, 4])):
+        monkeypatch.setattr(inference_service, "_MAX_PAGE_BOXES", limit)
+        assert await listed(stub, training) == images
 
 
 async def test_pages_make_the_list_and_belong_to_their_query(stub: Stub, training: str) -> None:

@@ -59,14 +59,15 @@ def test_table_names_the_image_its_counts_and_its_worst_error(rig: Rig) -> None:
     assert lines[0].split() == "IMAGE RIGHT WRONG NOT FOUND WORST ERROR RESULT".split()
     assert lines[1].split() == "폴더/7\ufffd[31m.jpg 7 1 1 class: 세포 0.88 on plate val-7".split()
     assert lines[2].split() == "폴더/3\ufffd[31m.jpg 3 0 1 missed: plate val-3".split()
-    assert lines[-1] == "2 of 3 images; detections count from confidence 0.25 on"
+    assert lines[3].split()[-2:] == ["-", "val-9"]
+    assert lines[-1] == "3 of 3 images; detections count from confidence 0.25 on"
 
 
 def test_options_become_filters(rig: Rig) -> None:
     words = "--split test --threshold 0.5 --class 세포 --class plate --error missed --error both"
     done = rig.run("results", "t", *words.split(), "--confused", "세포:", "--order", "image")
     assert done.code == 0
-    [asked] = rig.fakes.metrics.asked
+    asked, following = rig.fakes.metrics.asked
     assert asked == Request(
         parent=TRAINING,
         split=common_pb2.SPLIT_TEST,
@@ -77,27 +78,30 @@ def test_options_become_filters(rig: Rig) -> None:
         order_by=Request.IMAGE,
         page_size=20,
     )
-    rig.run("results", "t", "--limit", "3")
-    asked = rig.fakes.metrics.asked[1]
+    asked.page_token, asked.page_size = "2", 18  # the first page held two
+    assert following == asked
+    rig.run("results", "t", "--limit", "1")
+    asked = rig.fakes.metrics.asked[2]
     assert not asked.HasField("confidence_threshold") and not asked.HasField("confusion")
-    assert asked.page_size == 3
+    assert asked.page_size == 1
 
 
 def test_pictures_are_written_with_both_kinds_of_boxes(rig: Rig) -> None:
-    done = rig.run("results", "t", "--save", "out/worst")
+    done = rig.run("results", "t", "--save", "out/worst", "--limit", "2")
     assert done.code == 0
     written = {path.name: path.read_text() for path in Path("out/worst").iterdir()}
     assert written == {
         f"val-{number}.jpg": f"{TRAINING}/inferenceResults/val-{number} with boxes"
         for number in (7, 3)
     }
+    assert len(rig.fakes.metrics.asked) == 3
     for asked in rig.fakes.metrics.asked[1:]:
         assert asked.draw_ground_truths and asked.confidence_threshold == 0.25
     assert "wrote 2 pictures into out/worst" in done.out
 
 
 def test_json_is_the_answer_of_the_service_and_what_was_written(rig: Rig) -> None:
-    document = json.loads(rig.run("results", "t", "--json", "--save", ".").out)
+    document = json.loads(rig.run("results", "t", "--json", "--save", ".", "--limit", "2").out)
     assert document["totalSize"] == "3"
     assert document["inferenceResults"][0]["detections"][1]["errorKind"] == "ERROR_KIND_CLASS"
     assert document["saved"] == ["val-7.jpg", "val-3.jpg"]

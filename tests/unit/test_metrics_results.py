@@ -7,7 +7,7 @@ from services.metrics import thresholds
 from services.metrics.domain import ErrorKind
 from services.metrics.evaluate import evaluate
 from services.metrics.matches import Matches
-from services.metrics.results import Filter, at_threshold, choose, find_image
+from services.metrics.results import Filter, at_threshold, choose, count_boxes, find_image
 from tests.metrics_fakes import Row, ground_truth, parquet
 
 NUM_IMAGES = 30
@@ -101,6 +101,15 @@ def test_worst_come_first_and_equal_ones_in_the_order_of_the_split(
     some = Filter(classes=[1])
     chosen = choose(outcomes, some, worst_first=False).tolist()
     assert choose(outcomes, some).tolist() == [i for *_, i in sorted(keys) if i in chosen]
+
+
+def test_boxes_of_an_image_are_counted(matches: Matches) -> None:
+    outcomes = at_threshold(matches, 0.5)
+    assert count_boxes(outcomes).tolist() == [
+        part.stop - part.start + others.stop - others.start
+        for i in range(NUM_IMAGES)
+        for part, others in [(outcomes.detections(i), outcomes.truths(i))]
+    ]
 
 
 def test_split_without_anything_has_its_images() -> None:
