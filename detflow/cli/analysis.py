@@ -134,7 +134,7 @@ def say_errors(analysis: analysis_pb2.EvaluationAnalysis, results_command: str) 
                 ERROR_KINDS[error.kind][0],
                 f"{error.count}",
                 figure(error.map50_gain),
-                _bar(error.map50_gain / most) if most > 0 else "",
+                plots.bar(max(error.map50_gain, 0.0) / most, _BAR_CELLS) if most > 0 else "",
                 ERROR_KINDS[error.kind][1],
             )
             for error in analysis.errors
@@ -153,7 +153,7 @@ def say_errors(analysis: analysis_pb2.EvaluationAnalysis, results_command: str) 
 def say_calibration(calibration: analysis_pb2.Calibration) -> None:
     """Prints how often detections of each confidence are right."""
     output.say_table(
-        ("CONFIDENCE", "DETECTIONS", "MEAN", "RIGHT", "█ right, │ confidence"),
+        ("CONFIDENCE", "DETECTIONS", "MEAN", "RIGHT", "bar: right, |: confidence"),
         (
             (
                 f"{one.min_confidence:.2f} - {one.max_confidence:.2f}",
@@ -182,13 +182,9 @@ def say_calibration(calibration: analysis_pb2.Calibration) -> None:
 
 def _reliability(precision: float, confidence: float) -> str:
     """Draws a bar for the precision with a mark at the confidence."""
-    bar = list("█" * round(precision * _BAR_CELLS)) + [" "] * _BAR_CELLS
-    bar[min(round(confidence * _BAR_CELLS), _BAR_CELLS - 1)] = "│"
-    return "".join(bar[:_BAR_CELLS])
-
-
-def _bar(share: float) -> str:
-    return "█" * max(round(share * _BAR_CELLS), share > 0)
+    cells = plots.bar(precision, _BAR_CELLS).ljust(_BAR_CELLS)
+    mark = min(round(confidence * _BAR_CELLS), _BAR_CELLS - 1)
+    return f"{cells[:mark]}|{cells[mark + 1 :]}"
 
 
 def say_curves(curves: analysis_pb2.EvaluationCurves) -> None:

@@ -333,8 +333,11 @@ def _say_overview(training: str, found: _Found) -> None:
     )
     output.say()
     command = f"detflow metrics {shlex.quote(output.printable(training))}"
-    output.say(f"why: {command} --errors --confusion --curves --calibration")
-    output.say(f"over time: {command} --series '*_loss,val/*'")
+    if found.evaluations:
+        output.say(f"why: {command} --errors --confusion --curves --calibration")
+        output.say(f"over time: {command} --series '*_loss,val/*'")
+    else:
+        output.say(f"follow it: {command} --watch")
 
 
 def _watch(s: Session, name: str, asked: _Asked) -> None:

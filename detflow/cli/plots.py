@@ -62,6 +62,12 @@ def terminal() -> Console | None:
     return console if console.is_terminal and not console.options.ascii_only else None
 
 
+def bar(share: float, width: int) -> str:
+    """Draws a bar of `share` of the width; what is there is always seen."""
+    cell = "#" if Console().options.ascii_only else "█"
+    return cell * max(round(share * width), share > 0)
+
+
 def drawn(plot: Plot, console: Console, *, height: int = _HEIGHT) -> Group:
     """Draws a plot for a terminal: title and legend, then the lines within `height` rows."""
     has_colours = console.color_system is not None and not console.no_color

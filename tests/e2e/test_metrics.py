@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import csv
+import inspect
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
+import textwrap
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +21,14 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from detflow.client import Client
+from detflow.client.metrics import Metrics
 from detflow.local.demo_data import write_dataset
 from tests.stack_rig import Done, Stack, command, end, environment, free_base_port, start
 from tests.webhook_rig import receiving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+ROOT = Path(__file__).parents[2]
 # Little, but enough to find something and to be wrong about some of it.
 LITTLE = (
     *("--model", "yolov8n", "--batch", "4", "--set", "image_size=96", "--set", "mosaic=0"),
@@ -134,6 +139,17 @@ def test_series_are_the_same_by_epoch_and_by_step(trained: Trained) -> None:
     text = trained.detflow("metrics", "V_0", *options).out
     epochs = list(csv.DictReader(io.StringIO(text)))
     assert [float(row["train/box_loss"]) for row in epochs] == by_epoch["values"]
+
+
+def test_examples_of_the_documentation_run(trained: Trained) -> None:
+    with_names = {"client": trained.client, "training": trained.client.trainings.find("V_0")}
+    for method in (Metrics.evaluation, Metrics.curves, Metrics.analyze):
+        assert method.__doc__ is not None
+        _, example = inspect.cleandoc(method.__doc__).split("Example:\n")
+        exec(textwrap.dedent(example.split("\n\n")[0]), dict(with_names))
+    page = (ROOT / "docs" / "how-to" / "metrics.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example.replace("Client()", f'Client("{trained.client.address}", environ={{}})'), {})
 
 
 def test_counts_are_those_of_the_images_behind_them(trained: Trained) -> None:

@@ -136,6 +136,16 @@ def test_overview_has_both_splits_every_class_and_leads_on(rig: Rig) -> None:
     assert "CLASS (test)" in only and "val    0.250" not in only
 
 
+def test_training_that_is_not_measured_yet_is_to_be_followed(rig: Rig) -> None:
+    rig.fakes.metrics.evaluations = []
+    rig.fakes.metrics.series = []
+    out = rig.run("metrics", TRAINING).out
+    assert "not measured yet" in out and "no epoch is finished yet" in out
+    assert out.endswith(f"follow it: detflow metrics {TRAINING} --watch\n")
+    none = rig.run("metrics", TRAINING, "--series", "val/map50")
+    assert none.code == 1 and "nothing is measured yet" in none.err
+
+
 def test_json_is_one_document_of_what_was_asked_for(rig: Rig) -> None:
     overview = rig.run("metrics", TRAINING, "--json").json
     assert set(overview) == {"training", "evaluations", "series"}
@@ -194,7 +204,7 @@ def test_errors_lead_to_the_images_of_the_most_frequent(rig: Rig) -> None:
 def test_calibration_shows_bins_that_hold_something(rig: Rig) -> None:
     out = rig.run("metrics", TRAINING, "--calibration").out
     assert "0.30 - 0.35" not in out
-    assert "0.90 - 0.95  4           0.920  0.750  ███████████████   │" in out
+    assert "0.90 - 0.95  4           0.920  0.750  ███████████████   |" in out
     assert "calibration error 0.170" in out
     assert "from 0.05 on, confidences are 0.170 too high" in out
 
