@@ -176,3 +176,19 @@ def test_paths_are_those_of_the_dataset() -> None:
     assert matches.paths == ("a/1.jpg", "b/2.jpg")
     assert matches.id_I.tolist() == [1, 2]
     assert matches.size_I2.tolist() == [[640, 480]] * 2
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ((1, 0, 0.5, 0, 0, 40, 20), ErrorKind.DUPLICATE),  # IoU 0.5 with the box that is found
+        ((1, 0, 0.5, 0, 0, 40, 4), ErrorKind.LOCALIZATION),  # IoU 0.1
+        ((1, 1, 0.5, 0, 0, 40, 20), ErrorKind.CLASS),  # IoU 0.5 with a box of another class
+        ((1, 1, 0.5, 0, 0, 40, 4), ErrorKind.BOTH),  # IoU 0.1
+    ],
+)
+def test_iou_that_is_just_enough_is_enough(row: Row, kind: ErrorKind) -> None:
+    truth = ground_truth(1, 2, [(1, 0, [0, 0, 40, 40], 0)])
+    matches = match(truth, [(1, 0, 0.9, 0, 0, 40, 40), row])
+    assert matches.error_N.tolist() == [ErrorKind.NONE, kind]
+    assert matches.overlap_N.tolist() == [0, 0]
