@@ -18,6 +18,7 @@ from services.metrics.measured import Measured
 
 MAX_IMAGES = 50
 """Images on which trainings differ most that are told."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class Delta:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out 0, by more than rounding."""
+        return self.low > _ROUNDING or self.high < -_ROUNDING
 
 
 @dataclass(frozen=True, slots=True)
