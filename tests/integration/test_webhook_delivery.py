@@ -366,14 +366,15 @@ async def test_late_answer_changes_nothing_once_another_process_has_sent(db: Dat
     async with receiving(late, 200) as receiver:
         webhook = await create(db, receiver.url)
         await handle(db, ended())
-        async with running(deliverer(db, lease_seconds=0.0).run()):
+        slow = Bell()
+        async with running(deliverer(db, slow, lease_seconds=0.0).run()):
             await receiver.next()
             async with running(deliverer(db).run()):
                 await settled(db, webhook)
+            finished = slow.listen()
             answer.set()
             async with asyncio.timeout(10):
-                while (await sent_to(db, webhook))[0].state != DeliveryState.DELIVERED:
-                    pass
+                await finished.wait()
     (delivery,) = await sent_to(db, webhook)
     assert (delivery.state, delivery.http_status) == (DeliveryState.DELIVERED, 200)
 
