@@ -264,6 +264,6 @@ def _average_precision(
     bits_RP = precision_RP.view(np.int64)[:, ::-1]
     best_RP = np.maximum.accumulate(bits_RP, axis=1)[:, ::-1].view(np.float64)
     reached_RP = levels.reached(num_right_RP)
-    reached_RP[:, 1:] -= reached_RP[:, :-1].copy()
-    total_R: Floats = np.einsum("rp,rp->r", reached_RP, best_RP)
-    return total_R / len(_RECALL_LEVELS)
+    newly_RP = reached_RP[:, 1:] - reached_RP[:, :-1]
+    total_R: Floats = np.einsum("rp,rp->r", newly_RP, best_RP[:, 1:])
+    return (total_R + reached_RP[:, 0] * best_RP[:, 0]) / len(_RECALL_LEVELS)
