@@ -50,6 +50,7 @@ _SERVICE_CONFIG = json.dumps(
 )
 OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.max_receive_message_length", 32 << 20),  # a prediction may bring a picture with it
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -43,7 +43,7 @@ class _Job:
 
     task: Task
     model: StoredObject
-    data: bytes
+    data: bytes | bytearray
     result: asyncio.Future[Prediction] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -92,7 +92,7 @@ class Predictors:
         finally:
             await cancel_all(workers)
 
-    async def predict(self, task: Task, model: StoredObject, data: bytes) -> Prediction:
+    async def predict(self, task: Task, model: StoredObject, data: bytes | bytearray) -> Prediction:
         """Waits for a turn and predicts an image; who is cancelled while waiting costs nothing.
 
         Args:
@@ -173,7 +173,7 @@ class Predictors:
             job.result.set_result(Prediction.FromString(content))
 
 
-async def _ask(child: Process, task: Task, data: bytes) -> bytes:
+async def _ask(child: Process, task: Task, data: bytes | bytearray) -> bytes:
     assert child.stdin is not None and child.stdout is not None
     try:
         asked = task.to_bytes()

@@ -116,15 +116,16 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         return result
 
     async def _ask(self, call: _Call, image: ImageIn) -> prediction_pb2.Prediction:
-        data = bytes(image.data)
         try:
             found = call.file(image.header)
-            return await self._predictors.predict(_task(image.header, found), found.file, data)
+            task = _task(image.header, found)
+            return await self._predictors.predict(task, found.file, image.data)
         except DataLoss:
             # Perhaps its export was deleted, and only its name is remembered: have it made again.
             await call.make_again(image.header)
             found = call.file(image.header)
-            return await self._predictors.predict(_task(image.header, found), found.file, data)
+            task = _task(image.header, found)
+            return await self._predictors.predict(task, found.file, image.data)
 
     @contextlib.contextmanager
     def _in_line(self) -> Iterator[None]:

@@ -54,7 +54,7 @@ class Task:
         return cls(resize=Resize(exact_size=tuple(size) if size else None, **resize), **fields)
 
 
-def frame(data: bytes) -> bytes:
+def frame(data: bytes | bytearray) -> bytes:
     """Returns what tells the reader of a pipe how many bytes follow."""
     return _LENGTH.pack(len(data))
 
