@@ -29,15 +29,17 @@ class Growing:
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._patterns = patterns
-        self._points: dict[str, dict[float, tuple[int, float]]] = {}
+        self._points: dict[str, dict[float, float]] = {}
+        self._attempt = 0
         self._lock = threading.Lock()
 
     def on_snapshot(self, series: Sequence[metrics_pb2.MetricSeries]) -> None:
         """Begins with a snapshot."""
         with self._lock:
+            self._attempt = 0
             self._points = {
                 one.name: {
-                    float(position): (0, value)
+                    float(position): value
                     for position, value in zip(one.positions or one.epochs, one.values, strict=True)
                 }
                 for one in series
@@ -50,7 +52,7 @@ class Growing:
         with self._lock:
             self._void(points.attempt, float(points.epoch))
             for name, value in kept.items():
-                self._add(name, float(points.epoch), points.attempt, value)
+                self._add(name, float(points.epoch), value)
         return kept
 
     def on_steps(self, steps: training_pb2.StepMetrics) -> Mapping[str, float]:
@@ -63,14 +65,14 @@ class Growing:
                 self._void(steps.attempt, positions[0])
             for name, values in columns.items():
                 for position, value in zip(positions, values, strict=False):
-                    self._add(name, position, steps.attempt, value)
+                    self._add(name, position, value)
         return {name: values[-1] for name, values in columns.items() if values}
 
     def points(self) -> Mapping[str, tuple[Sequence[float], Sequence[float]]]:
         """Returns positions and values of each series, sorted by name."""
         with self._lock:
             return {
-                name: (list(points), [value for _, value in points.values()])
+                name: (list(points), list(points.values()))
                 for name, points in sorted(self._points.items())
             }
 
@@ -78,13 +80,17 @@ class Growing:
         return matches(name, self._patterns)
 
     def _void(self, attempt: int, position: float) -> None:
+        """Forgets what earlier attempts measured behind the place where a new one went on."""
+        if attempt <= self._attempt:
+            return
+        self._attempt = attempt
         for points in self._points.values():
-            for at in [at for at, (by, _) in points.items() if at >= position and by < attempt]:
+            for at in [at for at in points if at >= position]:
                 del points[at]
 
-    def _add(self, name: str, position: float, attempt: int, value: float) -> None:
+    def _add(self, name: str, position: float, value: float) -> None:
         points = self._points.setdefault(name, {})
-        points[position] = (attempt, value)
+        points[position] = value
         if len(points) > 2 * _MAX_KEPT:
             self._points[name] = _thinned(points)
 
@@ -93,13 +99,13 @@ def _lengths(steps: training_pb2.StepMetrics) -> Iterable[int]:
     return (len(column.values) for column in steps.columns)
 
 
-def _thinned(points: Mapping[float, tuple[int, float]]) -> dict[float, tuple[int, float]]:
+def _thinned(points: Mapping[float, float]) -> dict[float, float]:
     """Keeps lowest and highest of every four points in a row, so that no peak is lost."""
     items = list(points.items())
-    kept: dict[float, tuple[int, float]] = {}
+    kept: dict[float, float] = {}
     for start in range(0, len(items), 4):
         stretch = items[start : start + 4]
-        ends = (min(stretch, key=lambda p: p[1][1]), max(stretch, key=lambda p: p[1][1]))
+        ends = (min(stretch, key=lambda one: one[1]), max(stretch, key=lambda one: one[1]))
         kept.update(sorted(ends))
     return kept
 

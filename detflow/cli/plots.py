@@ -109,8 +109,7 @@ def _canvas(plot: Plot, lines: Sequence[Line], size: tuple[int, int], has_colour
     plotext.ylim(low, high)
     plotext.yticks(ticks, [_number(tick) for tick in ticks])
     plotext.xlabel(plot.x_label)
-    canvas: str = plotext.build().rstrip()
-    return canvas if has_colours else plotext.uncolorize(canvas)
+    return str(plotext.build()).rstrip()
 
 
 def _mark(number: int) -> str:

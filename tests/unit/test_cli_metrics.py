@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
+from detflow.cli.metrics_watch import Growing
+from detflow.cli.plots import Line, Plot, drawn
 from detflow.v1 import analysis_pb2, common_pb2, metrics_pb2, training_pb2
 from tests.cli_rig import Rig, rig
 from tests.surface_rig import TRAINING
@@ -262,9 +265,10 @@ def test_csv_has_every_number_unrounded(rig: Rig) -> None:
     }
     overview = rig.run("metrics", TRAINING, "--csv").out.split("\n\n")
     splits, classes, _ = (list(csv.DictReader(io.StringIO(one))) for one in overview)
-    assert [(one["split"], one["map50"], one["f1"]) for one in splits] == [
-        ("val", "0.5", "0.6667"),
-        ("test", "0.5", "0.6667"),
+    named = ("split", "map50", "f1", "confidence_threshold")
+    assert [[one[name] for name in named] for one in splits] == [
+        ["val", "0.5", "0.6667", "0.3"],
+        ["test", "0.5", "0.6667", "0.3"],
     ]
     assert classes[1]["precision"] == "" and classes[1]["ap50"] == "-1.0"
     curves = rig.run("metrics", TRAINING, "--curves", "--csv").out.split("\n\n")
@@ -275,6 +279,20 @@ def test_csv_has_every_number_unrounded(rig: Rig) -> None:
         "1,1,0.5,4.0",
         "1,2,1.0,3.0",
     ]
+
+
+def test_values_that_are_none_are_left_out_of_a_plot() -> None:
+    console = Console(force_terminal=True, no_color=True, width=60, file=io.StringIO())
+    nan, infinite = float("nan"), float("inf")
+    line = Line(name="loss", xs=[1, 2, 3, 4], ys=[nan, 1.0, infinite, 2.0])
+    nothing = Line(name="none", xs=[1], ys=[nan])
+    plot = Plot(title="loss", x_label="epoch", lines=[line, nothing], whole_x=True)
+    with console.capture() as captured:
+        console.print(drawn(plot, console))
+    rows = captured.get().splitlines()
+    assert rows[0] == "loss   * loss   o none (nothing measured)"
+    assert rows[-2].split() == ["2", "3", "4"]
+    assert rows[2].endswith("*│") and "o" not in "".join(rows[1:-1])
 
 
 @pytest.mark.parametrize(
@@ -326,20 +344,50 @@ def test_watch_says_every_epoch_and_ends_with_the_figures(rig: Rig) -> None:
     assert len([json.loads(line) for line in messages]) == 3
 
 
-def test_watch_on_a_terminal_leaves_the_plots(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_on_a_terminal_leaves_plots_of_what_was_asked_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     rig.fakes.metrics.watched = [
         Watched(cursor="1", snapshot=metrics_pb2.MetricsSnapshot()),
-        points(1, 1, train__box_loss=3.0),
-        points(2, 1, train__box_loss=700.0),
-        points(2, 2, train__box_loss=2.0),
-        points(3, 2, train__box_loss=1.0),
+        points(1, 1, train__box_loss=3.0, lr=700.0),
+        points(2, 1, train__box_loss=2.0),
     ]
     out = rig.run("metrics", TRAINING, "--watch").out
-    assert "box_loss   * train/box_loss" in out and "┤" in out
-    # What the second attempt made void is gone, or the axis would reach up to it.
-    assert "600┤" not in out.rpartition("box_loss   *")[2]
+    last = out.rpartition("box_loss   *")[2]
+    assert "train/box_loss" in last and "┤" in last and "700" not in last
+
+
+def test_what_a_later_attempt_makes_void_is_forgotten() -> None:
+    growing = Growing(["train/*"])
+    growing.on_snapshot(
+        [metrics_pb2.MetricSeries(name="train/loss", epochs=[1, 2, 3], values=[9, 8, 7])]
+    )
+    growing.on_points(points(4, 1, train__loss=6).points)
+    growing.on_points(points(3, 2, train__loss=5, lr=0.1).points)
+    assert growing.points() == {"train/loss": ([1, 2, 3], [9, 8, 5])}
+
+    def steps(attempt: int, first: int, *values: float) -> training_pb2.StepMetrics:
+        column = training_pb2.StepMetrics.Column(name="train/loss", values=values)
+        return training_pb2.StepMetrics(
+            attempt=attempt, epoch=2, first_step=first, num_steps=4, columns=[column]
+        )
+
+    growing = Growing(["*"])
+    assert growing.on_steps(steps(1, 1, 4, 3, 2)) == {"train/loss": 2}
+    assert growing.points() == {"train/loss": ([1.25, 1.5, 1.75], [4, 3, 2])}
+    growing.on_steps(steps(2, 2, 5))
+    assert growing.points() == {"train/loss": ([1.25, 1.5], [4, 5])}
+
+
+def test_series_that_grows_for_long_keeps_its_peaks() -> None:
+    growing = Growing(["*"])
+    for epoch in range(1, 5001):
+        growing.on_points(points(epoch, 1, loss=100.0 if epoch == 777 else epoch % 7).points)
+    [(positions, values)] = growing.points().values()
+    assert len(positions) <= 4000 and positions == sorted(positions)
+    assert values[positions.index(777)] == 100 and positions[-1] == 5000
 
 
 def test_watch_by_step_takes_over_where_the_snapshot_ends(rig: Rig) -> None:
