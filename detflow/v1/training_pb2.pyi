@@ -583,7 +583,9 @@ class StepMetrics(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
-    """Attempt that measured them."""
+    """Attempt that measured them. Values of these and later steps from earlier attempts are void: the attempt went on from
+    a checkpoint before them.
+    """
     epoch: _builtins.int
     """Epoch, from 1."""
     first_step: _builtins.int
