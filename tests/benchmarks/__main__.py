@@ -26,6 +26,7 @@ NAMES = (
     "efficientdet",
     "overhead",
     "metrics",
+    "predict",
     "bootstrap",
     "results",
     "series",
