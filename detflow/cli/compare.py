@@ -135,7 +135,7 @@ def _say(s: Session, comparison: comparison_pb2.Comparison, split: str) -> None:
     )
     output.say(
         f"\n{comparison.num_images} {_SPLIT_WORDS[split]} images, intervals of"
-        f" {comparison.confidence_level:.4g} from {comparison.num_resamples} draws,"
+        f" {100 * comparison.confidence_level:.4g} % from {comparison.num_resamples} draws,"
         " * is more than chance"
     )
     for one in sides[1:]:

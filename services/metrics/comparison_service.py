@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,11 +11,12 @@ from typing import Any, TypeAlias
 from detflow import names
 from detflow.errors import FailedPrecondition, bad_field
 from detflow.postgres import Database
-from detflow.v1 import common_pb2, comparison_pb2, comparison_pb2_grpc, metrics_pb2, training_pb2
+from detflow.v1 import common_pb2, comparison_pb2, comparison_pb2_grpc, training_pb2
 from detflow.v1.common_pb2 import StoredObject
 from services.metrics import store
 from services.metrics.comparison import Compared, Delta, compare, difference, differing_parameters
 from services.metrics.measured import Measured, MeasuredSplits
+from services.metrics.service import to_evaluation
 
 Comparison = comparison_pb2.Comparison
 
@@ -207,15 +207,12 @@ def _sha256(split: Measured) -> str:
 
 
 def _to_side(split: Measured, training: training_pb2.Training) -> Comparison.Side:
+    evaluation = to_evaluation(split.evaluation)
     side = Comparison.Side(
-        training=split.evaluation.training,
-        model=training.model,
-        coco=metrics_pb2.CocoSummary(**dataclasses.asdict(split.measurement.coco)),
+        training=split.evaluation.training, model=training.model, coco=evaluation.coco
     )
-    if split.measurement.best_f1 is not None:
-        side.best_f1.CopyFrom(
-            metrics_pb2.OperatingPoint(**dataclasses.asdict(split.measurement.best_f1))
-        )
+    if evaluation.HasField("best_f1"):
+        side.best_f1.CopyFrom(evaluation.best_f1)
     return side
 
 

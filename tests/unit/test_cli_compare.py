@@ -89,6 +89,7 @@ def comparison(rig: Rig) -> Comparison:
 def test_tables_and_a_sentence_say_what_is_better(rig: Rig, comparison: Comparison) -> None:
     done = rig.run("compare", TRAINING, OTHER, THIRD)
     assert (done.code, done.err) == (0, "")
+    assert "200 test images, intervals of 95 % from 1000 draws, * is more than chance" in done.out
     lines = [line.split() for line in done.out.splitlines()]
     assert ["A", "V_0", "yolov8n", "confidence", "0.310", TRAINING] in lines
     assert ["mAP50-95", "0.500", "0.531", "+0.031", "+0.012", "..", "+0.049", "*"] in lines
