@@ -80,10 +80,12 @@ def say_confusion(analysis: analysis_pb2.EvaluationAnalysis, results_command: st
     else:
         output.say(f"{len(names)} classes are too many for a matrix here; --csv has all of it.")
         _say_confusions(analysis.confusion)
-    wrong = _wrong(analysis.confusion)
-    if wrong:
-        cell = f"{wrong[0].actual_class}:{wrong[0].predicted_class}"
-        output.say(f"see them: {results_command} --confused {shlex.quote(output.printable(cell))}")
+    pairs = (f"{cell.actual_class}:{cell.predicted_class}" for cell in _wrong(analysis.confusion))
+    # With more colons the option could not tell the classes apart.
+    largest = next((pair for pair in pairs if pair.count(":") == 1), None)
+    if largest is not None:
+        quoted = shlex.quote(output.printable(largest))
+        output.say(f"see them: {results_command} --confused {quoted}")
 
 
 def _aligned(cells: Sequence[str], header: Sequence[str]) -> Iterable[str]:
