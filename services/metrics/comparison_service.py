@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from detflow import names
-from detflow.errors import FailedPrecondition, bad_field
+from detflow.errors import DeadlineExceeded, FailedPrecondition, bad_field
 from detflow.postgres import Database
 from detflow.v1 import common_pb2, comparison_pb2, comparison_pb2_grpc, training_pb2
 from detflow.v1.common_pb2 import StoredObject
@@ -23,6 +23,7 @@ Comparison = comparison_pb2.Comparison
 _DEFAULT_RESAMPLES = 1000
 _DEFAULT_LEVEL = 0.95
 _MAX_KEPT = 32
+_MAX_SECONDS = 50.0  # less than a call may take, so that the answer says what to do
 _MAX_DRAWN = 50_000_000  # figures of classes, 4 bytes each
 _SPLITS = {common_pb2.SPLIT_VAL: "val", common_pb2.SPLIT_TEST: "test"}
 _Key: TypeAlias = tuple[tuple[str, ...], int, float, int]
@@ -84,6 +85,7 @@ class ComparisonService(comparison_pb2_grpc.ComparisonServiceServicer):
             FailedPrecondition: DIFFERENT_DATA: they were measured on other images or boxes;
                 EVALUATION_FAILED; or NO_MATCHES: an earlier release measured one.
             InvalidArgument: It would take too much memory.
+            DeadlineExceeded: TOO_SLOW: so many resamples take more than 50 s.
             DataLoss: What was stored of an evaluation is gone or damaged.
             Unavailable: The database or the object store is away.
         """
@@ -94,7 +96,15 @@ class ComparisonService(comparison_pb2_grpc.ComparisonServiceServicer):
         _check_same_data(measured)
         _check_size(measured, num_resamples)
         key = (tuple(_sha256(one) for one in measured), num_resamples, confidence_level, seed)
-        compared = await self._compared(key, measured)
+        try:
+            async with asyncio.timeout(_MAX_SECONDS):
+                compared = await self._compared(key, measured)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"{num_resamples} resamples of {len(trainings)} trainings were not done within"
+                f" {_MAX_SECONDS:.0f} s; ask for fewer, or when less is going on",
+                reason="TOO_SLOW",
+            ) from error
         messages = await self._messages(trainings)
         return Comparison(
             split=split,

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from detflow import channels
-from detflow.errors import Cancelled, DetflowError, FailedPrecondition, InvalidArgument, NotFound
+from detflow.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DetflowError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from detflow.events import Bus
 from detflow.server import Service
 from detflow.store import ObjectStore
@@ -309,6 +316,26 @@ async def test_more_resamples_than_fit_into_memory_are_refused(
     assert isinstance(refused, InvalidArgument)
     assert refused.reason == "TOO_MANY_RESAMPLES"
     assert "at most 250" in refused.message
+
+
+async def test_comparison_that_takes_too_long_ends_and_says_what_to_do(
+    service: Service, stub: Stub, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def endless(*_: Any, cancelled: threading.Event, **__: Any) -> None:
+        assert cancelled.wait(20)
+        ended.set()
+
+    monkeypatch.setattr(COMPARE, endless)
+    monkeypatch.setattr(comparison_service, "_MAX_SECONDS", 0.1)
+    for training in (A, B):
+        await put_evaluation(service.db, store, training, TRUTH, rows(1), split="test")
+    refused = await refusal(stub, A, B, num_resamples=5000)
+    assert isinstance(refused, DeadlineExceeded)
+    assert refused.reason == "TOO_SLOW"
+    assert "5000 resamples" in refused.message and "ask for fewer" in refused.message
+    assert await asyncio.to_thread(ended.wait, 20)
 
 
 async def test_work_ends_when_the_caller_goes_away(
