@@ -15,11 +15,12 @@ from pathlib import Path
 from google.rpc import status_pb2
 
 from detflow import errors, telemetry
-from detflow.errors import DeadlineExceeded, DetflowError, InvalidArgument, ResourceExhausted
+from detflow.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from detflow.processes import dying_with_parent
 from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.tasks import cancel_all
+from detflow.uploads import full_disk_refused
 from detflow.v1.common_pb2 import StoredObject
 from detflow.v1.prediction_pb2 import Prediction
 from services.metrics.prediction import task as protocol
@@ -33,6 +34,7 @@ DEADLINE_SECONDS = 300.0
 COMMAND = (sys.executable, "-m", "services.metrics.prediction")
 """What a process runs; how much memory for models and how many threads follow."""
 
+_MAX_ANSWER_BYTES = 64 << 20
 _TRIES = 2  # a process may have died of something else than this image
 _SECRET_PREFIXES = ("AWS_", "AZURE_", "DETFLOW_", "GOOGLE_")
 
@@ -75,7 +77,7 @@ class Predictors:
 
     def __init__(self, objects: ObjectStore, settings: Settings, scratch: Path) -> None:
         self._objects = objects
-        self._num_processes = settings.predict_processes
+        self._num_processes = max(1, settings.predict_processes)
         threads = settings.predict_threads or (os.cpu_count() or 1) // self._num_processes
         self._arguments = (
             str(settings.predict_memory_bytes // self._num_processes),
@@ -158,12 +160,15 @@ class Predictors:
                 if answer == protocol.MODEL_WANTED:
                     path = self._scratch / f"model-{number}.onnx"
                     try:
-                        await asyncio.to_thread(self._objects.download, job.model, path)
+                        with full_disk_refused():
+                            await asyncio.to_thread(self._objects.download, job.model, path)
                         task = dataclasses.replace(job.task, model_path=str(path))
                         answer = await _ask(child, task, job.data)
                     finally:
                         path.unlink(missing_ok=True)  # the model is in memory
-        except DetflowError as error:
+        except (_Died, TimeoutError):
+            raise
+        except Exception as error:  # whatever it is, it concerns this image and not the next
             _fail(job, error)
             return
         kind, content = answer[:1], answer[1:]
@@ -180,8 +185,10 @@ async def _ask(child: Process, task: Task, data: bytes | bytearray) -> bytes:
         child.stdin.write(protocol.frame(asked) + asked + protocol.frame(data))
         child.stdin.write(data)
         await child.stdin.drain()
-        length = await child.stdout.readexactly(protocol.FRAME_BYTES)
-        return await child.stdout.readexactly(protocol.frame_length(length))
+        length = protocol.frame_length(await child.stdout.readexactly(protocol.FRAME_BYTES))
+        if length > _MAX_ANSWER_BYTES:  # a decoder has been made to say so
+            child.kill()
+        return await child.stdout.readexactly(length)
     except (ConnectionError, asyncio.IncompleteReadError) as error:
         raise _Died(await child.wait()) from error
 
