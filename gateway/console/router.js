@@ -40,8 +40,7 @@ document.addEventListener("click", (event) => {
  * @returns {Record<string, string> | null}
  */
 export function match(pattern, text) {
-  const wanted = pattern.split("/");
-  const given = text.replace(/\/$/, "").split("/");
+  const [wanted, given] = [pattern, text].map((one) => one.replace(/\/$/, "").split("/"));
   if (wanted.length !== given.length) return null;
   /** @type {Record<string, string>} */
   const values = {};

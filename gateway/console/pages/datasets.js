@@ -36,7 +36,13 @@ export function Page({ project, dataset }) {
             <//>`
           : html`<${Empty} text=${t("datasets.empty")} />`}
     <//>
-    ${dataset && html`<${Details} project=${project} name=${`projects/${project}/datasets/${dataset}`} onChange=${list.reload} />`}
+    ${dataset &&
+    html`<${Details}
+      project=${project}
+      name=${`projects/${project}/datasets/${dataset}`}
+      state=${list.data?.find((one) => idOf(one.name) === dataset)?.state}
+      onChange=${list.reload}
+    />`}
   </div>`;
 }
 
@@ -142,9 +148,9 @@ function Import({ project, onDone }) {
   <//>`;
 }
 
-/** @param {{project: string, name: string, onChange: () => void}} props */
-function Details({ project, name, onChange }) {
-  const state = useLoad((signal) => get(`/v1/${name}`, {}, signal), [name]);
+/** @param {{project: string, name: string, state?: string, onChange: () => void}} props `state` is the one of the list */
+function Details({ project, name, state: listed, onChange }) {
+  const state = useLoad((signal) => get(`/v1/${name}`, {}, signal), [name, listed]);
   const [deleting, setDeleting] = useState(false);
   return html`<${Loaded} state=${state} lines=${4}>
     ${(/** @type {any} */ one) => html`

@@ -30,6 +30,7 @@ export function Page({ project, version }) {
   return html`<div class="split-page">
     <${VersionList} project=${project} versions=${versions} current=${version} />
     <div class="page stack">
+      ${!chosen && html`<h1>${t("nav.train")}</h1>`}
       ${error && html`<${Problem} error=${error} onRetry=${reload} />`}
       ${!versions && !error && html`<${Skeleton} lines=${6} />`}
       ${versions && !versions.length &&

@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "../vendor/preact.js";
 
 /**
- * Reads something when a component appears and when `inputs` change; what came before stays until then.
+ * Reads something when a component appears and when `inputs` change; when it is read again, what is there stays until then.
  *
  * @template T
  * @param {(signal: AbortSignal) => Promise<T>} read
@@ -10,27 +10,26 @@ import { useEffect, useRef, useState } from "../vendor/preact.js";
  * @returns {{data: T | undefined, error: any, loading: boolean, reload: () => void, set: (data: T) => void}}
  */
 export function useLoad(read, inputs) {
-  const [state, setState] = useState(/** @type {any} */ ({ data: undefined, error: null, loading: true }));
-  const [turn, setTurn] = useState(0);
   const key = JSON.stringify(inputs);
-  const last = useRef(key);
+  const [state, setState] = useState(/** @type {any} */ ({ key, data: undefined, error: null, loading: true }));
+  const [turn, setTurn] = useState(0);
+  // What was read for other inputs is not shown for these, not even once.
+  const now = state.key === key ? state : { data: undefined, error: null, loading: true };
   useEffect(() => {
     const asking = new AbortController();
-    const isOther = last.current !== key;
-    last.current = key;
-    setState((/** @type {any} */ before) => ({ data: isOther ? undefined : before.data, error: null, loading: true }));
+    setState({ ...now, key, error: null, loading: true });
     read(asking.signal).then(
-      (data) => asking.signal.aborted || setState({ data, error: null, loading: false }),
-      (error) =>
-        asking.signal.aborted ||
-        setState((/** @type {any} */ before) => ({ data: before.data, error, loading: false })),
+      (data) => asking.signal.aborted || setState({ key, data, error: null, loading: false }),
+      (error) => asking.signal.aborted || setState({ key, data: now.data, error, loading: false }),
     );
     return () => asking.abort();
   }, [key, turn]);
   return {
-    ...state,
+    data: now.data,
+    error: now.error,
+    loading: now.loading,
     reload: () => setTurn((before) => before + 1),
-    set: (data) => setState({ data, error: null, loading: false }),
+    set: (data) => setState({ key, data, error: null, loading: false }),
   };
 }
 

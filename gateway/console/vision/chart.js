@@ -4,6 +4,7 @@ import { isDark, language, theme } from "../state/preferences.js";
 import { t } from "../i18n/texts.js";
 
 const HEIGHT = 240;
+const EPOCH_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
 
 /** @type {Promise<any> | undefined} */
 let library;
@@ -67,13 +68,15 @@ export function Chart({ title, lines, xLabel, xRange, yRange, smoothing = 0 }) {
   useEffect(() => {
     if (!seen || table) return undefined;
     let gone = false;
+    /** @type {HTMLElement} */
+    const element = place.current;
     /** @type {ResizeObserver} */
     let observer;
     load().then((UPlot) => {
       if (gone) return;
-      plot.current = new UPlot(options({ lines, xRange, yRange, hidden, onMove: setAt, width: place.current.clientWidth }), data, place.current);
-      observer = new ResizeObserver(() => plot.current?.setSize({ width: place.current.clientWidth, height: HEIGHT }));
-      observer.observe(place.current);
+      plot.current = new UPlot(options({ lines, xRange, yRange, hidden, onMove: setAt, width: element.clientWidth }), data, element);
+      observer = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height: HEIGHT }));
+      observer.observe(element);
     });
     return () => {
       gone = true;
@@ -150,7 +153,8 @@ function options({ lines, xRange, yRange, hidden, onMove, width }) {
     legend: { show: false },
     padding: [8, 8, 0, 0],
     scales: { x: { time: false, range: xRange ? () => xRange : undefined }, y: yRange ? { range: () => yRange } : {} },
-    axes: [{ ...axis, size: 28 }, { ...axis, size: 48 }],
+    // Without a range of its own the x axis counts epochs, which are whole.
+    axes: [{ ...axis, size: 28, incrs: xRange ? undefined : EPOCH_STEPS }, { ...axis, size: 48 }],
     cursor: { y: false, points: { size: 6 } },
     series: [
       {},

@@ -1,0 +1,73 @@
+"""A real browser on the real stack. What a page must never do fails every test at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.stack_rig import Stack
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+_ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM:
+        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*_ARGUMENTS])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]:
+    """`page = open_page("/projects", locale="ko-KR")`: a fresh profile on the stack.
+
+    No page may log an error, throw, ask in a dialog, break its policy or load from elsewhere.
+    """
+    contexts: list[BrowserContext] = []
+    faults: list[str] = []
+
+    def open_(path: str, *, width: int = 1360, locale: str = "ko-KR", dark: bool = False) -> Page:
+        context = browser.new_context(
+            base_url=stack.url,
+            viewport={"width": width, "height": 900},
+            locale=locale,
+            color_scheme="dark" if dark else "light",
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: faults.append(f"dialog: {dialog.message}"))
+        page.on(
+            "request",
+            lambda r: (
+                None
+                if r.url.startswith((stack.url, "blob:", "data:"))
+                else faults.append(f"asked {r.url}")
+            ),
+        )
+        page.goto(path)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the screenshots."""
+    return tmp_path_factory.mktemp("screenshots")
