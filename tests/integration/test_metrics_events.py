@@ -186,7 +186,7 @@ step_attempts = st.tuples(st.integers(0, 9), st.just([]) | block_lengths, st.boo
 
 
 @settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
