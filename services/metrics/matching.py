@@ -4,7 +4,8 @@ Right or not is decided as `COCOeval.evaluateImg` of pycocotools does, at each o
 thresholds. What is wrong with a detection follows Bolya et al., "TIDE: A General Toolbox for
 Identifying Object Detection Errors" (2020), in the order of its reference implementation, tidecv.
 
-Array shapes are named by suffix: N detections, M ground-truth boxes, E pairs of the two.
+Array shapes are named by suffix: N detections, M ground-truth boxes, E pairs of the two, T IoU
+thresholds.
 """
 
 from __future__ import annotations
@@ -46,42 +47,19 @@ class Pairs:
 
 
 def match(truth: Truth, predicted: Predicted) -> Matches:
-    """Finds what became of every detection and every box of a split.
-
-    In each image and class the detections, most confident first, equal ones in file order, the
-    first 100, take the free box with the greatest IoU that is enough, of equals the last. Only if
-    there is none they may fall into a crowd region, which is never used up; its IoU is the overlap
-    divided by the detection's area.
-    """
-    num_detections, num_truths = len(predicted.image_N), len(truth.image_M)
+    """Finds what became of every detection and every box of a split."""
+    num_truths = len(truth.image_M)
     pairs = overlaps(
         predicted.image_N, predicted.box_N4, truth.image_M, truth.box_M4, truth.crowd_M
     )
     same_E = predicted.class_N[pairs.detection_E] == truth.class_M[pairs.truth_E]
     crowd_E = truth.crowd_M[pairs.truth_E]
     rank_N = _ranks(predicted, len(truth.class_names))
-    is_beyond_N = rank_N >= MAX_DETECTIONS
-
-    right_N = np.zeros(num_detections, np.uint16)
-    ignored_N = np.where(is_beyond_N, (1 << NUM_THRESHOLDS) - 1, 0).astype(np.uint16)
-    near = pairs.where(same_E & (pairs.iou_E >= MATCH_IOU) & ~is_beyond_N[pairs.detection_E])
-    # Within a rank a detection's best box comes last: after crowds, then by IoU, then by position.
-    rank_E = rank_N[near.detection_E]
-    order_E = np.lexsort(
-        (near.truth_E, near.iou_E, ~truth.crowd_M[near.truth_E], near.detection_E, rank_E)
-    )
-    near, rank_E = near.where(order_E), rank_E[order_E]
-    truth_N = np.full(num_detections, -1, np.int32)
-    for bit, threshold in enumerate(IOU_THRESHOLDS):
-        enough_E = near.iou_E >= threshold
-        taken_N = take(near.where(enough_E), rank_E[enough_E], truth.crowd_M, num_detections)
-        is_taken_N = taken_N >= 0
-        in_crowd_N = np.zeros(num_detections, np.bool_)
-        in_crowd_N[is_taken_N] = truth.crowd_M[taken_N[is_taken_N]]
-        right_N |= (is_taken_N & ~in_crowd_N).astype(np.uint16) << np.uint16(bit)
-        ignored_N |= in_crowd_N.astype(np.uint16) << np.uint16(bit)
-        if bit == 0:
-            truth_N[is_taken_N & ~in_crowd_N] = taken_N[is_taken_N & ~in_crowd_N]
+    taken_TN = _take_own(pairs.where(same_E), rank_N, truth.crowd_M)
+    in_crowd_TN = np.append(truth.crowd_M, False)[taken_TN]  # -1, no box, is the last
+    right_N = _bits((taken_TN >= 0) & ~in_crowd_TN)
+    ignored_N = _bits(in_crowd_TN | (rank_N >= MAX_DETECTIONS))
+    truth_N = np.where(in_crowd_TN[0], -1, taken_TN[0]).astype(np.int32)
 
     counted_N = (ignored_N & 1) == 0
     error_N, overlap_N, iou_N = _errors(
@@ -122,6 +100,41 @@ def match(truth: Truth, predicted: Predicted) -> Matches:
         detection_M=detection_M,
         explained_M=explained_M,
     )
+
+
+def _take_own(own: Pairs, rank_N: Integers, crowd_M: Booleans) -> npt.NDArray[np.int32]:
+    """Finds the box that each detection takes at each IoU threshold, or -1; shape (T, N).
+
+    In each image and class the detections, most confident first, equal ones in file order, the
+    first 100, take the free box with the greatest IoU that is enough, of equals the last. Only if
+    there is none they may fall into a crowd region, which is never used up; its IoU is the overlap
+    divided by the detection's area.
+
+    Args:
+        own: Pairs of one class.
+        rank_N: Place of each detection in its image and class.
+        crowd_M: Which boxes are crowd regions.
+    """
+    near = own.where((own.iou_E >= MATCH_IOU) & (rank_N[own.detection_E] < MAX_DETECTIONS))
+    rank_E = rank_N[near.detection_E]
+    # Within a rank a detection's best box comes last: after crowds, then by IoU, then by position.
+    order_E = np.lexsort(
+        (near.truth_E, near.iou_E, ~crowd_M[near.truth_E], near.detection_E, rank_E)
+    )
+    near, rank_E = near.where(order_E), rank_E[order_E]
+    taken_TN = np.empty((NUM_THRESHOLDS, len(rank_N)), np.int32)
+    for t, threshold in enumerate(IOU_THRESHOLDS):
+        enough_E = near.iou_E >= threshold
+        taken_TN[t] = take(near.where(enough_E), rank_E[enough_E], crowd_M, len(rank_N))
+    return taken_TN
+
+
+def _bits(flag_TN: Booleans) -> npt.NDArray[np.uint16]:
+    """Packs flags by IoU threshold: bit t of a detection is its flag at threshold t."""
+    bits_N = np.zeros(flag_TN.shape[1], np.uint16)
+    for t, flag_N in enumerate(flag_TN):
+        bits_N |= flag_N.astype(np.uint16) << np.uint16(t)
+    return bits_N
 
 
 def _ranks(predicted: Predicted, num_classes: int) -> Integers:
@@ -180,14 +193,14 @@ def _errors(
     """
     own_N, own_iou_N = _best(own, len(wrong_N))
     other_N, other_iou_N = _best(other, len(wrong_N))
-    is_about_own_N = [
-        (own_iou_N >= BACKGROUND_IOU) & (own_iou_N < MATCH_IOU),
-        other_iou_N >= MATCH_IOU,
-        own_iou_N >= MATCH_IOU,
-        other_iou_N < BACKGROUND_IOU,
-    ]
-    kinds = [ErrorKind.LOCALIZATION, ErrorKind.CLASS, ErrorKind.DUPLICATE, ErrorKind.BACKGROUND]
-    error_N = np.select(is_about_own_N, [int(kind) for kind in kinds], int(ErrorKind.BOTH))
+    first_that_holds = {
+        ErrorKind.LOCALIZATION: (own_iou_N >= BACKGROUND_IOU) & (own_iou_N < MATCH_IOU),
+        ErrorKind.CLASS: other_iou_N >= MATCH_IOU,
+        ErrorKind.DUPLICATE: own_iou_N >= MATCH_IOU,
+        ErrorKind.BACKGROUND: other_iou_N < BACKGROUND_IOU,
+    }
+    kinds = [int(kind) for kind in first_that_holds]
+    error_N = np.select(list(first_that_holds.values()), kinds, int(ErrorKind.BOTH))
     about_other_N = np.isin(error_N, (ErrorKind.CLASS, ErrorKind.BOTH)) | (
         (error_N == ErrorKind.BACKGROUND) & (other_iou_N > own_iou_N)
     )

@@ -169,7 +169,7 @@ def test_best_f1_equals_brute_force(case: str, seed: int, monkeypatch: pytest.Mo
     assert evaluate(truth, data).best_f1 == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases())
 def test_coco_figures_equal_pycocotools_whatever_the_boxes(case: Case) -> None:
     truth, rows = case

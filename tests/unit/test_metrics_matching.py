@@ -66,7 +66,7 @@ def assert_equal_to_pycocotools(truth: dict[str, Any], rows: list[Row]) -> None:
         assert getattr(matches, name).tolist() == expected, name
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases())
 def test_matches_at_every_iou_threshold_equal_pycocotools(case: Case) -> None:
     assert_equal_to_pycocotools(*case)
