@@ -276,14 +276,11 @@ def _say_csv(asked: _Asked, found: _Found) -> None:
 
 def _say(s: Session, asked: _Asked, found: _Found) -> None:
     if asked.is_overview:
-        _say_overview(asked.training, found)
+        _say_overview(found, _command(s, "metrics", asked.training))
         return
     split = asked.split or EVALUATED_SPLITS[0]
-    results = ["detflow", "results", asked.training, "--split", split]
-    if asked.threshold is not None:
-        results += ["--threshold", f"{asked.threshold:g}"]
-    if s.project != DEFAULT_PROJECT:
-        results += ["--project", s.project]
+    at = [] if asked.threshold is None else ["--threshold", f"{asked.threshold}"]
+    results = _command(s, "results", asked.training, "--split", split, *at)
     if found.analysis:
         best = " (the best F1)" if asked.threshold is None else ""
         output.say(
@@ -295,10 +292,10 @@ def _say(s: Session, asked: _Asked, found: _Found) -> None:
             analysis.say_counts(found.analysis)
         if asked.confusion:
             output.say()
-            analysis.say_confusion(found.analysis, shlex.join(results))
+            analysis.say_confusion(found.analysis, results)
         if asked.errors:
             output.say()
-            analysis.say_errors(found.analysis, shlex.join(results))
+            analysis.say_errors(found.analysis, results)
     if found.curves:
         if found.analysis:
             output.say()
@@ -314,7 +311,13 @@ def _say(s: Session, asked: _Asked, found: _Found) -> None:
         say_series(found.series)
 
 
-def _say_overview(training: str, found: _Found) -> None:
+def _command(s: Session, *words: str) -> str:
+    """Returns the command line for these words in the same project."""
+    project = [] if s.project == DEFAULT_PROJECT else ["--project", s.project]
+    return output.printable(shlex.join(["detflow", *words, *project]))
+
+
+def _say_overview(found: _Found, command: str) -> None:
     say_evaluations(found.evaluations)
     output.say()
     output.say_table(
@@ -332,7 +335,6 @@ def _say_overview(training: str, found: _Found) -> None:
         empty="no epoch is finished yet",
     )
     output.say()
-    command = f"detflow metrics {shlex.quote(output.printable(training))}"
     if found.evaluations:
         output.say(f"why: {command} --errors --confusion --curves --calibration")
         output.say(f"over time: {command} --series '*_loss,val/*'")
