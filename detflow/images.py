@@ -18,7 +18,7 @@ library versions.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -36,6 +36,7 @@ MAX_SIDE_PX = 32_768
 JPEG_QUALITY = 95
 JPEG_SUBSAMPLING = "420"
 
+_STRIP_ROWS = 64
 _MIN_SEEN_PX = 32  # what a perceptual hash looks at
 
 _COPYABLE_COLORS = frozenset({"YCbCr", "Gray"})
@@ -173,24 +174,33 @@ def _decode_other(data: bytes) -> Pixels:
         raise _corrupt(f"the image is damaged ({error.err})") from error
     if pixels is None:
         raise _corrupt("the image is truncated or damaged")
-    if pixels.dtype == np.uint16:
-        pixels = np.right_shift(pixels.astype(np.uint16), 8).astype(np.uint8)
-    if pixels.dtype != np.uint8:
+    if pixels.dtype not in (np.uint8, np.uint16):
         raise InvalidArgument(
             f"samples of type {pixels.dtype} are not read; convert it to 8 or 16 bit",
             reason="UNSUPPORTED_IMAGE",
         )
+    if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3:
+        return np.asarray(pixels, np.uint8)
+    converted = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), _STRIP_ROWS):  # a whole image at once takes much memory beside
+        converted[top : top + _STRIP_ROWS] = _to_bgr(pixels[top : top + _STRIP_ROWS])
+    return converted
+
+
+def _to_bgr(pixels: NDArray[Any]) -> Pixels:
+    """Makes 8-bit BGR of samples of 8 or 16 bits, gray or with transparency."""
+    if pixels.dtype == np.uint16:
+        pixels = np.right_shift(pixels, 8).astype(np.uint8)
+    pixels = np.asarray(pixels, np.uint8)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
-    if pixels.shape[2] == 4:
-        return _blend_over_white(np.asarray(pixels, np.uint8))
-    return np.asarray(pixels, np.uint8)
+    return _blend_over_white(pixels) if pixels.shape[2] == 4 else pixels
 
 
 def _blend_over_white(pixels: NDArray[np.uint8]) -> Pixels:
     alpha = pixels[:, :, 3:].astype(np.uint16)
     if alpha.min() == 255:
-        return np.ascontiguousarray(pixels[:, :, :3])
+        return pixels[:, :, :3]
     color = pixels[:, :, :3].astype(np.uint16)
     return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
