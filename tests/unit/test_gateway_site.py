@@ -26,13 +26,16 @@ def own_scripts() -> list[Path]:
     return [path for path in scripts() if path.parent.name != "vendor"]
 
 
-def texts(language: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for path in (FOLDER / "i18n").glob(f"{language}_*.js"):
-        lines = _TEXT.findall(path.read_text())
-        assert len(lines) == path.read_text().count("\n") - 3  # every line but the first and last
-        found |= {ast.literal_eval(key): ast.literal_eval(text) for key, text in lines}
+def texts_of(language: str, part: str) -> dict[str, str]:
+    content = (FOLDER / "i18n" / f"{language}_{part}.js").read_text()
+    found = {ast.literal_eval(key): ast.literal_eval(text) for key, text in _TEXT.findall(content)}
+    assert len(found) == content.count("\n") - 3  # every line but the first two and the last
     return found
+
+
+def texts(language: str) -> dict[str, str]:
+    parts = [texts_of(language, part) for part in ("frame", "pages", "results")]
+    return {key: text for part in parts for key, text in part.items()}
 
 
 async def ask(path: str, **headers: str) -> Response:
@@ -97,13 +100,18 @@ def loaded_by(page: str) -> set[Path]:
     return needed
 
 
-def test_the_training_page_needs_no_texts_but_those_of_the_frame() -> None:
-    frame = (FOLDER / "i18n" / "en_frame.js").read_text()
-    needed = loaded_by("train")
-    assert FOLDER / "i18n" / "pages.js" not in needed
-    for path in needed - {FOLDER / "ui" / "parts.js"}:  # which has a part that other pages use
+@pytest.mark.parametrize("page", [path.stem for path in (FOLDER / "pages").iterdir()])
+def test_every_page_loads_the_texts_it_shows(page: str) -> None:
+    needed = loaded_by(page)
+    loaded = {*texts_of("en", "frame")}
+    for part in ("pages", "results"):
+        if FOLDER / "i18n" / f"{part}.js" in needed:
+            loaded |= {*texts_of("en", part)}
+    for path in needed - {FOLDER / "ui" / "parts.js"}:  # which has parts that other pages use
         for key in re.findall(r'\bt\(\s*"([^"]+)"', path.read_text()):
-            assert f'  "{key}":' in frame, f"{path}: {key}"
+            assert key in loaded or (path.name, key) == ("boxes.js", "boxes.shown"), (
+                f"{path}: {key}"
+            )
 
 
 @pytest.mark.parametrize("page", [path.stem for path in (FOLDER / "pages").iterdir()])

@@ -1,4 +1,4 @@
-// Imported by what needs more than the texts of the frame.
+// Imported by pages and dialogs of their own.
 import { need } from "./texts.js";
 
 await need("pages");

@@ -3,6 +3,7 @@ import { html, useEffect, useRef, useState } from "../vendor/preact.js";
 import { ApiError, failure, url } from "../api/http.js";
 import { go } from "../router.js";
 import "../i18n/pages.js";
+import "../i18n/results.js";
 import { t } from "../i18n/texts.js";
 import { count, idOf, percent } from "../i18n/format.js";
 import { say } from "../state/status.js";
@@ -147,6 +148,7 @@ function Shown({ item, threshold }) {
   return html`<${Card} title=${item.file.name}>
     <div class="opened">
       <${Picture}
+        large
         src=${item.address}
         alt=${item.file.name}
         width=${item.prediction.widthPx}
@@ -160,7 +162,7 @@ function Shown({ item, threshold }) {
             total: (1000 * latency.totalSeconds).toFixed(0),
           })}
         </p>
-        <div class="table-scroll">
+        <div class="table-scroll" tabindex="0">
           <table class="small">
             <thead><tr><th>${t("images.class")}</th><th class="end">${t("images.confidence")}</th></tr></thead>
             <tbody>

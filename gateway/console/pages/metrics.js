@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "../vendor/preact.js";
 import { get, url } from "../api/http.js";
 import { go, query } from "../router.js";
-import "../i18n/pages.js";
+import "../i18n/results.js";
 import { t } from "../i18n/texts.js";
 import { count, decimal, percent } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
@@ -166,8 +166,8 @@ function Result({ one, truth, onClick }) {
 function Opened({ one, truth, onClose }) {
   return html`<${Dialog} wide title=${one.imagePath} onClose=${onClose}>
     <div class="opened">
-      <${Picture} src=${`/v1/${one.name}:image`} alt=${one.imagePath} width=${one.widthPx} height=${one.heightPx} boxes=${drawn(one, truth)} />
-      <div class="table-scroll">
+      <${Picture} large src=${`/v1/${one.name}:image`} alt=${one.imagePath} width=${one.widthPx} height=${one.heightPx} boxes=${drawn(one, truth)} />
+      <div class="table-scroll" tabindex="0">
         <table class="small">
           <thead><tr><th>${t("images.class")}</th><th class="end">${t("images.confidence")}</th><th>${t("images.match")}</th><th class="end">IoU</th></tr></thead>
           <tbody>

@@ -28,7 +28,7 @@ export function Page({ project, version }) {
   }, [version, versions]);
 
   return html`<div class="split-page">
-    <${VersionList} project=${project} versions=${versions} current=${version} />
+    <${VersionList} project=${project} versions=${versions} current=${version} onChange=${reload} />
     <div class="page stack">
       ${!chosen && html`<h1>${t("nav.train")}</h1>`}
       ${error && html`<${Problem} error=${error} onRetry=${reload} />`}
@@ -53,14 +53,18 @@ export function Page({ project, version }) {
   </div>`;
 }
 
-/** @param {{project: string, versions: any[] | undefined, current?: string}} props */
-function VersionList({ project, versions, current }) {
+/** @param {{project: string, versions: any[] | undefined, current?: string, onChange: () => void}} props */
+function VersionList({ project, versions, current, onChange }) {
+  const [trash, showTrash] = useState(false);
   return html`<aside class="versions" aria-label=${t("versions.title")}>
     <div class="row spread">
       <h2>${t("versions.title")}</h2>
-      <a class="button quiet only-icon" href=${`/p/${project}/versions/new`} aria-label=${t("versions.create")} title=${t("versions.create")}>
-        <${Icon} name="plus" />
-      </a>
+      <div class="row">
+        <${Button} kind="quiet" icon="restore" label=${t("trash.open")} onClick=${() => showTrash(true)} />
+        <a class="button quiet only-icon" href=${`/p/${project}/versions/new`} aria-label=${t("versions.create")} title=${t("versions.create")}>
+          <${Icon} name="plus" />
+        </a>
+      </div>
     </div>
     <ul>
       ${(versions ?? []).map(
@@ -74,6 +78,7 @@ function VersionList({ project, versions, current }) {
         </li>`,
       )}
     </ul>
+    ${trash && html`<${Later} load=${() => import("./trash_dialog.js")} name="TrashDialog" project=${project} onChange=${onChange} onClose=${() => showTrash(false)} />`}
   </aside>`;
 }
 
@@ -116,12 +121,14 @@ function VersionView({ project, version, onChange, onPut, onStream, linked, onLi
     setStarting(false);
   };
 
+  const [exporting, setExporting] = useState(false);
   const isNew = !version.training;
   const state = training?.training?.state;
   return html`
     <${TitleBar} project=${project} version=${version} onPut=${onPut} onChange=${onChange} linked=${linked || !following}>
-      ${version.training && state === "SUCCEEDED" &&
-      html`<a class="button plain" href=${`/p/${project}/evaluate/${idOf(version.name)}`}>${t("train.evaluate")}</a>`}
+      ${training?.training?.weights && !live &&
+      html`<${Button} icon="download" onClick=${() => setExporting(true)}>${t("train.export")}<//>
+        <a class="button plain" href=${`/p/${project}/evaluate/${idOf(version.name)}`}>${t("train.evaluate")}</a>`}
       ${isNew &&
       html`<${Button} kind="primary" icon="play" disabled=${version.state !== "READY"} busy=${starting} onClick=${start}>
         ${t(preprocessing ? "train.preprocessing" : "train.start")}
@@ -141,6 +148,7 @@ function VersionView({ project, version, onChange, onPut, onStream, linked, onLi
       <${AugmentationCard} version=${version} />
     </div>
     <${HyperparametersCard} values=${hyperparameters} readOnly=${!isNew} training=${training?.training} />
+    ${exporting && html`<${Later} load=${() => import("./export_dialog.js")} name="ExportDialog" training=${version.training} onClose=${() => setExporting(false)} />`}
     ${path.value.endsWith("/metrics") && version.training &&
     html`<${Later}
       load=${() => import("./metrics.js")}

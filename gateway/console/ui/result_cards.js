@@ -4,6 +4,7 @@ import { get } from "../api/http.js";
 import { t } from "../i18n/texts.js";
 import { count, percent } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
+import { language } from "../state/preferences.js";
 import { Chart } from "../vision/chart.js";
 import { Button, Card, Figure, Loaded } from "./parts.js";
 
@@ -22,6 +23,7 @@ export function MetricsCard({ training, onMore }) {
           (one) => html`<button type="button" aria-pressed=${one === split} onClick=${() => setSplit(one)}>${t(`split.${one === "SPLIT_VAL" ? "val" : "test"}`)}</button>`,
         )}
       </div>
+      <a class="button plain" href=${`/v1/${training}:report?language=${language.value}`} target="_blank" rel="noopener">${t("metrics.report")}</a>
       <${Button} onClick=${onMore}>${t("metrics.more")}<//>
     `}
   >

@@ -11,11 +11,12 @@ export const colorOf = (classId) => COLORS[classId % COLORS.length];
 
 /**
  * @typedef {{x1: number, y1: number, x2: number, y2: number, label: string, color: string, dashed?: boolean}} Drawn
- * @param {{src: string, alt: string, width: number, height: number, boxes: Drawn[], onClick?: () => void}} props
+ * @param {{src: string, alt: string, width: number, height: number, boxes: Drawn[], large?: boolean,
+ *   onClick?: () => void}} props `large` fills most of the page
  */
-export function Picture({ src, alt, width, height, boxes, onClick }) {
+export function Picture({ src, alt, width, height, boxes, large = false, onClick }) {
   const drawn = boxes.slice(0, MAX_BOXES);
-  const size = Math.max(width, height) / 42;
+  const size = Math.max(width, height) / (large ? 64 : 42);
   const picture = html`<div class="picture">
     <img src=${src} alt=${alt} width=${width} height=${height} loading="lazy" decoding="async" />
     <svg viewBox=${`0 0 ${width} ${height}`} aria-hidden="true">
@@ -28,9 +29,12 @@ export function Picture({ src, alt, width, height, boxes, onClick }) {
   ${boxes.length > MAX_BOXES && html`<p class="muted small">${t("boxes.shown", { shown: count(MAX_BOXES), total: count(boxes.length) })}</p>`}`;
 }
 
+/** Length of a text in Latin letters; those of wide scripts count for more. @param {string} text */
+const lettersOf = (text) => Array.from(text).reduce((sum, letter) => sum + (letter > "\u1100" ? 1.6 : 1), 0);
+
 /** @param {{box: Drawn, width: number, height: number, size: number}} props */
 function Box({ box, width, height, size }) {
-  const labelWidth = Math.min(width, (box.label.length + 1) * size * 0.62);
+  const labelWidth = Math.min(width, (lettersOf(box.label) + 1) * size * 0.62);
   const labelHeight = size * 1.4;
   const x = Math.max(0, Math.min(box.x1, width - labelWidth));
   const y = Math.max(0, Math.min(box.y1 >= labelHeight ? box.y1 - labelHeight : box.y1, height - labelHeight));
