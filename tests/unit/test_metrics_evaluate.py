@@ -144,10 +144,10 @@ def boxes_of(truth: dict[str, Any], index: int) -> list[dict[str, Any]]:
     return [box for box in truth["annotations"] if box["category_id"] == index + 1]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "many classes"])
 @pytest.mark.parametrize("seed", range(4))
 def test_coco_figures_equal_pycocotools_bit_for_bit(case: str, seed: int) -> None:
-    truth, rows = random_case(seed, **CASES[case])
+    truth, rows = random_case(seed, **CASES.get(case, {"num_classes": 90}))
     data = parquet(rows)
     assert_equal_to_pycocotools(evaluate(truth, data), run_pycocotools(truth, data))
 
