@@ -1,7 +1,7 @@
 """The Python SDK: everything detflow does, as calls on the nouns a user knows.
 
 Example:
-    with Client() as client:
+    with detflow.Client() as client:
         dataset = client.datasets.import_("cells.zip", name="cells")
         version = client.versions.wait(client.versions.create(dataset.name).name)
         training = client.trainings.start(version.name, model="yolov8n", epochs=20)
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from detflow.client.comparisons import Comparisons
-from detflow.client.connection import Connection
+from detflow.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection
 from detflow.client.datasets import Datasets
 from detflow.client.exports import Exports
 from detflow.client.hyperparameters import schema_of
@@ -46,9 +46,12 @@ class Client:
         address: host:port of the gateway. The services are expected on the four ports after it,
             unless DETFLOW_VERSION_ADDRESS, DETFLOW_PREPROCESS_ADDRESS, DETFLOW_TRAINER_ADDRESS or
             DETFLOW_METRICS_ADDRESS say otherwise.
+        timeout: Seconds that a call may take; those that are known to take longer, such as an
+            upload, have more. Watches go on as long as they are read.
         environ: Where those variables are read.
 
     Attributes:
+        address: host:port of the gateway, as it was given.
         projects: Groups of datasets and versions.
         datasets: Labelled images.
         versions: Datasets frozen with a split and a recipe.
@@ -62,13 +65,17 @@ class Client:
         results: What was found in each image.
 
     Raises:
-        InvalidArgument: The address is not host:port.
+        InvalidArgument: The address is not host:port, or the timeout is no time.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, environ: Mapping[str, str] = os.environ
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._connection = Connection(address, environ)
+        self._connection = Connection(address, environ, timeout)
         self.address = address
         self.projects = Projects(self._connection)
         self.datasets = Datasets(self._connection)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from detflow.client import cancelling
 from detflow.client.folder import FolderTar
 from detflow.errors import InvalidArgument, Unavailable
 
@@ -81,7 +82,9 @@ def opened(source: str) -> Iterator[IO[bytes]]:
 def _download(url: str, file: IO[bytes]) -> None:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-            shutil.copyfileobj(response, file, 1 << 20)
+            while data := response.read(1 << 20):
+                cancelling.check()
+                file.write(data)
     except urllib.error.HTTPError as error:
         with error:
             raise Unavailable(f"{url} answers {error.code} {error.reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -13,7 +14,10 @@ import grpc
 from google.api.httpbody_pb2 import HttpBody
 
 from detflow.channels import OPTIONS, from_rpc_error
+from detflow.client import cancelling
 from detflow.errors import (
+    Cancelled,
+    DeadlineExceeded,
     DetflowError,
     InvalidArgument,
     OutOfRange,
@@ -27,7 +31,7 @@ Response = TypeVar("Response")
 Item = TypeVar("Item")
 Watched = TypeVar("Watched", bound="Watchable")
 
-DEADLINE_SECONDS = 15.0
+DEFAULT_TIMEOUT_SECONDS = 15.0
 SERVICES = ("version", "preprocess", "trainer", "metrics")
 
 _HOST = re.compile(r"\[[0-9a-fA-F:.%]+\]|[^\s/@:\[\]]+")
@@ -51,11 +55,25 @@ class Watchable(Protocol):
 class Connection:
     """Lazily opened channels to the services behind one address.
 
+    Args:
+        address: host:port of the gateway.
+        environ: Where the addresses of single services are read.
+        timeout: Seconds that a call may take unless it says otherwise.
+
     Raises:
-        InvalidArgument: The address is not host:port.
+        InvalidArgument: The address is not host:port, or the timeout is no time.
     """
 
-    def __init__(self, address: str, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        environ: Mapping[str, str],
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> None:
+        if not 0 < timeout < math.inf:
+            raise InvalidArgument(
+                f"timeout {timeout!r} must be a number of seconds above 0", reason="BAD_TIMEOUT"
+            )
         host, _, port = address.rpartition(":")
         number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
         if not _HOST.fullmatch(host) or not 0 < number < 65536 - len(SERVICES):
@@ -69,6 +87,8 @@ class Connection:
             for offset, name in enumerate(SERVICES, 1)
         }
         self._channels: dict[str, grpc.Channel] = {}
+        self._timeout = timeout
+        self._was_there = False
 
     def channel(self, service: str) -> grpc.Channel:
         """Returns the channel to a service; it connects with the first call."""
@@ -83,15 +103,61 @@ class Connection:
         method: grpc.UnaryUnaryMultiCallable[Request, Response],
         request: Request,
         *,
-        seconds: float = DEADLINE_SECONDS,
+        seconds: float | None = None,
     ) -> Response:
         """Calls a method with a deadline.
 
+        A read of a detflow that has answered before is repeated until then while it cannot be
+        reached: a service may be starting again.
+
+        Args:
+            method: Of a stub.
+            request: What is asked.
+            seconds: How long it takes where that is known; the client's timeout if that is more.
+
         Raises:
-            DetflowError: What the service raised; Unavailable if it cannot be reached.
+            DetflowError: What the service raised; Unavailable if it cannot be reached;
+                DeadlineExceeded if no answer came in time.
+        """
+        allowed = self._timeout if seconds is None else max(seconds, self._timeout)
+        deadline, backoff = time.monotonic() + allowed, _FIRST_BACKOFF_SECONDS
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                with self.translated():
+                    if cancelling.is_scoped():
+                        call: Any = cancelling.begun(method.future(request, timeout=left))
+                        response: Response = call.result()
+                    else:
+                        response = method(request, timeout=left)
+            except Unavailable as error:
+                is_away = self._was_there and error.reason == "UNREACHABLE"
+                if not (is_away and _is_read(request)) or time.monotonic() + backoff > deadline:
+                    raise
+                cancelling.pause(backoff)
+                backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+            else:
+                self._was_there = True
+                return response
+
+    def send(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        *,
+        seconds: float,
+    ) -> Response:
+        """Sends a stream of messages and returns the answer; nothing is repeated.
+
+        Raises:
+            DetflowError: As of `call`.
         """
         with self.translated():
-            return method(request, timeout=seconds)
+            if cancelling.is_scoped():
+                call: Any = cancelling.begun(method.future(requests, timeout=seconds))
+                response: Response = call.result()
+                return response
+            return method(requests, timeout=seconds)
 
     def download(
         self,
@@ -105,7 +171,7 @@ class Connection:
         Raises:
             DetflowError: What the service raised; Unavailable if it cannot be reached.
         """
-        stream = method(request, timeout=seconds)
+        stream = cancelling.begun(method(request, timeout=seconds))
         try:
             with self.translated():
                 for part in stream:
@@ -137,7 +203,7 @@ class Connection:
         heard, backoff = False, _FIRST_BACKOFF_SECONDS
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            stream = method(request(cursor))
+            stream = cancelling.begun(method(request(cursor)))
             try:
                 with self.translated():
                     for message in stream:
@@ -154,7 +220,7 @@ class Connection:
             except (Unavailable, ResourceExhausted):
                 if not heard or time.monotonic() > deadline:
                     raise
-                time.sleep(backoff)
+                cancelling.pause(backoff)
                 backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
             finally:
                 stream.cancel()  # type: ignore[no-untyped-call]
@@ -164,6 +230,8 @@ class Connection:
         """Turns a failed call into the error the service raised."""
         try:
             yield
+        except grpc.FutureCancelledError as error:
+            raise Cancelled("the caller has cancelled this") from error
         except grpc.RpcError as error:
             raise self._translate(error) from error
 
@@ -183,6 +251,11 @@ class Connection:
                 " of its gateway with --address",
                 reason="NOT_DETFLOW",
             )
+        if isinstance(translated, DeadlineExceeded) and not _has_details(error):
+            return DeadlineExceeded(
+                f"detflow at {self.address} has not answered in time: try again, or allow more with"
+                " Client(timeout=...)"
+            )
         return translated
 
     def close(self) -> None:
@@ -201,6 +274,10 @@ class Connection:
 def _close(channels: Sequence[grpc.Channel]) -> None:
     for channel in channels:
         channel.close()
+
+
+def _is_read(request: Any) -> bool:
+    return str(request.DESCRIPTOR.name).startswith(("Get", "List"))
 
 
 def _has_details(error: grpc.RpcError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from detflow.client import cancelling
 from detflow.client.columns import Columns, join
 from detflow.client.connection import Connection
 from detflow.errors import InvalidArgument
@@ -82,7 +83,8 @@ class Metrics:
             training=training, names=names, resolution=_RESOLUTIONS[resolution]
         )
         with self._connection.translated():
-            return join(self._stub.ReadMetricColumns(request, timeout=_COLUMNS_SECONDS))
+            stream = self._stub.ReadMetricColumns(request, timeout=_COLUMNS_SECONDS)
+            return join(cancelling.begun(stream))
 
     def evaluations(self, training: str) -> Sequence[metrics_pb2.Evaluation]:
         """Returns the evaluations of a training: validation, then test."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from detflow.client import cancelling
 from detflow.client.connection import Connection
 from detflow.client.upload import OnProgress
 from detflow.errors import DetflowError, InvalidArgument, ResourceExhausted, failure
@@ -77,7 +78,7 @@ class Predictions:
             drawn_side_px=drawn_side_px,
         )
         source = _Source(images, header)
-        call: Any = self._stub.PredictImages(source.messages(), timeout=_SECONDS)
+        call: Any = cancelling.begun(self._stub.PredictImages(source.messages(), timeout=_SECONDS))
         try:
             with self._connection.translated():
                 for message in call:

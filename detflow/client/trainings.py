@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
-from detflow.client.connection import DEADLINE_SECONDS, Connection, pages
+from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.versions import Versions
 from detflow.errors import InvalidArgument, NotFound
@@ -93,7 +93,7 @@ class Trainings:
             request_id="" if validate_only else str(uuid.uuid4()),
             validate_only=validate_only,
         )
-        seconds = _CHECK_SECONDS if validate_only else DEADLINE_SECONDS
+        seconds = _CHECK_SECONDS if validate_only else None
         return self._connection.call(self._stub.StartTraining, request, seconds=seconds)
 
     def update(self, name: str, *, priority: int) -> training_pb2.Training:

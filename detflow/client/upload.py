@@ -12,6 +12,7 @@ from typing import IO, TypeVar
 
 import grpc
 
+from detflow.client import cancelling
 from detflow.client.connection import Connection
 from detflow.errors import (
     Aborted,
@@ -78,8 +79,7 @@ def upload(
 
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with connection.translated():
-                return method(parts(), timeout=_SECONDS)
+            return connection.send(method, parts(), seconds=_SECONDS)
         except DetflowError as error:
             if source.problem is not None:
                 raise source.problem from error
@@ -122,10 +122,8 @@ def upload_archive(
     patience = _Patience()
     while upload.state != dataset_pb2.Upload.RECEIVED:
         try:
-            with connection.translated():
-                upload = stub.WriteUpload(
-                    _parts(source, upload, num_total, progress), timeout=_SECONDS
-                )
+            parts = _parts(source, upload, num_total, progress)
+            upload = connection.send(stub.WriteUpload, parts, seconds=_SECONDS)
         except DetflowError as error:
             if source.problem is not None:
                 raise source.problem from error
@@ -177,6 +175,7 @@ class _Source:
         Raises:
             InvalidArgument: It cannot be read.
         """
+        cancelling.check()
         with self._lock, self._told():
             self._file.seek(at)
             return self._file.read(_CHUNK_BYTES)
@@ -233,7 +232,7 @@ class _Patience:
         """Waits before the next attempt; raises the error if it has taken too long."""
         if time.monotonic() > self._deadline:
             raise error
-        time.sleep(self._backoff)
+        cancelling.pause(self._backoff)
         self._backoff = min(self._backoff * 2, _MAX_BACKOFF_SECONDS)
 
     def call(self, attempt: Callable[[], Response]) -> Response:

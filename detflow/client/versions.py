@@ -9,6 +9,7 @@ from typing import Unpack
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from detflow.client import cancelling
 from detflow.client.connection import Connection, pages
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.recipes import RecipeOptions, make_recipe, override_recipe
@@ -299,7 +300,7 @@ class Versions:
                 state = self.get(name).state
                 if state != version_pb2.Version.PREPROCESSING or time.monotonic() > deadline:
                     return
-                time.sleep(0.05)
+                cancelling.pause(0.05)
 
     def _replay(self, name: str) -> Iterator[bytes]:
         request = preprocess_pb2.DownloadReplayRequest(name=name)
