@@ -5,6 +5,7 @@ import contextlib
 import csv
 import inspect
 import io
+import json
 import os
 import pty
 import re
@@ -152,6 +153,12 @@ def test_series_are_the_same_by_epoch_and_by_step(trained: Trained) -> None:
     assert loss["values"] == list(columns.values)
     assert loss["positions"] == list(columns.positions)
     assert loss["positions"][-1] == 6.0
+
+    watched = trained.http.get(f"/v1/{trained.name}/metrics:watch", params={"withSteps": True})
+    [data] = [line for line in watched.text.splitlines() if line.startswith('data: {"cursor')]
+    snapshot = json.loads(data.removeprefix("data: "))["snapshot"]
+    assert snapshot["stepSeries"] == by_step
+    assert snapshot["series"] == trained.get(f"{trained.name}/metrics")["series"]
 
     options = ("--series", "train/box_loss", "--csv")
     text = trained.detflow("metrics", "V_0", *options, "--steps").out
