@@ -72,9 +72,9 @@ def run(s: Session, data_dir: Path, *, port: int, keep: bool) -> None:
         _tell(s)
         _tell(s, f"Done in {time.monotonic() - begin:.0f} s. Where to look next:")
         if not stays:
-            _tell(s, "  detflow up                             start it again, with what was made")
+            _tell(s, "  detflow up                             what was made, in the console")
         else:
-            _tell(s, f"  http://{found.address}                  the HTTP API; it keeps running")
+            _tell(s, f"  http://{found.address}                  the console; it keeps running")
         _tell(s, f"  detflow metrics {version.display_name:<22} the figures and losses again")
         _tell(s, "  detflow datasets import PATH           your own images: YOLO, COCO or VOC")
         _tell(s, "  detflow versions create --dataset NAME, detflow train VERSION")
