@@ -19,7 +19,18 @@ from starlette.responses import Response
 
 from detflow import telemetry
 from gateway import backends as channels
-from gateway import download, errors, openapi, pages, security, site, stream, transcode, upload
+from gateway import (
+    conditions,
+    download,
+    errors,
+    openapi,
+    pages,
+    security,
+    site,
+    stream,
+    transcode,
+    upload,
+)
 from gateway.backends import Backends
 from gateway.errors import HttpError
 from gateway.protocol import ABORT
@@ -92,7 +103,7 @@ class Gateway:
         except ClientGone:
             log.info("broken off by the client", route=route, request_id=request_id)
         except Exception as error:
-            await self._fail(error, route, answer, request_id)
+            await self._fail(error, route, answer, request_id, headers)
             if answer.broken:
                 scope["extensions"][ABORT]["abort"]()
                 await stream.disconnected(receive)
@@ -151,6 +162,7 @@ class Gateway:
             max_bytes = kind.limit(self._max_upload_bytes)
             upload.check_headers(kind, headers, max_bytes)
             opening: Any = transcode.decode_request(binding, values, scope["query_string"], None)
+            conditions.apply(binding, opening, headers)
             if kind.is_resumable:
                 opening.start.offset = upload.read_offset(headers)
             call = self._backends.upload(binding, metadata)
@@ -159,6 +171,7 @@ class Gateway:
             return
         body = await _read_json_body(headers, receive)
         request = transcode.decode_request(binding, values, scope["query_string"], body)
+        conditions.apply(binding, request, headers)
         if binding.is_download:
             call = self._backends.stream(binding, request, metadata)
             describe = functools.partial(self._backends.describe, binding, values[0], metadata)
@@ -174,7 +187,16 @@ class Gateway:
         work = self._backends.unary(binding, request, timeout, metadata)
         # A check can take minutes of a whole machine; nobody may be waiting for it any more.
         response = await (stream.unless_gone(work, receive) if check else work)
-        await answer.json(200, transcode.encode(response), upload.offset_headers(response))
+        extra = upload.offset_headers(response)
+        etag = conditions.etag_of(response)
+        if etag:
+            extra["etag"] = etag
+            if binding.http_method == "GET":
+                extra["cache-control"] = "private, no-cache"
+                if conditions.names(headers.get(b"if-none-match", b""), etag):
+                    await answer.empty(304, extra)
+                    return
+        await answer.json(200, transcode.encode(response), extra)
 
     async def _stream(
         self,
@@ -191,8 +213,10 @@ class Gateway:
         with _STREAMS.track_inprogress():
             await stream.send_events(call, receive, answer.send, self.draining, request_id)
 
-    async def _fail(self, error: Exception, route: str, answer: _Answer, request_id: str) -> None:
-        code, headers, body = errors.answer(error, request_id)
+    async def _fail(
+        self, error: Exception, route: str, answer: _Answer, request_id: str, given: Headers
+    ) -> None:
+        code, headers, body = errors.answer(error, request_id, is_conditional=b"if-match" in given)
         if code >= 500 or answer.started:
             log.warning(
                 "request failed",
@@ -247,10 +271,19 @@ class _Answer:
 
     async def json(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Sends a whole JSON answer."""
-        extra = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
         length = (b"content-length", str(len(body)).encode())
+        await self._whole(code, [_JSON, length], headers or {}, body)
+
+    async def empty(self, code: int, headers: dict[str, str]) -> None:
+        """Sends an answer that cannot have a body."""
+        await self._whole(code, [], headers, b"")
+
+    async def _whole(
+        self, code: int, first: list[tuple[bytes, bytes]], headers: dict[str, str], body: bytes
+    ) -> None:
+        extra = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
         await self.send(
-            {"type": "http.response.start", "status": code, "headers": [_JSON, length, *extra]}
+            {"type": "http.response.start", "status": code, "headers": [*first, *extra]}
         )
         await self.send({"type": "http.response.body", "body": body})
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from detflow.errors import DeadlineExceeded
 from detflow.v1.common_pb2 import FileInfo
-from gateway import security
+from gateway import conditions, security
 from gateway.stream import EOF, Receive, Send, unless_gone
 
 IDLE_SECONDS = 60.0
@@ -74,7 +74,7 @@ async def send_file(
             headers = _headers(chunk, _describe(await describe(), _media_type(chunk)))
         else:
             headers = _headers(chunk, info)
-            if info.etag and _names(if_none_match, info.etag):
+            if info.etag and conditions.names(if_none_match, f'"{info.etag}"'):
                 # With the headers of the file: what the client has takes them over.
                 headers = [one for one in headers if one[0] != b"content-length"]
                 await send({"type": "http.response.start", "status": 304, "headers": headers})
@@ -145,12 +145,6 @@ def _headers(first: Any, info: FileInfo) -> list[tuple[bytes, bytes]]:
     if inline:
         headers.append((b"content-security-policy", security.SANDBOX_POLICY))
     return headers
-
-
-def _names(if_none_match: bytes, etag: str) -> bool:
-    """Says whether a client has the file: whether If-None-Match names its ETag (RFC 9110)."""
-    known = [one.strip() for one in if_none_match.decode("latin-1").split(",")]
-    return "*" in known or f'"{etag}"' in known or f'W/"{etag}"' in known
 
 
 def disposition(file_name: str, *, inline: bool = False) -> str:

@@ -40,6 +40,9 @@ HTTP_CODES = {
 }
 """google.rpc.Code by name -> HTTP status, as google/rpc/code.proto says."""
 
+ETAG_MISMATCH = "ETAG_MISMATCH"
+"""Reason of a change of something that is no longer what the caller saw."""
+
 _WRONG_OFFSET = "WRONG_OFFSET"
 """Reason of a write that does not begin where the upload ends: 409, as the drafts have it."""
 
@@ -150,8 +153,16 @@ def body_of(status: status_pb2.Status, http: int) -> dict[str, Any]:
     }
 
 
-def answer(error: BaseException, request_id: str) -> tuple[int, dict[str, str], bytes]:
-    """Returns HTTP status, headers and body for any exception."""
+def answer(
+    error: BaseException, request_id: str, *, is_conditional: bool = False
+) -> tuple[int, dict[str, str], bytes]:
+    """Returns HTTP status, headers and body for any exception.
+
+    Args:
+        error: What was raised.
+        request_id: Shown with internal errors.
+        is_conditional: Whether the request had an If-Match: then it is 412 that it does not hold.
+    """
     status = status_of(error, request_id)
     http = error.http if isinstance(error, HttpError) else http_of(status)
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
@@ -160,6 +171,8 @@ def answer(error: BaseException, request_id: str) -> tuple[int, dict[str, str], 
         if detail.Unpack(info) and info.reason == _WRONG_OFFSET:
             http = 409
             headers["upload-offset"] = info.metadata["committed_bytes"]
+        if is_conditional and info.reason == ETAG_MISMATCH:
+            http = 412
         if detail.Unpack(retry):
             delay = retry.retry_delay
             headers["retry-after"] = str(max(delay.seconds + (delay.nanos > 0), 1))

@@ -17,7 +17,7 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from buf.validate import validate_pb2
-from gateway import download, upload
+from gateway import conditions, download, upload
 from gateway.routes import ANY, Binding
 
 Json = dict[str, Any]
@@ -74,6 +74,25 @@ _UPLOAD_OFFSET: Json = {
     "description": "Place of the first byte: the upload's committedBytes. Another is 409, and the"
     " answer has the right one in the same header.",
     "schema": {"type": "integer", "format": "int64", "minimum": 0},
+}
+_ETAG: Json = {"description": "Changes with the content.", "schema": {"type": "string"}}
+_IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Makes a retry safe, as `requestId` does: the same key gives the same answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": conditions.MAX_KEY_LENGTH},
+}
+_IF_MATCH: Json = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "ETag of what the caller saw, as `etag` is; if it is another by now, 412.",
+    "schema": {"type": "string"},
+}
+_IF_NONE_MATCH: Json = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "ETag of what the caller has; if it is still the same, 304.",
+    "schema": {"type": "string"},
 }
 _ID_PATTERN = "^[a-z0-9-]{1,63}$"
 
@@ -153,6 +172,7 @@ def _operation(
     }
     if rpc.client_streaming or binding.body:
         _add_body(operation, binding, schemas)
+    _add_conditions(operation, binding)
     if binding.is_download:
         _add_file(operation, rpc.name)
         return operation
@@ -181,7 +201,21 @@ def _operation(
     }
     if rpc.output_type.full_name == upload.RESOURCE:
         operation["responses"]["200"]["headers"] = _UPLOAD_HEADERS
+    if conditions.has_etag(binding):
+        operation["responses"]["200"]["headers"] = {"ETag": _ETAG}
     return operation
+
+
+def _add_conditions(operation: Json, binding: Binding) -> None:
+    """Describes the headers that stand for fields of the request, and what comes of them."""
+    if conditions.takes_key(binding):
+        operation["parameters"].append(_IDEMPOTENCY_KEY)
+    if conditions.takes_if_match(binding):
+        operation["parameters"].append(_IF_MATCH)
+        operation["responses"]["412"] = {"$ref": "#/components/responses/412"}
+    if conditions.has_etag(binding) and binding.http_method == "GET":
+        operation["parameters"].append(_IF_NONE_MATCH)
+        operation["responses"]["304"] = {"description": "It has not changed."}
 
 
 def _add_file(operation: Json, rpc: str) -> None:
@@ -204,19 +238,9 @@ def _add_file(operation: Json, rpc: str) -> None:
     }
     operation["responses"]["200"] = file
     if has_info:
-        file["headers"]["ETag"] = {
-            "description": "Changes with the content.",
-            "schema": {"type": "string"},
-        }
+        file["headers"]["ETag"] = _ETAG
         operation["responses"]["304"] = {"description": "It has not changed."}
-        operation["parameters"].append(
-            {
-                "name": "If-None-Match",
-                "in": "header",
-                "description": "ETag of the file that the caller has.",
-                "schema": {"type": "string"},
-            }
-        )
+        operation["parameters"].append(_IF_NONE_MATCH)
 
 
 def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
@@ -421,6 +445,7 @@ def _error_schema() -> Json:
 def _responses() -> dict[str, Json]:
     texts = _ERRORS | {
         "408": "The body came too slowly.",
+        "412": "It is not what the caller saw: read it again.",
         "413": "The body is too large.",
         "415": "The body has the wrong type.",
     }
