@@ -204,6 +204,12 @@ def test_epoch_that_was_stopped_while_it_was_measured_is_measured_after_the_resu
     stopped = Run(spec(tmp_path, CASES["moments"]), bundle)
     saved = stopped.until(NUM_STEPS, before_measuring=True)
     assert (saved.epoch, saved.step) == (0, NUM_STEPS)
+    told = Run(spec(tmp_path, CASES["moments"]), bundle)
+    told.restore(saved)
+    told.trainer.start(1)
+    values = told.trainer.train_epoch(1, lambda step: None)
+    told.trainer.close()
+    assert {"data_wait_share", "images_per_second", "epoch_seconds"} <= values.keys()
     whole, resumed = (Run(spec(tmp_path, CASES["moments"]), bundle) for _ in range(2))
     assert not list(differences(whole.finish(), resumed.finish(saved)))
 
@@ -222,6 +228,7 @@ def test_losses_of_an_interrupted_epoch_are_the_mean_of_all_its_steps(
             values: dict[str, float] = run.trainer.train_epoch(1, lambda step: None)
         finally:
             run.trainer.close()
+        assert values["images_per_second"] * values["epoch_seconds"] == pytest.approx(NUM_IMAGES)
         losses = {name: value for name, value in values.items() if "loss" in name}
         return losses, run.trainer.state(1)
 

@@ -27,6 +27,8 @@ from services.trainer.worker.spec import Spec
 from services.trainer.worker.weights import ReadWeights, take_over
 
 _MAX_GRADIENT_NORM = 10.0
+_NO_TIMES: Mapping[str, float] = {"images": 0.0, "seconds": 0.0, "waited": 0.0}
+"""Images of the epoch's steps so far, the time they took, and how much of it was waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Trainer:
         self._epoch = 0
         self._steps_done = 0
         self._sums: dict[str, float] = {}
+        self._times = dict(_NO_TIMES)
         self._best: dict[str, Any] = {"epoch": 0, "fitness": -1.0, "state_dict": None}
 
     @property
@@ -226,46 +229,48 @@ class Trainer:
             save: Called to save it, at every rank.
 
         Returns:
-            Mean of each loss, lr, data_wait_share and images_per_second, by name; the last two are
-            of the steps done here, and left out if all were done before.
+            Mean of each loss, lr, data_wait_share, images_per_second and epoch_seconds, by name; of
+            all steps of the epoch, without what was done between them.
 
         Raises:
             FailedPrecondition: LOSS_NOT_FINITE.
         """
         if epoch != self._epoch:
             self._epoch, self._steps_done, self._sums = epoch, 0, {}
-        num_images, waited, waited_before = 0, 0.0, 0.0
-        began = resumed = time.perf_counter()
+            self._times = dict(_NO_TIMES)
+        waited_before, resumed = 0.0, time.perf_counter()
         for index, batch in enumerate(self._images, self._steps_done):
             losses = self.step(batch, epoch, index)
             for name, value in losses.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._steps_done = index + 1
-            num_here = len(batch["img"]) * self._ranks.num_ranks
-            num_images += num_here
-            now, waited_now = time.perf_counter(), self._images.wait_seconds
-            waited = waited_now / (now - began)
+            seconds = time.perf_counter() - resumed
+            waited = self._images.wait_seconds - waited_before
+            num_images = len(batch["img"]) * self._ranks.num_ranks
+            for name, value in (("images", num_images), ("seconds", seconds), ("waited", waited)):
+                self._times[name] += value
             step = Step(
                 epoch=epoch,
                 number=index + 1,
                 losses=self._means(),
                 learning_rate=self.optimizer.param_groups[0]["lr"],
-                data_wait_share=waited,
+                data_wait_share=self._times["waited"] / self._times["seconds"],
                 loader_shares=self.loader_shares,
                 own_losses=losses,
-                own_wait_share=(waited_now - waited_before) / (now - resumed),
-                images_per_second=num_here / (now - resumed),
+                own_wait_share=waited / seconds,
+                images_per_second=num_images / seconds,
             )
             if self._ranks.agree(bool(on_step(step))):
                 self._leave_to_first(epoch, index)
                 save()
-            resumed, waited_before = time.perf_counter(), waited_now
+            resumed, waited_before = time.perf_counter(), self._images.wait_seconds
         self._leave_to_first(epoch, self.num_steps - 1)
         values = {f"train/{name}": value for name, value in self._means().items()}
         values["lr"] = self.optimizer.param_groups[0]["lr"]
-        if num_images:
-            values["data_wait_share"] = waited
-            values["images_per_second"] = num_images / (time.perf_counter() - began)
+        if seconds := self._times["seconds"]:
+            values["data_wait_share"] = self._times["waited"] / seconds
+            values["images_per_second"] = self._times["images"] / seconds
+            values["epoch_seconds"] = seconds
         return values
 
     def _means(self) -> dict[str, float]:
@@ -405,6 +410,7 @@ class Trainer:
             "best": self._best | ({"state_dict": None} if is_best else {}),
             "step": step,
             "sums": dict(self._sums) if step else {},
+            "times": dict(self._times) if step else {},
             "last_update": self._last_update,
             # Of the batches since then.
             "gradients": {
@@ -431,6 +437,7 @@ class Trainer:
             self._best["state_dict"] = state["ema"]
         self._epoch, self._steps_done = state["epoch"] + 1, state["step"]
         self._sums = dict(state["sums"])
+        self._times = dict(_NO_TIMES) | state.get("times", {})  # earlier releases did not save them
         self._last_update = state["last_update"]
         for name, parameter in self.network.named_parameters():
             gradient = state["gradients"].get(name)

@@ -214,14 +214,14 @@ def _train(
     try:
         trainer.start(first_epoch)
         for epoch in range(first_epoch, spec.epochs + 1):
-            began = time.monotonic()
             values = trainer.train_epoch(epoch, on_step, partial(save_within, epoch - 1))
             values["memory_bytes"] = blocks.end_epoch() or memory.used_bytes(trainer.device)
             if epoch < first_epoch + _NUM_DIAGNOSED and "data_wait_share" in values:
                 for line in diagnose(values["data_wait_share"], trainer.loader_shares):
                     records.log(line)
+            began = time.monotonic()
             values |= trainer.measure(epoch, partial(on_batch, epoch - 1))
-            values["epoch_seconds"] = time.monotonic() - began
+            values["epoch_seconds"] = values.get("epoch_seconds", 0.0) + time.monotonic() - began
             values = {name: value for name, value in values.items() if math.isfinite(value)}
             metrics = EpochMetrics(
                 attempt=spec.attempt, epoch=epoch, values=values, measure_time=_now()
