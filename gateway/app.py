@@ -21,6 +21,7 @@ from detflow import telemetry
 from gateway import backends as channels
 from gateway import (
     conditions,
+    connect,
     download,
     errors,
     openapi,
@@ -32,6 +33,7 @@ from gateway import (
     upload,
 )
 from gateway.backends import Backends
+from gateway.body import read_json
 from gateway.errors import HttpError
 from gateway.protocol import ABORT
 from gateway.routes import Binding, Router, UnsafePath
@@ -40,10 +42,6 @@ from gateway.stream import ClientGone, Receive, Send
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
 Page = Callable[[Request], Awaitable[Response]]
-
-MAX_JSON_BYTES = 1 << 20
-BODY_SECONDS = 30.0
-"""How long a JSON body may take to arrive."""
 
 log = telemetry.get_logger(__name__)
 
@@ -75,6 +73,7 @@ class Gateway:
         """Set to end streams and to be no longer ready."""
         self._backends = backends
         self._router = Router(backends.bindings)
+        self._connect = connect.Connect(backends, self.draining)
         self._loopback = loopback
         self._max_upload_bytes = max_upload_bytes
         self._pages = _pages(self)
@@ -89,6 +88,7 @@ class Gateway:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         answer = _Answer(send, request_id)
+        answer.is_connect = scope["path"].startswith(connect.PREFIX)
         route = "page"
         try:
             security.check_host(headers, loopback=self._loopback)
@@ -98,6 +98,11 @@ class Gateway:
                 binding, values = self._find(scope["method"], scope["raw_path"])
                 route = binding.rpc.name
                 await self._call(binding, values, scope, headers, receive, answer, request_id)
+            elif answer.is_connect:
+                route = "unknown"
+                call = self._connect.find(scope["method"], scope["path"], headers)
+                route = call.binding.rpc.name
+                await self._connect.answer(call, headers, request_id, receive, answer.send)
             else:
                 await self._page(scope, receive, answer)
         except ClientGone:
@@ -169,7 +174,7 @@ class Gateway:
             response = await upload.pass_on(call, opening, receive, max_bytes, kind)
             await answer.json(200, transcode.encode(response), upload.offset_headers(response))
             return
-        body = await _read_json_body(headers, receive)
+        body = await read_json(headers, receive)
         request = transcode.decode_request(binding, values, scope["query_string"], body)
         conditions.apply(binding, request, headers)
         if binding.is_download:
@@ -217,6 +222,8 @@ class Gateway:
         self, error: Exception, route: str, answer: _Answer, request_id: str, given: Headers
     ) -> None:
         code, headers, body = errors.answer(error, request_id, is_conditional=b"if-match" in given)
+        if answer.is_connect:
+            body = connect.error_body(error, request_id)
         if code >= 500 or answer.started:
             log.warning(
                 "request failed",
@@ -242,7 +249,7 @@ class Gateway:
 class _Answer:
     """Sends the answer of one request, with the headers that every answer has."""
 
-    __slots__ = ("_request_id", "_send", "broken", "code", "started")
+    __slots__ = ("_request_id", "_send", "broken", "code", "is_connect", "started")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -250,6 +257,7 @@ class _Answer:
         self.code = 499  # until something is sent
         self.started = False
         self.broken = False
+        self.is_connect = False  # errors have the shape of that protocol
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """ASGI send."""
@@ -286,69 +294,6 @@ class _Answer:
             {"type": "http.response.start", "status": code, "headers": [*first, *extra]}
         )
         await self.send({"type": "http.response.body", "body": body})
-
-
-async def _read_json_body(headers: Headers, receive: Receive) -> bytes:
-    """Reads a JSON body of at most 1 MiB.
-
-    Raises:
-        HttpError: 408, 413 or 415.
-    """
-    length = headers.get(b"content-length", b"")
-    if b"transfer-encoding" not in headers and length in (b"", b"0"):
-        return b""
-    if length and (not length.isdigit() or int(length) > MAX_JSON_BYTES):
-        raise _too_large()
-    body = bytearray()
-    more = True
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > MAX_JSON_BYTES:
-                    raise _too_large()
-    except TimeoutError as error:
-        raise HttpError(
-            408,
-            "DEADLINE_EXCEEDED",
-            f"the body must arrive within {BODY_SECONDS:.0f} s",
-            reason="BODY_TIMEOUT",
-            headers={"connection": "close"},
-        ) from error
-    if body:
-        _check_json_type(headers)
-    return bytes(body)
-
-
-def _check_json_type(headers: Headers) -> None:
-    text = headers.get(b"content-type", b"").decode("latin-1").lower()
-    kind, _, parameters = text.partition(";")
-    charset = parameters.strip().removeprefix("charset=").strip('"')
-    encoding = headers.get(b"content-encoding", b"identity")
-    if (
-        kind.strip() != "application/json"
-        or charset not in ("", "utf-8")
-        or encoding != b"identity"
-    ):
-        raise HttpError(
-            415,
-            "INVALID_ARGUMENT",
-            f"send Content-Type: application/json, in UTF-8 and uncompressed, not {text!r}",
-            reason="UNSUPPORTED_MEDIA_TYPE",
-        )
-
-
-def _too_large() -> HttpError:
-    return HttpError(
-        413,
-        "RESOURCE_EXHAUSTED",
-        f"a JSON body may have {MAX_JSON_BYTES} bytes",
-        reason="BODY_TOO_LARGE",
-    )
 
 
 def _no_route() -> HttpError:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 
 from detflow.errors import InvalidArgument
 from detflow.settings import Settings
-from gateway.routes import SERVICES, Binding, bindings
+from gateway.routes import SERVICES, Binding, bindings, rpcs
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -46,7 +46,8 @@ class Backends:
         }
         self._calls: dict[Binding, Any] = {}
         self.bindings = tuple(bindings())
-        for binding in self.bindings:
+        self.rpcs = tuple(rpcs())
+        for binding in (*self.bindings, *self.rpcs):
             channel = self._channels[binding.service]
             rpc = binding.rpc
             if rpc.client_streaming:

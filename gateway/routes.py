@@ -195,6 +195,14 @@ def bindings() -> Iterator[Binding]:
                         yield _bind(service, rpc, http_method, getattr(one, http_method), one.body)
 
 
+def rpcs() -> Iterator[Binding]:
+    """All RPCs under their names, as the Connect protocol calls them."""
+    for service, descriptors in SERVICES.items():
+        for descriptor in descriptors:
+            for rpc in descriptor.methods:
+                yield _bind(service, rpc, "post", f"/{descriptor.full_name}/{rpc.name}", "*")
+
+
 def _bind(service: str, rpc: MethodDescriptor, http_method: str, path: str, body: str) -> Binding:
     return Binding(
         service=service,

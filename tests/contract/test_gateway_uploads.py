@@ -10,7 +10,7 @@ import pytest
 
 from detflow import errors
 from detflow.v1 import dataset_pb2, prediction_pb2, weights_pb2
-from gateway import app, upload
+from gateway import upload
 from tests.gateway_rig import Rig, details, running
 
 PATH = "/v1/projects/p/uploads"
@@ -298,7 +298,7 @@ async def test_a_client_that_stalls_is_sent_away(rig: Rig, monkeypatch: pytest.M
 async def test_a_json_body_that_stalls_is_sent_away(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.body.SECONDS", 0.1)
     code, body = await rig.raw(
         b"POST /v1/projects?projectId=abc HTTP/1.1\r\nHost: localhost\r\n"
         b'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"dis'
