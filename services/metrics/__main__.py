@@ -12,6 +12,7 @@ from detflow.v1.analysis_pb2_grpc import add_AnalysisServiceServicer_to_server
 from detflow.v1.comparison_pb2_grpc import add_ComparisonServiceServicer_to_server
 from detflow.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from detflow.v1.metrics_pb2_grpc import add_MetricsServiceServicer_to_server
+from detflow.v1.report_pb2_grpc import add_ReportServiceServicer_to_server
 from services.metrics.analysis_service import AnalysisService
 from services.metrics.bundle_images import BundleImages
 from services.metrics.comparison_service import ComparisonService
@@ -22,6 +23,9 @@ from services.metrics.inference_service import InferenceService
 from services.metrics.measured import MeasuredSplits
 from services.metrics.pictures import Pictures
 from services.metrics.prediction import wiring as prediction
+from services.metrics.report_service import ReportService
+from services.metrics.report_sources import ReportSources
+from services.metrics.reports.renderer import Renderer
 from services.metrics.service import MetricsService
 from services.metrics.webhooks import wiring as webhooks
 
@@ -55,6 +59,12 @@ def wire(service: server.Service) -> None:
     service.add(add_ComparisonServiceServicer_to_server, comparisons)
     pictures = Pictures(BundleImages(objects))
     service.add(add_InferenceServiceServicer_to_server, InferenceService(splits, pictures))
+    sources = ReportSources(service.db, splits, pictures, service.settings.version_address)
+    renderer = Renderer(service.settings.data_dir)
+    service.add(
+        add_ReportServiceServicer_to_server,
+        ReportService(service.db, sources, comparisons, renderer),
+    )
     webhooks.wire(service)
     prediction.wire(service)
 

@@ -1,0 +1,1 @@
+"""Reports, charts and tables: made from messages alone, in a process of their own."""
