@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +48,13 @@ class ImageIn:
         header: What to do with it.
         data: The file; empty if it is too large.
         num_bytes: Size of the file.
+        arrive_time: When its last byte came, in seconds of the monotonic clock.
     """
 
     header: PredictImageHeader
     data: bytearray
     num_bytes: int = 0
+    arrive_time: float = 0.0
 
     def check(self) -> None:
         """Refuses an image that was too large to be kept.
@@ -106,6 +109,7 @@ class ImagesIn:
                 case "chunk":
                     self._add(image, message.chunk)
                 case "size_bytes" if message.size_bytes == image.num_bytes:
+                    image.arrive_time = time.monotonic()
                     return image
                 case "size_bytes":
                     break

@@ -60,10 +60,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
                         "there is no image in the call; send a header, chunks and the size",
                         reason="INVALID_FIELD",
                     )
-                arrived = time.monotonic()
                 async for _ in call.make_ready(image.header):
                     pass
-                return await self._predict(call, image, arrived)
+                return await self._predict(call, image)
 
     async def PredictImages(
         self,
@@ -78,22 +77,19 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
                 coming = asyncio.create_task(images.next())
                 try:
                     while (image := await coming) is not None:
-                        arrived = time.monotonic()
                         coming = asyncio.create_task(images.next())
                         async for progress in call.make_ready(image.header):
                             yield prediction_pb2.PredictImagesResponse(progress=progress)
-                        result = await self._predict_or_say_why(call, image, arrived)
+                        result = await self._predict_or_say_why(call, image)
                         images.done(image)
                         yield prediction_pb2.PredictImagesResponse(prediction=result)
                 finally:
                     coming.cancel()
                     await asyncio.gather(coming, return_exceptions=True)
 
-    async def _predict_or_say_why(
-        self, call: _Call, image: ImageIn, arrived: float
-    ) -> prediction_pb2.Prediction:
+    async def _predict_or_say_why(self, call: _Call, image: ImageIn) -> prediction_pb2.Prediction:
         try:
-            return await self._predict(call, image, arrived)
+            return await self._predict(call, image)
         except DetflowError as error:
             if error.reason not in _OF_THE_IMAGE:
                 raise
@@ -101,9 +97,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
                 file_name=image.header.file_name, failure=errors.failure(error)
             )
 
-    async def _predict(
-        self, call: _Call, image: ImageIn, arrived: float
-    ) -> prediction_pb2.Prediction:
+    async def _predict(self, call: _Call, image: ImageIn) -> prediction_pb2.Prediction:
         header = image.header
         try:
             image.check()
@@ -112,20 +106,20 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             name = f"{header.file_name}: " if header.file_name else ""
             raise type(error)(name + error.message, reason=error.reason) from error
         result.file_name = header.file_name
-        result.latency.total_seconds = time.monotonic() - arrived
+        result.latency.total_seconds = time.monotonic() - image.arrive_time
         return result
 
     async def _ask(self, call: _Call, image: ImageIn) -> prediction_pb2.Prediction:
         try:
-            found = call.file(image.header)
-            task = _task(image.header, found)
-            return await self._predictors.predict(task, found.file, image.data)
+            return await self._ask_with(call.file(image.header), image)
         except DataLoss:
             # Perhaps its export was deleted, and only its name is remembered: have it made again.
             await call.make_again(image.header)
-            found = call.file(image.header)
-            task = _task(image.header, found)
-            return await self._predictors.predict(task, found.file, image.data)
+            return await self._ask_with(call.file(image.header), image)
+
+    async def _ask_with(self, found: ModelFile, image: ImageIn) -> prediction_pb2.Prediction:
+        task = _task(image.header, found)
+        return await self._predictors.predict(task, found.file, image.data)
 
     @contextlib.contextmanager
     def _in_line(self) -> Iterator[None]:
