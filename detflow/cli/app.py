@@ -9,6 +9,7 @@ from detflow.cli import (
     exports,
     metrics,
     predict,
+    report,
     results,
     stack,
     train,
@@ -45,6 +46,9 @@ app.add_typer(trainings.app, name="trainings")
 app.command("metrics")(metrics.metrics)
 app.command("compare")(compare.compare)
 app.command("results")(results.results)
+app.command("report")(report.report)
+app.command("chart")(report.chart)
+app.command("table")(report.table)
 app.command("predict")(predict.predict)
 app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")

@@ -11,7 +11,8 @@ Example:
         export = client.exports.wait(client.exports.create(training.name, format="onnx").name)
         client.exports.download(export.name, "cells.onnx")
 
-Every call raises the errors of `detflow.errors`.
+Every call raises the errors of `detflow.errors`. `detflow.AsyncClient` has the same calls for
+asyncio.
 """
 
 import os
@@ -27,6 +28,7 @@ from detflow.client.hyperparameters import schema_of
 from detflow.client.metrics import Metrics
 from detflow.client.predictions import Predictions
 from detflow.client.projects import Projects
+from detflow.client.reports import Reports
 from detflow.client.results import Results
 from detflow.client.trainings import Trainings
 from detflow.client.versions import Versions
@@ -63,6 +65,7 @@ class Client:
         predictions: Models tried on one's own images.
         comparisons: Trainings against each other.
         results: What was found in each image.
+        reports: What was measured, as files.
 
     Raises:
         InvalidArgument: The address is not host:port, or the timeout is no time.
@@ -88,6 +91,7 @@ class Client:
         self.predictions = Predictions(self._connection)
         self.comparisons = Comparisons(self._connection)
         self.results = Results(self._connection)
+        self.reports = Reports(self._connection)
 
     def models(self) -> Sequence[trainer_pb2.Model]:
         """Lists the models that can be trained."""
@@ -108,6 +112,14 @@ class Client:
         request = trainer_pb2.GetHyperparameterSchemaRequest()
         schema = self._connection.call(stub.GetHyperparameterSchema, request).hyperparameters
         return schema_of(schema, family) if family else schema
+
+    def nouns(self) -> Mapping[str, object]:
+        """Returns the attributes that have methods, by name."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "address"
+        }
 
     def close(self) -> None:
         """Closes the connection; running watches end."""
