@@ -133,7 +133,7 @@ def test_epochs_carry_every_promised_value_and_a_stored_checkpoint(shared: Share
 def test_every_step_carries_what_it_measured_itself(shared: Shared) -> None:
     losses = {f"train/{name}_loss" for name in ("box", "cls", "dfl")}
     columns: dict[str, list[float]] = {}
-    epochs = []
+    epochs: list[dict[str, list[float]]] = []
     for record in shared.done.records:
         if record.HasField("steps"):  # more than one an epoch where steps take seconds
             block = record.steps
