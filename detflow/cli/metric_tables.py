@@ -1,6 +1,12 @@
-"""Metrics as CSV: the columns are the fields of the messages, numbers unrounded."""
+"""Metrics as CSV: the columns are the fields of the messages, numbers unrounded.
+
+Where there is nothing to measure a cell is empty: a -1, as messages have it, would spoil every mean
+that somebody takes of a column.
+"""
 
 import csv
+import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +22,12 @@ _COCO = [field.name for field in metrics_pb2.CocoSummary.DESCRIPTOR.fields]
 _POINT = ("precision", "recall", "f1", "confidence_threshold")
 _COUNTS = ("num_images", "num_ground_truths", "num_predictions")
 _CLASS = [
-    field.name for field in metrics_pb2.ClassMetrics.DESCRIPTOR.fields if field.name != "best_f1"
+    field.name
+    for field in metrics_pb2.ClassMetrics.DESCRIPTOR.fields
+    if field.name not in ("class_name", "best_f1")
 ]
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 _Cell = str | int | float | None
 
 
@@ -36,8 +46,20 @@ def say(tables: Sequence[Table]) -> None:
         if number:
             print()
         writer.writerow(table.header)
-        writer.writerows(table.rows)
+        writer.writerows([_harmless(cell) for cell in row] for row in table.rows)
     sys.stdout.flush()
+
+
+def _harmless(cell: _Cell) -> _Cell:
+    """Keeps a spreadsheet from taking a name for a formula, and NaN for a word."""
+    if isinstance(cell, str):
+        is_safe = _NUMBER.fullmatch(cell) or not cell.startswith(_FORMULA)
+        return cell if is_safe else f"'{cell}"
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def _figures(message: Message, fields: Iterable[str]) -> Iterable[_Cell]:
+    return (value if value >= 0 else None for value in (getattr(message, f) for f in fields))
 
 
 def _cells(message: Message, fields: Iterable[str]) -> Iterable[_Cell]:
@@ -57,7 +79,7 @@ def evaluations(evaluations: Sequence[metrics_pb2.Evaluation]) -> Table:
     return Table(
         header=("split", *_COCO, *_POINT, *_COUNTS),
         rows=(
-            (split_name(one), *_cells(one.coco, _COCO), *_point(one), *_cells(one, _COUNTS))
+            (split_name(one), *_figures(one.coco, _COCO), *_point(one), *_cells(one, _COUNTS))
             for one in _measured(evaluations)
         ),
     )
@@ -66,9 +88,9 @@ def evaluations(evaluations: Sequence[metrics_pb2.Evaluation]) -> Table:
 def classes(evaluations: Sequence[metrics_pb2.Evaluation]) -> Table:
     """Figures of each class on each split."""
     return Table(
-        header=("split", *_CLASS, *_POINT),
+        header=("split", "class_name", *_CLASS, *_POINT),
         rows=(
-            (split_name(evaluation), *_cells(one, _CLASS), *_point(one))
+            (split_name(evaluation), one.class_name, *_figures(one, _CLASS), *_point(one))
             for evaluation in _measured(evaluations)
             for one in evaluation.classes
         ),

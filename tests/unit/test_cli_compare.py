@@ -133,7 +133,7 @@ def test_csv_has_all_of_it_unrounded(rig: Rig, comparison: Comparison) -> None:
     header = ["training", "metric", "baseline", "value", "delta", "low", "high", "significant"]
     assert tables[0][0] == header
     assert tables[0][1][4:] == [repr(1 / 3), "0.012", "0.049", "true"]
-    assert [row[1] for row in tables[1][1:]] == ["사과", "=1+1", "empty"]
+    assert [row[1] for row in tables[1][1:]] == ["사과", "'=1+1", "empty"]
     assert tables[2][0] == ["parameter", TRAINING, OTHER, THIRD]
     assert len(tables[3]) == 13
 

@@ -263,6 +263,7 @@ def test_csv_has_every_number_unrounded(rig: Rig) -> None:
         "val/box_loss": "",
         "val/map50": "0.3",
     }
+    assert epochs[2]["val/box_loss"] == ""  # it is NaN
     overview = rig.run("metrics", TRAINING, "--csv").out.split("\n\n")
     splits, classes, _ = (list(csv.DictReader(io.StringIO(one))) for one in overview)
     named = ("split", "map50", "f1", "confidence_threshold")
@@ -270,7 +271,7 @@ def test_csv_has_every_number_unrounded(rig: Rig) -> None:
         ["val", "0.5", "0.6667", "0.3"],
         ["test", "0.5", "0.6667", "0.3"],
     ]
-    assert classes[1]["precision"] == "" and classes[1]["ap50"] == "-1.0"
+    assert classes[1]["precision"] == classes[1]["ap50"] == ""
     curves = rig.run("metrics", TRAINING, "--curves", "--csv").out.split("\n\n")
     assert [one.count("\n") for one in curves] == [202, 203]  # without the last line end
     steps = rig.run("metrics", TRAINING, "--series", "*", "--steps", "--csv").out
@@ -293,6 +294,13 @@ def test_values_that_are_none_are_left_out_of_a_plot() -> None:
     assert rows[0] == "loss   * loss   o none (nothing measured)"
     assert rows[-2].split() == ["2", "3", "4"]
     assert rows[2].endswith("*│") and "o" not in "".join(rows[1:-1])
+
+
+def test_name_that_looks_like_a_formula_is_no_formula_in_csv(rig: Rig) -> None:
+    name = "=HYPERLINK(1)"
+    rig.fakes.metrics.analysis.confusion.append(Analysis.ConfusionCell(actual_class=name, count=1))
+    out = rig.run("metrics", TRAINING, "--confusion", "--csv").out
+    assert out.splitlines()[-1] == f"'{name},,1"
 
 
 @pytest.mark.parametrize(
