@@ -183,9 +183,9 @@ def _cautions(content: TrainingContent, main: SplitContent, language: str) -> It
         yield text("few_boxes", language).format(limit=_FEW_BOXES, split=split, names=names)
     if none and evaluation.num_ground_truths:
         yield text("no_boxes", language).format(split=split, names=_join(none, language))
-    figures = {one.evaluation.split: one.evaluation.coco.map50_95 for one in content.splits}
-    if len(figures) == 2 and min(figures.values()) >= 0:
-        distance = max(figures.values()) - min(figures.values())
+    figures = [one.coco.map50_95 for one in _measured(content)]
+    if len(figures) == 2 and min(figures) >= 0:
+        distance = max(figures) - min(figures)
         if distance > _SPLITS_DIFFER:
             yield text("splits_differ", language).format(points=f"{100 * distance:.1f}")
     if main.curves and main.curves.calibration.expected_error > _CONFIDENCES_OFF:
@@ -205,11 +205,7 @@ def _is_still_rising(series: Sequence[Series]) -> bool:
 
 def _figures(content: TrainingContent, language: str) -> list[dict[str, Any]]:
     """Returns a row for each figure: name, meaning, and its value in each measured split."""
-    measured = [
-        one.evaluation
-        for one in content.splits
-        if one.evaluation.state == Evaluation.State.SUCCEEDED
-    ]
+    measured = _measured(content)
     rows = [
         {
             "name": _SHORT[field.name],
@@ -233,6 +229,14 @@ def _figures(content: TrainingContent, language: str) -> list[dict[str, Any]]:
             }
         )
     return rows if measured else []
+
+
+def _measured(content: TrainingContent) -> list[Evaluation]:
+    return [
+        one.evaluation
+        for one in content.splits
+        if one.evaluation.state == Evaluation.State.SUCCEEDED
+    ]
 
 
 def _errors(main: SplitContent, language: str) -> list[dict[str, Any]]:
