@@ -86,6 +86,8 @@ def check(request: Any) -> None:
 def _description(request: Message, violation: Any) -> str:
     """Says what is wrong; of an enum by the names of its values, where the rule has numbers."""
     kind, _, rule = violation.proto.rule_id.partition(".")
+    if violation.proto.rule_id == "string.in":
+        return f"must be one of {', '.join(one or 'nothing' for one in violation.rule_value)}"
     if kind != "enum":
         return str(violation.proto.message)
     descriptor: Any = request.DESCRIPTOR

@@ -1,10 +1,11 @@
 """What a request that breaks a rule of its proto is told."""
 
 import pytest
+from google.protobuf.message import Message
 
 from detflow.errors import InvalidArgument
 from detflow.interceptors import check
-from detflow.v1 import common_pb2, inference_pb2, webhook_pb2
+from detflow.v1 import common_pb2, inference_pb2, report_pb2, webhook_pb2
 
 Listing = inference_pb2.ListInferenceResultsRequest
 Create = webhook_pb2.CreateWebhookRequest
@@ -32,14 +33,16 @@ TRAINING = "projects/p/versions/v/trainings/t"
             " TRAINING_STOPPED",
         ),
         (
+            report_pb2.DownloadReportRequest(training=TRAINING, language="de"),
+            "language: must be one of nothing, en, ko",
+        ),
+        (
             Listing(parent=TRAINING, page_size=-1),
             "page_size: must be greater than or equal to 0",
         ),
     ],
 )
-def test_broken_rule_names_the_field_and_what_it_may_be(
-    request_: Listing | Create, message: str
-) -> None:
+def test_broken_rule_names_the_field_and_what_it_may_be(request_: Message, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check(request_)
     assert caught.value.message == message
