@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import textwrap
+import zipfile
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,6 +291,43 @@ async def test_second_training_is_told_of_and_compared_with_the_first(trained: T
         "6",
         "2",
     ]
+
+
+def test_report_and_tables_say_what_the_calls_say(trained: Trained) -> None:
+    report = trained.http.get(
+        f"/v1/{trained.name}:report", params={"format": "REPORT_FORMAT_ZIP", "language": "ko"}
+    )
+    assert report.status_code == 200, report.text
+    map50 = trained.client.metrics.evaluation(trained.name, "test").coco.map50
+    with zipfile.ZipFile(io.BytesIO(report.content)) as files:
+        page = files.read("report.html").decode()
+        in_archive = files.read("tables/confusion-val.csv").decode()
+    assert f"{map50:.3f}" in page and "혼동 행렬" in page
+
+    table = f"/v1/{trained.name}:table"
+    query = {"table": "CONFUSION", "split": "SPLIT_VAL"}
+    confusion = trained.http.get(table, params=query).text
+    assert confusion == in_archive
+    printed = trained.detflow("metrics", "V_0", "--confusion", "--csv").out
+    assert _rows(confusion) == _rows(printed)
+    epochs = trained.http.get(table, params={"table": "EPOCHS"}).text
+    assert _rows(epochs) == _rows(trained.detflow("metrics", "V_0", "--series", "*", "--csv").out)
+    detections = trained.http.get(table, params={"table": "DETECTIONS", "split": "SPLIT_VAL"}).text
+    analysis = trained.get(f"{trained.name}/evaluations/val:analyze")
+    outcomes = [row["match"] for row in csv.DictReader(io.StringIO(detections))]
+    assert outcomes.count("true_positive") == int(analysis["all"]["numTruePositives"])
+    chart = trained.http.get(f"/v1/{trained.name}:chart", params={"chart": "CONFUSION"})
+    assert chart.content.startswith(b"\x89PNG")
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Reads CSV; numbers are written alike however their last digits are rounded."""
+    rows = csv.reader(io.StringIO(text))
+    return [[f"{float(cell):.9g}" if _is_number(cell) else cell for cell in row] for row in rows]
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.fullmatch(r"-?[0-9.]+(e[-+][0-9]+)?", cell))
 
 
 def test_every_part_is_drawn_on_a_terminal_of_80_columns(trained: Trained) -> None:
