@@ -198,6 +198,14 @@ async def test_first_two_callers_have_one_export_made_and_see_its_progress(rig: 
     assert rig.exports.jobs.started.empty()
 
 
+async def test_export_of_weights_that_the_training_had_before_is_not_used(rig: Rig) -> None:
+    training = await rig.ready()
+    rig.others.trainings[training].end_time.seconds += 60  # it went on, and ended again
+    call = asyncio.create_task(rig.predict(training, PNG))
+    (await rig.exports.jobs.next()).succeed(rig.exports.store, probe())
+    assert len((await call).detections) == 6
+
+
 async def test_training_must_be_there_and_have_weights(rig: Rig) -> None:
     training = await rig.training(has_weights=False)
     await refused(
@@ -364,12 +372,13 @@ async def test_images_that_wait_take_bounded_memory(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = await rig.ready()
-    room = images_in.Room(len(PNG) + 10)
-    rig.service._room = room
+    rig.service._room = images_in.Room(2 * len(PNG) + 10)
     for _ in range(3):  # what was taken is given back
         assert len((await rig.predict(training, PNG)).detections) == 6
-    assert len(await rig.predict_all(messages(training, [PNG[:50]] * 3, chunk_bytes=20))) == 3
-    await refused(rig.predict(training, PNG + bytes(11)), ResourceExhausted, "BUSY")
+    answers = await rig.predict_all(messages(training, [PNG] * 5, chunk_bytes=100))
+    assert [len(one.prediction.detections) for one in answers] == [6] * 5
+    large = PNG + bytes(len(PNG) + 11)
+    await refused(rig.predict(training, large), ResourceExhausted, "BUSY", "try again")
     assert len((await rig.predict(training, PNG)).detections) == 6
 
 
