@@ -20,6 +20,7 @@ from starlette.responses import Response
 from detflow import telemetry
 from gateway import backends as channels
 from gateway import (
+    compression,
     conditions,
     connect,
     download,
@@ -120,7 +121,7 @@ class Gateway:
     ) -> None:
         _REQUESTS.labels(route, scope["method"], answer.code).inc()
         _SECONDS.labels(route).observe(seconds)
-        if scope["method"] != "GET" or answer.code >= 400:
+        if scope["method"] not in ("GET", "HEAD") or answer.code >= 400:
             log.info(
                 "request",
                 method=scope["method"],
@@ -180,9 +181,8 @@ class Gateway:
         if binding.is_download:
             call = self._backends.stream(binding, request, metadata)
             describe = functools.partial(self._backends.describe, binding, values[0], metadata)
-            await download.send_file(
-                call, describe, headers.get(b"if-none-match", b""), receive, answer.send
-            )
+            is_head = scope["method"] == "HEAD"
+            await download.send_file(call, describe, headers, receive, answer.send, is_head=is_head)
             return
         if binding.rpc.server_streaming:
             await self._stream(binding, request, headers, receive, answer, metadata, request_id)
@@ -201,7 +201,15 @@ class Gateway:
                 if conditions.names(headers.get(b"if-none-match", b""), etag):
                     await answer.empty(304, extra)
                     return
-        await answer.json(200, transcode.encode(response), extra)
+        encoded = transcode.encode(response)
+        if binding.http_method == "GET" and not etag:  # a strong ETag is of these very bytes
+            extra["vary"] = "accept-encoding"
+            if len(encoded) >= compression.MIN_BYTES and compression.is_welcome(
+                headers.get(b"accept-encoding", b"")
+            ):
+                encoded = await compression.pack(encoded)
+                extra["content-encoding"] = "gzip"
+        await answer.json(200, encoded, extra)
 
     async def _stream(
         self,

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from detflow.errors import DeadlineExceeded
 from detflow.v1.common_pb2 import FileInfo
-from gateway import conditions, security
+from gateway import conditions, ranges, security
 from gateway.stream import EOF, Receive, Send, unless_gone
 
 IDLE_SECONDS = 60.0
@@ -35,6 +35,9 @@ CONTENT_TYPES_WITH_INFO = {
 }
 """What the document says of the bodies of RPCs that send a FileInfo."""
 
+IN_PARTS = frozenset((*CONTENT_TYPES_WITH_INFO, "DownloadExport"))
+"""RPCs whose files have size and ETag before they are sent: parts of them can be asked for."""
+
 _INLINE_TYPES = frozenset(("image/jpeg", "image/png", "image/svg+xml", "text/html"))
 _EXTENSIONS = {"application/zip": ".zip", "application/json": ".json"}
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9.+-]{1,63}/[A-Za-z0-9.+-]{1,63}")
@@ -45,9 +48,11 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._()+-]")
 async def send_file(
     call: Any,
     describe: Callable[[], Awaitable[Any]],
-    if_none_match: bytes,
+    request_headers: Mapping[bytes, bytes],
     receive: Receive,
     send: Send,
+    *,
+    is_head: bool = False,
 ) -> None:
     """Sends a call's chunks as one body.
 
@@ -56,13 +61,16 @@ async def send_file(
         describe: Gets the resource of a file without FileInfo: with `file_name` and, once it is
             known, `object.size_bytes`; or with `display_name`, if the file is made while it is
             sent; or None, if there is none.
-        if_none_match: The header: of a file that the client has already it is only told so.
+        request_headers: If-None-Match: of a file that the client has already it is only told so.
+            Range: of a file with size and ETag only that part is sent.
         receive: ASGI receive; tells of a disconnect.
         send: ASGI send; waits until there is room.
+        is_head: Whether only the headers are asked for.
 
     Raises:
         ClientGone: The client left.
         DeadlineExceeded: DOWNLOAD_STALLED.
+        HttpError: 416, the file has no such part.
         grpc.aio.AioRpcError: The service failed; if something was sent already, the caller has to
             break off the connection.
     """
@@ -71,22 +79,45 @@ async def send_file(
         info = None if chunk is EOF else _info(chunk)
         if info is None:
             # Now it is known that there is a file, so its size is known too.
-            headers = _headers(chunk, _describe(await describe(), _media_type(chunk)))
-        else:
-            headers = _headers(chunk, info)
-            if info.etag and conditions.names(if_none_match, f'"{info.etag}"'):
-                # With the headers of the file: what the client has takes them over.
-                headers = [one for one in headers if one[0] != b"content-length"]
-                await send({"type": "http.response.start", "status": 304, "headers": headers})
-                await send({"type": "http.response.body", "body": b""})
-                return
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while chunk is not EOF:
-            await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
+            info = _describe(await describe(), _media_type(chunk))
+        headers = _headers(chunk, info)
+        etag = f'"{info.etag}"' if info.etag else ""
+        if etag and conditions.names(request_headers.get(b"if-none-match", b""), etag):
+            # With the headers of the file: what the client has takes them over.
+            await _start(send, 304, headers)
+            await send({"type": "http.response.body", "body": b""})
+            return
+        part = ranges.WHOLE
+        if etag and info.size_bytes:
+            headers.append((b"accept-ranges", b"bytes"))
+            if not is_head:
+                part = ranges.wanted(request_headers, etag, info.size_bytes)
+        length = info.size_bytes
+        code = 200
+        if part is not ranges.WHOLE:
+            code, length = 206, part.end - part.start
+            place = f"bytes {part.start}-{part.end - 1}/{info.size_bytes}"
+            headers.append((b"content-range", place.encode()))
+        if length:
+            headers.append((b"content-length", str(length).encode()))
+        position = 0
+        # Services send a file from its beginning, so that they can check its hash.
+        while chunk is not EOF and position + len(chunk.data) <= part.start:
+            position += len(chunk.data)
+            chunk = await _read(call, receive)
+        await _start(send, code, headers)
+        while chunk is not EOF and position < part.end and not is_head:
+            data = chunk.data[max(part.start - position, 0) : part.end - position]
+            position += len(chunk.data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
             chunk = await _read(call, receive)
         await send({"type": "http.response.body", "body": b""})
     finally:
         call.cancel()
+
+
+async def _start(send: Send, code: int, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": code, "headers": headers})
 
 
 async def _read(call: Any, receive: Receive) -> Any:
@@ -105,9 +136,13 @@ def _info(first: Any) -> FileInfo | None:
     info = FileInfo()
     if not any(extension.Unpack(info) for extension in first.extensions):
         return None
-    if not _ETAG.fullmatch(info.etag):
-        info.etag = ""
+    info.etag = _valid_etag(info.etag)
     return info
+
+
+def _valid_etag(text: str) -> str:
+    """Returns what fits between the quotes of an ETag, or nothing."""
+    return text if _ETAG.fullmatch(text) else ""
 
 
 def _describe(resource: Any, kind: str) -> FileInfo:
@@ -121,6 +156,7 @@ def _describe(resource: Any, kind: str) -> FileInfo:
     info = FileInfo(file_name=resource.file_name)
     if "object" in fields and resource.HasField("object"):
         info.size_bytes = resource.object.size_bytes
+        info.etag = _valid_etag(resource.object.sha256)
     return info
 
 
@@ -137,8 +173,6 @@ def _headers(first: Any, info: FileInfo) -> list[tuple[bytes, bytes]]:
         (b"content-type", f"{kind}{charset}".encode()),
         (b"content-disposition", disposition(info.file_name, inline=inline).encode()),
     ]
-    if info.size_bytes:
-        headers.append((b"content-length", str(info.size_bytes).encode()))
     if info.etag:
         headers.append((b"etag", f'"{info.etag}"'.encode()))
         headers.append((b"cache-control", b"private, no-cache"))

@@ -94,6 +94,23 @@ _IF_NONE_MATCH: Json = {
     "description": "ETag of what the caller has; if it is still the same, 304.",
     "schema": {"type": "string"},
 }
+_RANGE: Json = {
+    "name": "Range",
+    "in": "header",
+    "description": "One range of bytes to send instead of all; several give the whole file.",
+    "schema": {"type": "string"},
+    "example": "bytes=1048576-",
+}
+_IF_RANGE: Json = {
+    "name": "If-Range",
+    "in": "header",
+    "description": "ETag of the file of which the caller has a part; of another one all is sent.",
+    "schema": {"type": "string"},
+}
+_CONTENT_RANGE: Json = {
+    "description": "First and last byte that are sent, and the size of the file.",
+    "schema": {"type": "string"},
+}
 _ID_PATTERN = "^[a-z0-9-]{1,63}$"
 
 
@@ -220,7 +237,6 @@ def _add_conditions(operation: Json, binding: Binding) -> None:
 
 def _add_file(operation: Json, rpc: str) -> None:
     """Describes an answer that is a file."""
-    has_info = rpc in download.CONTENT_TYPES_WITH_INFO
     kinds = download.CONTENT_TYPES_WITH_INFO.get(rpc, download.CONTENT_TYPES)
     file: Json = {
         "description": "The file itself. If it fails half way the connection is broken off.",
@@ -237,10 +253,15 @@ def _add_file(operation: Json, rpc: str) -> None:
         "content": {kind: _TEXT if kind.startswith("text/") else _BINARY for kind in kinds},
     }
     operation["responses"]["200"] = file
-    if has_info:
+    if rpc in download.IN_PARTS:
         file["headers"]["ETag"] = _ETAG
+        file["headers"]["Accept-Ranges"] = {"description": "bytes", "schema": {"type": "string"}}
+        part = {"description": "The bytes that Range asks for.", "content": file["content"]}
+        part["headers"] = file["headers"] | {"Content-Range": _CONTENT_RANGE}
+        operation["responses"]["206"] = part
         operation["responses"]["304"] = {"description": "It has not changed."}
-        operation["parameters"].append(_IF_NONE_MATCH)
+        operation["responses"]["416"] = {"$ref": "#/components/responses/416"}
+        operation["parameters"] += (_IF_NONE_MATCH, _RANGE, _IF_RANGE)
 
 
 def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
@@ -447,6 +468,7 @@ def _responses() -> dict[str, Json]:
         "408": "The body came too slowly.",
         "412": "It is not what the caller saw: read it again.",
         "413": "The body is too large.",
+        "416": "The file has no such bytes; Content-Range says how many it has.",
         "415": "The body has the wrong type.",
     }
     content = {"application/json": {"schema": {"$ref": f"{_REF}Error"}}}

@@ -133,6 +133,11 @@ class Binding:
         return self.rpc.server_streaming and self.rpc.output_type.full_name == RAW
 
     @property
+    def is_event_stream(self) -> bool:
+        """Whether the answer is a stream of events."""
+        return self.rpc.server_streaming and not self.is_download
+
+    @property
     def query(self) -> str | None:
         """Where query parameters go: "" for the request, a field of it, or None for nowhere.
 
@@ -255,6 +260,8 @@ class Router:
             if binding.http_method in by_method:
                 raise ValueError(f"two RPCs for {binding.http_method} {binding.template.text}")
             by_method[binding.http_method] = binding
+            if binding.http_method == "GET" and not binding.is_event_stream:
+                by_method["HEAD"] = binding
 
     def find(self, http_method: str, raw_path: bytes) -> Match | None:
         """Returns where a path leads, or None if there is no such path.

@@ -57,7 +57,8 @@ async def test_file_arrives_whole_with_its_name_type_and_size(rig: Rig) -> None:
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-length"] == str(len(CONTENT))
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["etag"] == f'"{"0" * 64}"'
+    assert answer.headers["cache-control"] == "private, no-cache"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["content-disposition"] == (
         "attachment; filename=\"cells-yolov8n.onnx\"; filename*=UTF-8''cells-yolov8n.onnx"
@@ -208,6 +209,11 @@ async def test_the_document_says_what_files_can_be(rig: Rig) -> None:
     assert kinds(f"{training}:table") == {"text/csv", "application/json"}
     assert "304" in paths[image]["get"]["responses"]
     assert "application/zip" in kinds(f"{training}/exports/{{export}}:download")
+    for path in (image, f"{training}/exports/{{export}}:download"):
+        assert {"206", "304", "416"} <= paths[path]["get"]["responses"].keys()
+    assert (
+        "206" not in paths["/v1/projects/{project}/versions/{version}:replay"]["get"]["responses"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,6 +250,104 @@ async def test_file_of_unknown_size_is_sent_in_chunks(rig: Rig) -> None:
     answer = await rig.http.get(PATH)
     assert answer.headers["transfer-encoding"] == "chunked"
     assert answer.content == CONTENT
+
+
+SIZE = len(CONTENT)
+EXPORT_ETAG = f'"{"0" * 64}"'
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=1000000-3000000", 1000000, 3000001),
+        (f"bytes={MIB // 4}-{MIB // 2 - 1}", MIB // 4, MIB // 2),
+        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE),
+        ("bytes=300000-", 300000, SIZE),
+        ("bytes=-300000", SIZE - 300000, SIZE),
+        (f"Bytes= 5-{SIZE * 2}", 5, SIZE),
+        (f"bytes=-{SIZE * 2}", 0, SIZE),
+    ],
+)
+async def test_part_of_a_file(rig: Rig, asked: str, start: int, end: int) -> None:
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = whole
+    for headers in ({"range": asked}, {"range": asked, "if-range": EXPORT_ETAG}):
+        answer = await rig.http.get(PATH, headers=headers)
+        assert answer.status_code == 206
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
+        assert answer.headers["content-length"] == str(end - start)
+        assert answer.headers["etag"] == EXPORT_ETAG
+        assert answer.content == CONTENT[start:end]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"range": "bytes=0-1,4-5"},
+        {"range": "bytes=5-4"},
+        {"range": "bytes=a-b"},
+        {"range": "lines=1-2"},
+        {"range": "bytes=-"},
+        {"range": "bytes=1-2", "if-range": '"other"'},
+        {"range": "bytes=1-2", "if-range": f"W/{EXPORT_ETAG}"},
+        {"range": "bytes=1-2", "if-range": "Wed, 21 Oct 2015 07:28:00 GMT"},
+    ],
+)
+async def test_range_that_is_none_or_of_another_file_gives_the_whole(
+    rig: Rig, headers: dict[str, str]
+) -> None:
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = whole
+    answer = await rig.http.get(PATH, headers=headers)
+    assert (answer.status_code, len(answer.content)) == (200, SIZE)
+    assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("asked", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"])
+async def test_bytes_that_a_file_does_not_have_are_416(rig: Rig, asked: str) -> None:
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = whole
+    answer = await rig.http.get(PATH, headers={"range": asked})
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == f"bytes */{SIZE}"
+    assert details(answer, "ErrorInfo")["reason"] == "RANGE_NOT_SATISFIABLE"
+
+
+async def test_file_without_size_or_hash_has_no_parts(rig: Rig) -> None:
+    rig.backend.replies["DownloadExport"] = whole
+    answer = await rig.http.get(PATH, headers={"range": "bytes=0-1"})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+    assert "accept-ranges" not in answer.headers
+
+
+async def test_part_of_a_picture_and_what_fails_before_it_begins(rig: Rig) -> None:
+    show(rig, "GetInferenceImage", "image/png", [b"abc", b"def"], etag="e", size_bytes=6)
+    answer = await rig.http.get(IMAGE, headers={"range": "bytes=2-3"})
+    assert (answer.status_code, answer.content) == (206, b"cd")
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = damaged
+    refused = await rig.http.get(PATH, headers={"range": f"bytes={SIZE - 5}-"})
+    assert (refused.status_code, refused.json()["error"]["status"]) == (500, "DATA_LOSS")
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+        await rig.http.get(PATH, headers={"range": "bytes=7-"})
+
+
+async def test_head_says_what_a_get_would_without_a_body(rig: Rig) -> None:
+    offer(rig)
+    rig.backend.replies["DownloadExport"] = whole
+    head, get = await rig.http.head(PATH), await rig.http.get(PATH)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "etag", "content-type", "content-disposition"):
+        assert head.headers[name] == get.headers[name]
+    project = await rig.http.head("/v1/projects/p")
+    assert (project.status_code, project.content) == (200, b"")
+    assert int(project.headers["content-length"]) > 0
+    known = await rig.http.head(PATH, headers={"if-none-match": EXPORT_ETAG})
+    assert known.status_code == 304
+    stream = await rig.http.head("/v1/projects/p/versions/v/trainings/t:watch")
+    assert (stream.status_code, stream.headers["allow"]) == (405, "GET")
+    assert (await rig.http.put("/v1/projects/p")).headers["allow"] == "GET, HEAD"
 
 
 async def test_what_fails_at_once_is_an_ordinary_error(rig: Rig) -> None:
