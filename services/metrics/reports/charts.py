@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from detflow.v1.analysis_pb2 import EvaluationAnalysis, EvaluationCurves, PrecisionRecallCurve
 from detflow.v1.metrics_pb2 import ClassMetrics
@@ -214,7 +214,11 @@ def calibration(curves: EvaluationCurves, language: str) -> Figure | None:
         below.set_xlim(0, 1)
         below.set_xlabel(text("confidence_axis", language))
         below.set_ylabel(text("detections", language))
-        below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        # Hardly sure detections are often a hundred times as many as the others.
+        below.set_yscale("log")
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        below.yaxis.set_minor_locator(NullLocator())
+        below.set_ylim(bottom=0.5)
         area.tick_params(labelbottom=False)
     return drawing
 

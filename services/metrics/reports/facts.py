@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from detflow.v1.metrics_pb2 import CocoSummary, Evaluation
 from detflow.v1.training_pb2 import Training
 from services.metrics.reports.content import SplitContent, TrainingContent
-from services.metrics.reports.texts import error_kind, error_remedy, figure_meaning, text
+from services.metrics.reports.texts import error_kind, error_remedy, figure_meaning, state, text
 from services.metrics.series import Series
 
 _SHORT = {
@@ -43,7 +43,7 @@ def training_facts(content: TrainingContent, language: str) -> dict[str, Any]:
     main = content.main_split
     facts: dict[str, Any] = {
         "training": content.training,
-        "state": Training.State.Name(content.training.state).capitalize(),
+        "state": state(content.training.state, language),
         "version": content.version,
         "notices": list(_notices(content, language)),
         "parameters": list(_parameters(content.training, language)),

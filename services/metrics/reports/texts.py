@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detflow.v1.analysis_pb2 import ErrorKind
+from detflow.v1.training_pb2 import Training
 
 _ALL: dict[str, dict[str, dict[str, str]]] = json.loads(
     (Path(__file__).parent / "texts.json").read_text(encoding="utf-8")
@@ -36,3 +37,8 @@ def error_kind(kind: ErrorKind.ValueType, language: str) -> str:
 def error_remedy(kind: ErrorKind.ValueType, language: str) -> str:
     """Says what helps against a kind of error."""
     return _ALL["remedies"][ErrorKind.Name(kind)][language]
+
+
+def state(of: Training.State.ValueType, language: str) -> str:
+    """Names a state of a training."""
+    return _ALL["states"][Training.State.Name(of)][language]
