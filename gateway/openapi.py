@@ -17,7 +17,7 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from buf.validate import validate_pb2
-from gateway import conditions, download, upload
+from gateway import conditions, download, examples, upload
 from gateway.routes import ANY, Binding
 
 Json = dict[str, Any]
@@ -59,9 +59,13 @@ _UPLOAD_HEADERS: Json = {
 }
 _ERRORS = {
     "400": "The request is wrong, or the resource is in a state that does not allow it.",
+    "401": "The caller has not shown who it is.",
     "404": "There is no such resource.",
     "409": "It exists already, or somebody else changed it first.",
+    "421": "The Host header names no host that this gateway answers to.",
     "429": "A limit is reached.",
+    "500": "The server failed, or stored data is damaged; details name the request id for the log.",
+    "501": "The running service does not have this method; upgrade it.",
     "503": "A service is away; Retry-After says when to come back.",
     "504": "The answer took too long.",
 }
@@ -123,6 +127,7 @@ def document(bindings: Iterable[Binding]) -> Json:
     for binding in all_bindings:
         path, parameters = _path(binding)
         operation = _operation(binding, parameters, schemas, texts)
+        examples.add(operation)
         paths.setdefault(path, {})[binding.http_method.lower()] = operation
     services = {
         b.rpc.containing_service.full_name: b.rpc.containing_service.name for b in all_bindings
@@ -190,6 +195,8 @@ def _operation(
     if rpc.client_streaming or binding.body:
         _add_body(operation, binding, schemas)
     _add_conditions(operation, binding)
+    if binding.http_method != "GET":
+        operation["responses"]["403"] = {"$ref": "#/components/responses/403"}
     if binding.is_download:
         _add_file(operation, rpc.name)
         return operation
@@ -266,9 +273,7 @@ def _add_file(operation: Json, rpc: str) -> None:
 
 def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
     rpc = binding.rpc
-    codes: tuple[str, ...] = ("413", "415")
     if rpc.client_streaming:
-        codes = ("408", *codes)
         if upload.KINDS[rpc.name].is_resumable:
             operation["parameters"].append(dict(_UPLOAD_OFFSET))
         operation["description"] += " The body is streamed; the gateway never holds it whole."
@@ -277,16 +282,18 @@ def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
     else:
         whole = binding.body == "*"
         from_path = {v.path for v in binding.template.variables}
-        schema = (
-            schemas.message(rpc.input_type, without=from_path)
-            if whole
-            else schemas.field(rpc.input_type.fields_by_name[binding.body], limits=False)
-        )
+        if whole:
+            schema = schemas.message(rpc.input_type, without=from_path)
+        else:
+            field = rpc.input_type.fields_by_name[binding.body]
+            assert field.message_type is not None
+            is_part = binding.http_method == "PATCH"
+            schema = (schemas.part if is_part else schemas.message)(field.message_type)
         operation["requestBody"] = {
             "required": not whole,
             "content": {"application/json": {"schema": schema}},
         }
-    for code in codes:
+    for code in ("408", "413", "415"):
         operation["responses"][code] = {"$ref": f"#/components/responses/{code}"}
 
 
@@ -349,6 +356,12 @@ class _Schemas:
             self._done[name] = {}  # a placeholder ends recursion
             self._done[name] = self._object(message, ())
         return {"$ref": f"{_REF}{name}"}
+
+    def part(self, message: Descriptor) -> Json:
+        """A message's schema in which nothing is required: what is not named stays as it is."""
+        schema = self._object(message, ())
+        schema.pop("required", None)
+        return schema
 
     def field(self, field: FieldDescriptor, *, limits: bool = True) -> Json:
         """The schema of a field's value, with its description and limits."""
@@ -465,6 +478,7 @@ def _error_schema() -> Json:
 
 def _responses() -> dict[str, Json]:
     texts = _ERRORS | {
+        "403": "A page of another origin cannot change anything here.",
         "408": "The body came too slowly.",
         "412": "It is not what the caller saw: read it again.",
         "413": "The body is too large.",

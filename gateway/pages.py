@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from gateway import examples
 from gateway.openapi import Json
 
 STYLE = """
@@ -14,10 +15,11 @@ code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: an
 details { border: 1px solid #d5dbe5; border-radius: 6px; margin: .5rem 0; padding: .4rem .8rem; }
 summary { cursor: pointer; } summary b { display: inline-block; min-width: 4.5rem; color: #0b5cad; }
 table { border-collapse: collapse; } td { padding: .15rem 1rem .15rem 0; vertical-align: top; }
+pre { white-space: pre-wrap; background: #f2f5f9; border-radius: 4px; padding: .5rem .7rem; }
 a { color: #0b5cad; }
 @media (prefers-color-scheme: dark) {
   body { background: #14181f; color: #dde3ec; } a, summary b { color: #7db7f5; }
-  h2, details { border-color: #394150; }
+  h2, details { border-color: #394150; } pre { background: #1e2430; }
 }
 """
 
@@ -36,8 +38,12 @@ def docs(document: Json) -> str:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             sections[operation["tags"][0]].append(_operation(method.upper(), path, operation))
-    body = "".join(
-        f"<h2>{escape(tag['name'])}</h2><p>{escape(tag['description'])}</p>"
+    contents = " · ".join(
+        f'<a href="#{escape(tag["name"])}">{escape(tag["name"])}</a>' for tag in document["tags"]
+    )
+    body = f"<p>{contents}</p>" + "".join(
+        f'<h2 id="{escape(tag["name"])}">{escape(tag["name"])}</h2>'
+        f"<p>{escape(tag['description'])}</p>"
         f"{''.join(sections[tag['name']])}"
         for tag in document["tags"]
     )
@@ -55,6 +61,7 @@ def _operation(method: str, path: str, operation: Json) -> str:
         f"<td>{escape(p.get('description', ''))}</td></tr>"
         for p in operation["parameters"]
     )
+    errors = ", ".join(code for code in sorted(operation["responses"]) if code != "200")
     lines = []
     if "requestBody" in operation:
         lines.append(f"Body: {_content(operation['requestBody']['content'])}")
@@ -63,7 +70,8 @@ def _operation(method: str, path: str, operation: Json) -> str:
         f'<details id="{escape(operation["operationId"])}"><summary><b>{method}</b> '
         f"<code>{escape(path)}</code> {escape(operation['summary'])}</summary>"
         f"<p>{escape(operation['description'])}</p><table>{rows}</table>"
-        f"<p>{'<br>'.join(lines)}</p></details>"
+        f"<p>{'<br>'.join(lines)}<br>Other answers: {errors}</p>"
+        f"<pre><code>{escape(examples.curl(method, path, operation))}</code></pre></details>"
     )
 
 
