@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detflow.client import Client as Client
+    from detflow.client.aio import AsyncClient as AsyncClient
 
 # Every child process of detflow begins a new program, so gRPC need not survive a fork; its fork
 # handlers can crash a child between fork and exec. It reads this when it is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports the client when it is first used: the services import this package without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from detflow import client
+    from detflow.client import Client, aio
 
-    return getattr(client, name)
+    return {"AsyncClient": aio.AsyncClient, "Client": Client}[name]

@@ -168,7 +168,7 @@ class Results:
         max_side_px: int = 0,
         png: bool = False,
     ) -> bytes:
-        """Returns the image of a result as a file: JPEG as the model saw it unless asked otherwise.
+        """Returns the image of a result: a JPEG, as the model saw it, unless asked otherwise.
 
         Args:
             name: Resource name of the result.

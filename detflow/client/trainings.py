@@ -123,7 +123,7 @@ class Trainings:
         return [*self._iterate(version or f"projects/{project}/versions/-")]
 
     def find(self, text: str, project: str = DEFAULT_PROJECT) -> training_pb2.Training:
-        """Gets a training by resource name or id, or the newest of a version by the version's name.
+        """Gets a training by resource name or id, or the newest of a version by its name.
 
         Raises:
             NotFound: There is none.
