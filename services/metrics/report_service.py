@@ -20,8 +20,7 @@ from services.metrics import store
 from services.metrics.comparison_service import ComparisonService
 from services.metrics.report_sources import SPLITS, ReportSources
 from services.metrics.reports import tables
-from services.metrics.reports.gallery import Chart, chart_name, is_of_series
-from services.metrics.reports.jobs import ChartJob, ReportJob
+from services.metrics.reports.jobs import Chart, ChartJob, ReportJob, chart_name, is_of_series
 from services.metrics.reports.renderer import Renderer
 from services.metrics.reports.tables import Table
 from services.metrics.series import Series

@@ -19,8 +19,8 @@ from services.metrics.analysis_service import evaluation_analysis, evaluation_cu
 from services.metrics.domain import Evaluation
 from services.metrics.measured import Measured, MeasuredSplits
 from services.metrics.pictures import Look, Pictures
-from services.metrics.reports.charts import MAX_CLASSES
 from services.metrics.reports.content import (
+    MAX_CHART_CLASSES,
     ComparisonContent,
     Picture,
     PicturePair,
@@ -179,7 +179,7 @@ class ReportSources:
 
         def make() -> SplitContent:
             num_classes = len(matches.class_names)
-            few = with_tables or num_classes <= MAX_CLASSES
+            few = with_tables or num_classes <= MAX_CHART_CLASSES
             return SplitContent(
                 evaluation=to_evaluation(measured.evaluation),
                 curves=evaluation_curves(matches, range(num_classes) if few else ()),

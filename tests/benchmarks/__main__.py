@@ -29,6 +29,7 @@ NAMES = (
     "predict",
     "bootstrap",
     "results",
+    "reports",
     "series",
     "streaming",
     "rpc",

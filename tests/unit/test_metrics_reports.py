@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detflow.errors import ResourceExhausted
 from detflow.v1.analysis_pb2 import (
     ErrorKind,
     EvaluationAnalysis,
@@ -20,10 +21,12 @@ from detflow.v1.analysis_pb2 import (
 from detflow.v1.metrics_pb2 import CocoSummary, Evaluation, OperatingPoint
 from detflow.v1.report_pb2 import DownloadChartRequest
 from detflow.v1.training_pb2 import Training
-from services.metrics.reports import facts, tables, texts
+from services.metrics.reports import facts, renderer, tables, texts
 from services.metrics.reports.content import Picture, SplitContent, TrainingContent
 from services.metrics.reports.gallery import series_chart, split_chart, training_charts
+from services.metrics.reports.jobs import ChartJob
 from services.metrics.reports.page import training_page
+from services.metrics.reports.renderer import Renderer
 from services.metrics.reports.style import label, render, styled
 from services.metrics.reports.tables import Table
 from services.metrics.series import Series
@@ -200,3 +203,16 @@ def test_series_of_unequal_epochs_are_lined_up() -> None:
     table = tables.series_table([series("a", 1.0, 2.0), series("b", 3.0)])
     assert b"".join(tables.to_csv(table)) == b"epoch,a,b\r\n1,1.0,3.0\r\n2,2.0,\r\n"
     assert list(tables.series_table([]).rows) == []
+
+
+async def test_drawing_that_fails_or_has_to_wait_too_long_is_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_chart = ChartJob(chart=Chart.CHART_UNSPECIFIED, language="en", svg=False)
+    with pytest.raises(ResourceExhausted, match="ended with 1") as failed:
+        await Renderer(tmp_path).render(no_chart)
+    assert failed.value.reason == "REPORT_FAILED"
+    monkeypatch.setattr(renderer, "_MAX_WAITING", 0)
+    with pytest.raises(ResourceExhausted) as busy:
+        await Renderer(tmp_path).render(no_chart)
+    assert (busy.value.reason, busy.value.retry_seconds) == ("BUSY", 5)

@@ -13,6 +13,7 @@ import pickle
 import sys
 import threading
 
+from services.metrics.reports.files import write
 from services.metrics.reports.jobs import Job
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     job: Job = pickle.loads(sys.stdin.buffer.read(size))  # from the service that started us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with os.fdopen(out, "wb") as file:
-        job.write(file)
+        write(job, file)
 
 
 def _end_with_parent() -> None:

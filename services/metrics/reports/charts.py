@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from detflow.v1.analysis_pb2 import EvaluationAnalysis, EvaluationCurves, PrecisionRecallCurve
 from detflow.v1.metrics_pb2 import ClassMetrics
+from services.metrics.reports.content import MAX_CHART_CLASSES
 from services.metrics.reports.style import (
     BRAND,
     INK_2,
@@ -26,9 +27,6 @@ from services.metrics.reports.style import (
 )
 from services.metrics.reports.texts import error_kind, text
 from services.metrics.series import Series
-
-MAX_CLASSES = 30
-"""Classes that a chart shows; the tables have all of them."""
 
 _QUALITY = {
     "val/map50": "mAP50",
@@ -129,7 +127,7 @@ def precision_recall(curves: EvaluationCurves, language: str) -> Figure | None:
     with styled():
         drawing = figure(3.9)
         area = _square(drawing, "precision_recall", "recall", "precision", language)
-        if 1 < len(of_classes) <= MAX_CLASSES:
+        if 1 < len(of_classes) <= MAX_CHART_CLASSES:
             for one in of_classes:
                 area.plot(curves.recalls, one.precisions, color=_FAINT, linewidth=0.9, zorder=1)
             area.plot([], [], color=_FAINT, label=text("each_class", language))
@@ -256,7 +254,7 @@ def classes(figures: Sequence[ClassMetrics], language: str) -> Figure | None:
     known = [one for one in figures if one.num_ground_truths and one.ap50_95 >= 0]
     if not known:
         return None
-    most = sorted(known, key=lambda one: -one.num_ground_truths)[:MAX_CLASSES]
+    most = sorted(known, key=lambda one: -one.num_ground_truths)[:MAX_CHART_CLASSES]
     shown = sorted(most, key=lambda one: one.ap50_95)
     with styled():
         drawing = figure(max(1.9, 1.25 + 0.235 * len(shown)))

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from detflow.v1.analysis_pb2 import EvaluationAnalysis
-from services.metrics.reports.charts import MAX_CLASSES
+from services.metrics.reports.content import MAX_CHART_CLASSES
 from services.metrics.reports.style import BRAND, INK, INK_2, LINE, SURFACE, figure, label, styled
 from services.metrics.reports.texts import text
 
@@ -31,7 +31,7 @@ def confusion(analysis: EvaluationAnalysis, language: str) -> Figure | None:
     num_boxes = {
         one.class_name: one.num_true_positives + one.num_false_negatives for one in analysis.classes
     }
-    most = sorted(num_boxes, key=lambda name: -num_boxes[name])[:MAX_CLASSES]
+    most = sorted(num_boxes, key=lambda name: -num_boxes[name])[:MAX_CHART_CLASSES]
     names = [name for name in num_boxes if name in set(most)]
     keys = [*names, ""]
     counts_KK = np.array([[cells.get((row, column), 0) for column in keys] for row in keys])

@@ -11,6 +11,9 @@ from detflow.v1.training_pb2 import Training
 from services.metrics.matches import Matches
 from services.metrics.series import Series
 
+MAX_CHART_CLASSES = 30
+"""Classes that a chart shows; the tables have all of them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitContent:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from detflow.v1.comparison_pb2 import Comparison
-from detflow.v1.report_pb2 import DownloadChartRequest
 from services.metrics.reports import charts
 from services.metrics.reports import comparison_charts as comparing
 from services.metrics.reports.confusion import confusion
 from services.metrics.reports.content import SplitContent, TrainingContent
+from services.metrics.reports.jobs import Chart, chart_name, is_of_series
 from services.metrics.series import Series
-
-Chart = DownloadChartRequest.Chart
 
 _OF_SERIES = {
     Chart.LOSSES: charts.losses,
@@ -28,16 +26,6 @@ _OF_CURVES = {
     Chart.CALIBRATION: charts.calibration,
 }
 _OF_ANALYSIS = {Chart.CONFUSION: confusion, Chart.ERRORS: charts.errors}
-
-
-def is_of_series(chart: Chart.ValueType) -> bool:
-    """Says whether a chart is drawn from series by epoch, not from an evaluation."""
-    return chart in _OF_SERIES
-
-
-def chart_name(chart: Chart.ValueType) -> str:
-    """Names a chart in files: precision-recall."""
-    return Chart.Name(chart).lower().replace("_", "-")
 
 
 def series_chart(chart: Chart.ValueType, series: Sequence[Series], language: str) -> Figure | None:
@@ -58,7 +46,7 @@ def training_charts(content: TrainingContent, language: str) -> dict[str, Figure
     """Draws every chart that there is something for; those of splits of the one that counts."""
     drawn: dict[str, Figure | None] = {}
     for chart in Chart.values():
-        if chart in _OF_SERIES:
+        if is_of_series(chart):
             drawn[chart_name(chart)] = series_chart(chart, content.series, language)
         elif chart and content.main_split:
             drawn[chart_name(chart)] = split_chart(chart, content.main_split, language)
