@@ -269,7 +269,7 @@ async def test_second_training_is_told_of_and_compared_with_the_first(trained: T
         tested = await asyncio.to_thread(trained.post, f"{webhook['name']}:test", json={})
         assert tested["state"] == "DELIVERED"
         assert (await receiver.next()).is_signed_by(webhook["secret"])
-        await detflow("train", "V_1", *LITTLE, "--epochs", "2")
+        await detflow("train", "V_1", *LITTLE, "--epochs", "1")
         told = await receiver.next()
         assert told.is_signed_by(webhook["secret"])
         second = told.json["data"]["training"]
