@@ -1,16 +1,16 @@
 """The client for asyncio. Made by tools/async_stub.py, not to be edited."""
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
 
 from detflow.client.columns import Columns
 from detflow.client.predictions import Image
+from detflow.client.progress import Progress, TrainingProgress
 from detflow.client.recipes import RecipeOptions
 from detflow.client.reports import _Path
-from detflow.client.upload import OnProgress
 from detflow.v1 import (
     analysis_pb2,
     common_pb2,
@@ -50,7 +50,7 @@ class Datasets:
         name: str = ...,
         skip_invalid: bool = ...,
         format: str = ...,
-        progress: OnProgress | None = ...,
+        progress: Progress = ...,
     ) -> dataset_pb2.Dataset:
         """Imports an archive (zip, tar, tar.gz), a folder or a URL, and waits until it is done."""
     async def get(self, name: str) -> dataset_pb2.Dataset:
@@ -67,7 +67,7 @@ class Datasets:
         destination: str | os.PathLike[str],
         *,
         format: str = ...,
-        progress: OnProgress | None = ...,
+        progress: Progress = ...,
     ) -> Path:
         """Downloads a dataset as a zip; it appears whole, or not at all."""
     async def statistics(self, name: str) -> dataset_pb2.DatasetStatistics:
@@ -101,9 +101,7 @@ class Versions:
         **options: Unpack[RecipeOptions],
     ) -> preprocess_pb2.PreviewVersionResponse:
         """Shows what `create` would make: images in each split, and images before and after."""
-    async def wait(
-        self, name: str, *, progress: Callable[[common_pb2.Progress], None] | None = ...
-    ) -> version_pb2.Version:
+    async def wait(self, name: str, *, progress: Progress = ...) -> version_pb2.Version:
         """Waits until a version's preprocessing is over and returns the version."""
     async def get(self, name: str) -> version_pb2.Version:
         """Gets a version by its resource name."""
@@ -160,6 +158,8 @@ class Trainings:
         validate_only: bool = ...,
     ) -> training_pb2.Training:
         """Starts a training of a READY version; it returns at once, in QUEUED."""
+    async def wait(self, name: str, *, progress: TrainingProgress = ...) -> training_pb2.Training:
+        """Waits until a training has ended, and returns it: SUCCEEDED, STOPPED or PAUSED."""
     async def update(self, name: str, *, priority: int) -> training_pb2.Training:
         """Changes the priority of a training that waits."""
     async def get(self, name: str) -> training_pb2.Training:
@@ -195,7 +195,7 @@ class Exports:
         end_to_end: bool = ...,
     ) -> export_pb2.Export:
         """Starts an export of a training that has weights; it returns at once, in QUEUED."""
-    async def wait(self, name: str, *, progress: OnProgress | None = ...) -> export_pb2.Export:
+    async def wait(self, name: str, *, progress: Progress = ...) -> export_pb2.Export:
         """Waits until an export is made, and returns it."""
     async def get(self, name: str) -> export_pb2.Export:
         """Gets an export by its resource name."""
@@ -210,7 +210,7 @@ class Exports:
     async def delete(self, name: str) -> None:
         """Deletes an export and its file; cancels it first if it is not finished."""
     async def download(
-        self, name: str, destination: str | os.PathLike[str], *, progress: OnProgress | None = ...
+        self, name: str, destination: str | os.PathLike[str], *, progress: Progress = ...
     ) -> Path:
         """Downloads the file of a finished export; it appears whole and checked, or not at all."""
     async def path_of(self, export: export_pb2.Export, destination: str | os.PathLike[str]) -> Path:
@@ -224,15 +224,11 @@ class Weights:
         *,
         project: str = ...,
         name: str = ...,
-        progress: OnProgress | None = ...,
+        progress: Progress = ...,
     ) -> weights_pb2.Weights:
         """Uploads a weights file, of torch.save or safetensors."""
     async def ensure(
-        self,
-        source: str | os.PathLike[str],
-        *,
-        project: str = ...,
-        progress: OnProgress | None = ...,
+        self, source: str | os.PathLike[str], *, project: str = ..., progress: Progress = ...
     ) -> weights_pb2.Weights:
         """Uploads a weights file unless the project has one with the same bytes."""
     async def get(self, name: str) -> weights_pb2.Weights:
@@ -316,7 +312,7 @@ class Predictions:
         nms_iou: float | None = ...,
         max_detections: int = ...,
         drawn_side_px: int = ...,
-        progress: OnProgress | None = ...,
+        progress: Progress = ...,
     ) -> AsyncGenerator[prediction_pb2.Prediction]:
         """Finds things in images; yields what was found in each, in their order, as it comes."""
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from detflow.client import archive
 from detflow.client.connection import Connection, pages
+from detflow.client.progress import OnProgress, Progress, shown
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.saving import replacing
-from detflow.client.upload import OnProgress, upload_archive
+from detflow.client.upload import upload_archive
 from detflow.errors import InvalidArgument, NotFound, from_status
 from detflow.names import MAX_NAME_LENGTH, check_display_name
 from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
@@ -40,7 +41,7 @@ class Datasets:
         name: str = "",
         skip_invalid: bool = False,
         format: str = "",
-        progress: OnProgress | None = None,
+        progress: Progress = None,
     ) -> dataset_pb2.Dataset:
         """Imports an archive (zip, tar, tar.gz), a folder or a URL, and waits until it is done.
 
@@ -56,7 +57,7 @@ class Datasets:
             skip_invalid: Leave out what is invalid, and list it, instead of refusing the archive.
             format: One of `FORMATS`; by default it is detected.
             progress: Called with what is being done: stages "hash" and "upload" (bytes), then the
-                import's.
+                import's. True shows a bar.
 
         Returns:
             The dataset, READY.
@@ -69,6 +70,18 @@ class Datasets:
         name = name or archive.default_name(text)[:MAX_NAME_LENGTH]
         check_display_name(name, "name")  # not only after a long upload
         wanted = _format(format)
+        with shown(progress) as told:
+            return self._import(text, project, name, skip_invalid, wanted, told)
+
+    def _import(
+        self,
+        text: str,
+        project: str,
+        name: str,
+        skip_invalid: bool,
+        wanted: dataset_pb2.DatasetFormat.ValueType,
+        progress: OnProgress | None,
+    ) -> dataset_pb2.Dataset:
         upload = ""
         if not archive.is_in_object_store(text):
             with archive.opened(text) as file:
@@ -145,7 +158,7 @@ class Datasets:
         destination: str | os.PathLike[str],
         *,
         format: str = "",
-        progress: OnProgress | None = None,
+        progress: Progress = None,
     ) -> Path:
         """Downloads a dataset as a zip; it appears whole, or not at all.
 
@@ -154,6 +167,7 @@ class Datasets:
             destination: Path of the file, which is replaced, or of a folder.
             format: One of `FORMATS`; by default that which it was imported in.
             progress: Called in stage "download", with bytes; how many come is not known before.
+                True shows them.
 
         Returns:
             Where the file is.
@@ -170,12 +184,12 @@ class Datasets:
         parts = self._connection.download(
             self._stub.DownloadDataset, request, seconds=_DOWNLOAD_SECONDS
         )
-        with replacing(path) as file, contextlib.closing(parts):
+        with replacing(path) as file, contextlib.closing(parts), shown(progress) as told:
             for data in parts:
                 file.write(data)
                 num_bytes += len(data)
-                if progress is not None:
-                    progress(common_pb2.Progress(stage="download", num_done=num_bytes))
+                if told is not None:
+                    told(common_pb2.Progress(stage="download", num_done=num_bytes))
         return path
 
     def statistics(self, name: str) -> dataset_pb2.DatasetStatistics:

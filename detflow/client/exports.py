@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import IO
 
 from detflow.client.connection import Connection, pages
+from detflow.client.progress import OnProgress, Progress, shown
 from detflow.client.saving import replacing
-from detflow.client.upload import OnProgress, of_bytes
+from detflow.client.upload import of_bytes
 from detflow.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, from_status
 from detflow.v1 import export_pb2, export_pb2_grpc
 
@@ -88,18 +89,23 @@ class Exports:
             ),
         )
 
-    def wait(self, name: str, *, progress: OnProgress | None = None) -> export_pb2.Export:
+    def wait(self, name: str, *, progress: Progress = None) -> export_pb2.Export:
         """Waits until an export is made, and returns it.
+
+        Args:
+            name: Resource name.
+            progress: Called with what is being done; True shows a bar.
 
         Raises:
             DetflowError: What it failed of; Cancelled if somebody cancelled it.
         """
         export = self.get(name)
-        for message in self.watch(name):
-            if message.HasField("export"):
-                export = message.export
-            elif message.HasField("progress") and progress is not None:
-                progress(message.progress)
+        with shown(progress) as told:
+            for message in self.watch(name):
+                if message.HasField("export"):
+                    export = message.export
+                elif message.HasField("progress") and told is not None:
+                    told(message.progress)
         if export.state in UNFINISHED_STATES:
             export = self.get(name)
         if export.state == export_pb2.Export.FAILED:
@@ -148,14 +154,14 @@ class Exports:
         name: str,
         destination: str | os.PathLike[str],
         *,
-        progress: OnProgress | None = None,
+        progress: Progress = None,
     ) -> Path:
         """Downloads the file of a finished export; it appears whole and checked, or not at all.
 
         Args:
             name: Resource name.
             destination: Path of the file, which is replaced, or of a folder.
-            progress: Called in stage "download", with bytes.
+            progress: Called in stage "download", with bytes; True shows a bar.
 
         Returns:
             Where the file is.
@@ -169,8 +175,8 @@ class Exports:
             state = export_pb2.Export.State.Name(export.state)
             raise FailedPrecondition(f"{name} is {state} and has no file", reason="NO_FILE")
         path = self.path_of(export, destination)
-        with replacing(path) as file:
-            self._receive(export, file, progress)
+        with replacing(path) as file, shown(progress) as told:
+            self._receive(export, file, told)
         return path
 
     def path_of(self, export: export_pb2.Export, destination: str | os.PathLike[str]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from detflow.client import cancelling
 from detflow.client.connection import Connection
-from detflow.client.upload import OnProgress
+from detflow.client.progress import Progress, shown
 from detflow.errors import DetflowError, InvalidArgument, ResourceExhausted, failure
 from detflow.uploads import MAX_IMAGE_BYTES
 from detflow.v1 import prediction_pb2, prediction_pb2_grpc
@@ -41,7 +42,7 @@ class Predictions:
         nms_iou: float | None = None,
         max_detections: int = 0,
         drawn_side_px: int = 0,
-        progress: OnProgress | None = None,
+        progress: Progress = None,
     ) -> Iterator[prediction_pb2.Prediction]:
         """Finds things in images; yields what was found in each, in their order, as it comes.
 
@@ -58,7 +59,7 @@ class Predictions:
             max_detections: How many at most in an image, up to 1000; 0 means 300.
             drawn_side_px: Longest side of a picture with the boxes to be given back as well; 0 for
                 none.
-            progress: Told how far the model is being made ready.
+            progress: Called with how far the model is being made ready; True shows a bar.
 
         Raises:
             NotFound: There is no such training.
@@ -80,14 +81,16 @@ class Predictions:
         source = _Source(images, header)
         call: Any = cancelling.begun(self._stub.PredictImages(source.messages(), timeout=_SECONDS))
         try:
-            with self._connection.translated():
+            with self._connection.translated(), contextlib.ExitStack() as display:
+                told = display.enter_context(shown(progress))
                 for message in call:
                     if message.HasField("prediction"):
+                        display.close()  # a bar would stand in what the caller prints of it
                         yield from source.unreadable()
                         source.expected.popleft()
                         yield message.prediction
-                    elif progress is not None:
-                        progress(message.progress)
+                    elif told is not None:
+                        told(message.progress)
             yield from source.unreadable()
         except DetflowError as error:
             if source.problem is not None:

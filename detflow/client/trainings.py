@@ -7,9 +7,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
 from detflow.client.connection import Connection, pages
+from detflow.client.progress import TrainingProgress, shown
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.versions import Versions
-from detflow.errors import InvalidArgument, NotFound
+from detflow.errors import InvalidArgument, NotFound, from_status
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2
 
 LIVE_STATES = (
@@ -95,6 +96,31 @@ class Trainings:
         )
         seconds = _CHECK_SECONDS if validate_only else None
         return self._connection.call(self._stub.StartTraining, request, seconds=seconds)
+
+    def wait(self, name: str, *, progress: TrainingProgress = None) -> training_pb2.Training:
+        """Waits until a training has ended, and returns it: SUCCEEDED, STOPPED or PAUSED.
+
+        Example:
+            training = client.trainings.wait(training.name, progress=True)
+            print(training.num_epochs_done, "epochs")
+
+        Args:
+            name: Resource name.
+            progress: Called with every step's progress, at most ten times a second; True shows a
+                bar.
+
+        Raises:
+            DetflowError: What it failed of.
+            NotFound: There is no such training.
+        """
+        with shown(progress) as told:
+            for message in self.watch(name):
+                if message.HasField("progress") and told is not None:
+                    told(message.progress)
+        training = self.get(name)
+        if training.state == training_pb2.Training.FAILED:
+            raise from_status(training.failure.status)
+        return training
 
     def update(self, name: str, *, priority: int) -> training_pb2.Training:
         """Changes the priority of a training that waits.

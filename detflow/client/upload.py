@@ -14,6 +14,7 @@ import grpc
 
 from detflow.client import cancelling
 from detflow.client.connection import Connection
+from detflow.client.progress import OnProgress
 from detflow.errors import (
     Aborted,
     Cancelled,
@@ -28,7 +29,6 @@ from detflow.v1 import common_pb2, dataset_pb2, dataset_pb2_grpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-OnProgress = Callable[[common_pb2.Progress], None]
 
 _CHUNK_BYTES = 1 << 20
 _SECONDS = 6 * 3600.0

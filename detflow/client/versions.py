@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -11,13 +11,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from detflow.client import cancelling
 from detflow.client.connection import Connection, pages
+from detflow.client.progress import OnProgress, Progress, shown
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.client.recipes import RecipeOptions, make_recipe, override_recipe
 from detflow.client.saving import replacing
 from detflow.errors import NotFound, from_status
 from detflow.names import project_of
 from detflow.v1 import (
-    common_pb2,
     preprocess_pb2,
     preprocess_pb2_grpc,
     version_pb2,
@@ -104,16 +104,19 @@ class Versions:
             ),
         )
 
-    def wait(
-        self, name: str, *, progress: Callable[[common_pb2.Progress], None] | None = None
-    ) -> version_pb2.Version:
+    def wait(self, name: str, *, progress: Progress = None) -> version_pb2.Version:
         """Waits until a version's preprocessing is over and returns the version.
+
+        Args:
+            name: Resource name.
+            progress: Called with what is being done; True shows a bar.
 
         Raises:
             DetflowError: What preprocessing failed of.
             NotFound: The version is not there, or was deleted meanwhile.
         """
-        self._follow_preprocessing(name, progress)
+        with shown(progress) as told:
+            self._follow_preprocessing(name, told)
         is_listed = False  # in the parts of the snapshot so far
         for message in self.watch(project_of(name)):
             changed = (
@@ -285,9 +288,7 @@ class Versions:
             cursor=cursor,
         )
 
-    def _follow_preprocessing(
-        self, name: str, progress: Callable[[common_pb2.Progress], None] | None
-    ) -> None:
+    def _follow_preprocessing(self, name: str, progress: OnProgress | None) -> None:
         """Passes progress on until preprocessing ends; it appears shortly after its version."""
         deadline = time.monotonic() + _PREPROCESSING_APPEARS_SECONDS
         while True:

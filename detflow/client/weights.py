@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from detflow.client.connection import Connection, pages
+from detflow.client.progress import Progress, shown
 from detflow.client.projects import DEFAULT_PROJECT
-from detflow.client.upload import OnProgress, upload
+from detflow.client.upload import upload
 from detflow.errors import InvalidArgument, NotFound
 from detflow.names import MAX_NAME_LENGTH, check_display_name
 from detflow.uploads import MAX_WEIGHTS_BYTES, weights_too_large
@@ -29,7 +30,7 @@ class Weights:
         *,
         project: str = DEFAULT_PROJECT,
         name: str = "",
-        progress: OnProgress | None = None,
+        progress: Progress = None,
     ) -> weights_pb2.Weights:
         """Uploads a weights file, of torch.save or safetensors.
 
@@ -37,7 +38,7 @@ class Weights:
             source: Path.
             project: Id of the project.
             name: Name shown to people; by default that of the file.
-            progress: Called in stage "upload", with bytes.
+            progress: Called in stage "upload", with bytes; True shows a bar.
 
         Raises:
             InvalidArgument: There is no such file, or it holds anything but tensors.
@@ -51,7 +52,7 @@ class Weights:
         source: str | os.PathLike[str],
         *,
         project: str = DEFAULT_PROJECT,
-        progress: OnProgress | None = None,
+        progress: Progress = None,
     ) -> weights_pb2.Weights:
         """Uploads a weights file unless the project has one with the same bytes."""
         with _opened(source) as file:
@@ -97,21 +98,22 @@ class Weights:
         source: str | os.PathLike[str],
         project: str,
         name: str,
-        progress: OnProgress | None,
+        progress: Progress,
     ) -> weights_pb2.Weights:
         name = name or Path(source).name[:MAX_NAME_LENGTH]
         check_display_name(name, "name")  # not only after a long upload
         header = weights_pb2.UploadWeightsHeader(parent=f"projects/{project}", display_name=name)
-        return upload(
-            self._connection,
-            self._stub.UploadWeights,
-            file,
-            opening=weights_pb2.UploadWeightsRequest(header=header),
-            chunk=lambda data: weights_pb2.UploadWeightsRequest(chunk=data),
-            ending=lambda size: weights_pb2.UploadWeightsRequest(size_bytes=size),
-            noun="weights file",
-            progress=progress,
-        )
+        with shown(progress) as told:
+            return upload(
+                self._connection,
+                self._stub.UploadWeights,
+                file,
+                opening=weights_pb2.UploadWeightsRequest(header=header),
+                chunk=lambda data: weights_pb2.UploadWeightsRequest(chunk=data),
+                ending=lambda size: weights_pb2.UploadWeightsRequest(size_bytes=size),
+                noun="weights file",
+                progress=told,
+            )
 
     def _iterate(self, project: str) -> Iterator[weights_pb2.Weights]:
         def fetch(token: str) -> tuple[Sequence[weights_pb2.Weights], str]:
