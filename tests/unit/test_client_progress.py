@@ -5,12 +5,16 @@ import sys
 
 import pytest
 
-from detflow.client.progress import Progress, shown
+from detflow.client.progress import Progress, TrainingProgress, shown
 from detflow.v1 import common_pb2, training_pb2
 
 
 def given(progress: Progress) -> Progress:
     """Gives what a caller may give, for the type checker."""
+    return progress
+
+
+def given_training(progress: TrainingProgress) -> TrainingProgress:
     return progress
 
 
@@ -37,15 +41,15 @@ def test_away_from_a_terminal_there_is_a_line_for_each_ten_percent(
     with shown(given(True)) as update:
         assert update is not None
         for percent in (0.0, 4.0, 9.0, 11.0, 100.0):
-            update(training_pb2.TrainingProgress(stage="train", percent=percent))
-        update(
-            training_pb2.TrainingProgress(stage="validate", percent=100.0, epoch=2, num_epochs=2)
-        )
+            update(common_pb2.Progress(stage="upload", percent=percent))
         update(common_pb2.Progress(stage="download", num_done=2_500_000))
+    with shown(given_training(True)) as train:
+        assert train is not None
+        train(training_pb2.TrainingProgress(stage="train", percent=50, epoch=2, num_epochs=4))
     out, err = capsys.readouterr()
     assert err.splitlines() == [
-        *("train 0%", "train 11%", "train 100%", "validate, epoch 2/2 100%"),
-        "download, 2.5 MB 0%",
+        *("upload 0%", "upload 11%", "upload 100%"),
+        *("download, 2.5 MB 0%", "train, epoch 2/4 50%"),
     ]
     assert out == ""
 
