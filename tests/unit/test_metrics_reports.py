@@ -160,6 +160,17 @@ def test_page_says_what_a_reader_should_know() -> None:
     assert found["main"]["name"] == "test"
 
 
+def test_split_without_boxes_and_model_that_finds_nothing_are_told_apart() -> None:
+    empty = split(1)
+    empty.evaluation.ClearField("best_f1")
+    assert (
+        "finds none of 60 things" in facts.training_facts(content(empty), "en")["main"]["verdict"]
+    )
+    empty.evaluation.num_ground_truths = 0
+    assert "holds no boxes" in facts.training_facts(content(empty), "en")["main"]["verdict"]
+    assert not facts.training_facts(content(empty), "en")["notices"]
+
+
 def test_split_that_failed_and_split_with_figures_only_are_explained() -> None:
     failed = Evaluation(name=f"{NAME}/evaluations/val", state=Evaluation.State.FAILED)
     failed.failure.status.message = "the predictions are gone"

@@ -109,7 +109,7 @@ def _notices(content: TrainingContent, language: str) -> Iterator[str]:
             yield text("figures_only", language).format(split=name)
     if not training.model:
         yield text("settings_unknown", language)
-    if not any(len(one.values_N) for one in content.series):
+    if not content.splits and not any(len(one.values_N) for one in content.series):
         yield text("nothing_yet", language)
 
 
@@ -158,8 +158,14 @@ def _tiles(main: SplitContent, language: str) -> list[tuple[str, str, str]]:
 def _verdict(main: SplitContent, language: str) -> str:
     evaluation = main.evaluation
     split = split_name(evaluation, language)
-    if not evaluation.HasField("best_f1"):
+    if not evaluation.num_ground_truths:
         return text("no_ground_truth", language).format(split=split)
+    if not evaluation.HasField("best_f1") or not evaluation.best_f1.recall:
+        return text("nothing_found", language).format(
+            images=f"{evaluation.num_images:,}",
+            split=split,
+            boxes=f"{evaluation.num_ground_truths:,}",
+        )
     best = evaluation.best_f1
     return text("verdict", language).format(
         images=f"{evaluation.num_images:,}",
