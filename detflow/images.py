@@ -9,7 +9,7 @@ odd kind:
   inverted samples);
 - transparent pixels are blended over white;
 - the EXIF orientation is applied, and with it width and height may swap;
-- of several pages or frames the first is taken; animated WebP is refused.
+- of several pages or frames the first is taken.
 
 The decoder of JPEGs may drop pixels that are not needed (DCT scaling by n/8). Output is baseline
 JPEG, quality 95, 4:2:0, without metadata. The same bytes in give the same bytes out with the same
