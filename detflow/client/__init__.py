@@ -30,11 +30,12 @@ from detflow.client.predictions import Predictions
 from detflow.client.projects import Projects
 from detflow.client.reports import Reports
 from detflow.client.results import Results
+from detflow.client.showing import Showable, Shown, shown
 from detflow.client.trainings import Trainings
 from detflow.client.versions import Versions
 from detflow.client.webhooks import Webhooks
 from detflow.client.weights import Weights
-from detflow.v1 import trainer_pb2, trainer_pb2_grpc
+from detflow.v1 import inference_pb2, trainer_pb2, trainer_pb2_grpc
 
 __all__ = ["Client"]
 
@@ -66,6 +67,10 @@ class Client:
         comparisons: Trainings against each other.
         results: What was found in each image.
         reports: What was measured, as files.
+
+    Example:
+        client = detflow.Client("gpu-server:7100", timeout=60)
+        print([model.name for model in client.models()])
 
     Raises:
         InvalidArgument: The address is not host:port, or the timeout is no time.
@@ -112,6 +117,30 @@ class Client:
         request = trainer_pb2.GetHyperparameterSchemaRequest()
         schema = self._connection.call(stub.GetHyperparameterSchema, request).hyperparameters
         return schema_of(schema, family) if family else schema
+
+    def show(self, message: Showable, *, max_side_px: int = 640) -> Shown:
+        """Makes of an answer what a notebook draws, and `print` writes.
+
+        Example:
+            for result in client.results.list(training.name, error_kinds=["missed"]):
+                display(client.show(result))
+
+        Args:
+            message: A Prediction (with its picture, if `drawn_side_px` was given), an
+                InferenceResult (its image is fetched, with detections and ground truth), an
+                Evaluation, a Training or a Version.
+            max_side_px: Longest side of an image that is fetched.
+
+        Raises:
+            InvalidArgument: It is something else.
+            DetflowError: As of `results.image`.
+        """
+        jpeg = b""
+        if isinstance(message, inference_pb2.InferenceResult):
+            jpeg = self.results.image(
+                message.name, detections=True, truths=True, max_side_px=max_side_px
+            )
+        return shown(message, jpeg)
 
     def nouns(self) -> Mapping[str, object]:
         """Returns the attributes that have methods, by name."""

@@ -11,6 +11,7 @@ from detflow.client.predictions import Image
 from detflow.client.progress import Progress, TrainingProgress
 from detflow.client.recipes import RecipeOptions
 from detflow.client.reports import _Path
+from detflow.client.showing import Showable, Shown
 from detflow.v1 import (
     analysis_pb2,
     common_pb2,
@@ -473,6 +474,8 @@ class AsyncClient:
         """Lists the models that can be trained."""
     async def hyperparameters(self, family: str = ...) -> Sequence[trainer_pb2.Hyperparameter]:
         """Lists the advanced hyper-parameters: type, range, defaults and help."""
+    async def show(self, message: Showable, *, max_side_px: int = ...) -> Shown:
+        """Makes of an answer what a notebook draws, and `print` writes."""
     async def close(self) -> None:
         """Closes the connection; running calls and watches end."""
     async def __aenter__(self) -> Self: ...

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 MAX_CALLS = 1000
 """Calls of one client that are under way at once; more of them wait."""
 
-CALLS = ("models", "hyperparameters")
+CALLS = ("models", "hyperparameters", "show")
 """Methods of the client itself that are calls."""
 
 _END = object()
