@@ -114,7 +114,9 @@ def _declaration(
     body: list[ast.stmt] = [ast.Expr(ast.Constant(first))]
     if is_iterator:
         assert isinstance(node.returns, ast.Subscript)
-        items = ast.Tuple([node.returns.slice, ast.Constant(None)])
+        item = node.returns.slice  # of Iterator[X], or of Generator[X, None, None]
+        item = item.elts[0] if isinstance(item, ast.Tuple) else item
+        items = ast.Tuple([item, ast.Constant(None)])
         returns = ast.Subscript(ast.Name("AsyncGenerator"), items)
         return ast.FunctionDef(node.name, arguments, body, [], returns)
     return ast.AsyncFunctionDef(node.name, arguments, body, [], node.returns)

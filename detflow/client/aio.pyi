@@ -1,7 +1,7 @@
 """The client for asyncio. Made by tools/async_stub.py, not to be edited."""
 
 import os
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
@@ -422,7 +422,7 @@ class Reports:
         threshold: float | None = ...,
     ) -> Path:
         """Writes one table, as JSON if the name of the file says so, else as CSV."""
-    async def iter_table(
+    def iter_table(
         self,
         training: str,
         table: str,
@@ -430,7 +430,7 @@ class Reports:
         json: bool = ...,
         split: str = ...,
         threshold: float | None = ...,
-    ) -> Generator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Yields one table in parts, as they are made; arguments as in `table`."""
 
 class AsyncClient:

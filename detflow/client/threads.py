@@ -7,7 +7,7 @@ import contextvars
 import functools
 import inspect
 import typing
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -102,7 +102,8 @@ def methods_of(noun: type) -> list[str]:
 
 def gives_iterator(call: Callable[..., Any]) -> bool:
     """Says whether what a method returns comes bit by bit."""
-    return typing.get_origin(typing.get_type_hints(call).get("return")) is Iterator
+    returned = typing.get_origin(typing.get_type_hints(call).get("return"))
+    return returned in (Iterator, Generator)
 
 
 def _in_loop(progress: Callable[[Any], object]) -> Callable[[Any], None]:

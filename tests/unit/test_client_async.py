@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import subprocess
 import sys
 import threading
@@ -171,6 +172,9 @@ async def test_nouns_and_methods_are_those_of_the_client(client: detflow.AsyncCl
         for name, noun in blocking.nouns().items():
             there = getattr(client, name)
             assert {*methods_of(type(noun))} <= {*vars(there)}, name
+    # Two ways to say that something comes bit by bit, and nothing comes before it is asked for.
+    for stream in (client.results.list("t"), client.reports.iter_table("t", "classes")):
+        assert inspect.isasyncgen(stream)
 
 
 def test_declared_types_fit_the_client() -> None:
