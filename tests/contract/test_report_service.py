@@ -1,5 +1,6 @@
 """Reports, charts and tables through a real server, made by the real child process."""
 
+import asyncio
 import csv
 import hashlib
 import io
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from detflow import channels
-from detflow.errors import FailedPrecondition, NotFound
+from detflow.client import Client
+from detflow.errors import FailedPrecondition, InvalidArgument, NotFound
 from detflow.events import Bus
 from detflow.server import Service
 from detflow.store import ObjectStore
@@ -290,6 +292,30 @@ async def test_comparison_report_has_intervals_and_parameters(
         assert "charts/deltas.png" in archive.namelist()
         deltas = json.loads(archive.read("tables/deltas.json"))
     assert [row["metric"] for row in deltas][:3] == ["map50_95", "map50", "map75"]
+
+
+async def test_client_writes_files_named_as_asked_or_by_itself(
+    service: Service, evaluated: str, tmp_path: Path
+) -> None:
+    def use() -> None:
+        with Client(environ={"DETFLOW_METRICS_ADDRESS": service.address}) as client:
+            page = client.reports.download(evaluated, tmp_path, language="ko")
+            assert page == tmp_path / "report-a.html" and "학습 보고서" in page.read_text()
+            svg = client.reports.chart(evaluated, "confusion", tmp_path / "c.svg", split="val")
+            assert svg.read_bytes().lstrip().startswith(b"<?xml")
+            table = client.reports.table(
+                evaluated, "detections", tmp_path / "d.json", threshold=0.65
+            )
+            assert len(json.loads(table.read_text())) == 5
+            parts = client.reports.iter_table(evaluated, "detections", threshold=0.65)
+            assert b"".join(parts).count(b"\r\n") == 6
+            with pytest.raises(InvalidArgument, match="losses, quality"):
+                client.reports.chart(evaluated, "pie", tmp_path)
+            with pytest.raises(NotFound):
+                client.reports.download(f"{evaluated}x", tmp_path / "none.html")
+            assert not (tmp_path / "none.html").exists()
+
+    await asyncio.to_thread(use)
 
 
 async def test_training_of_nobody_is_not_found(service: Service) -> None:
