@@ -20,6 +20,7 @@ from services.metrics import store
 from services.metrics.comparison_service import ComparisonService
 from services.metrics.report_sources import SPLITS, ReportSources
 from services.metrics.reports import tables
+from services.metrics.reports.content import SplitContent
 from services.metrics.reports.jobs import Chart, ChartJob, ReportJob, chart_name, is_of_series
 from services.metrics.reports.renderer import Renderer
 from services.metrics.reports.tables import Table
@@ -96,7 +97,10 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
                 series=await self._sources.series(request.training),
             )
         else:
-            content = await self._sources.split(request.training, split)
+            if request.chart == Chart.CLASSES:  # the figures are enough, an earlier release's too
+                content = SplitContent(evaluation=await self._evaluation(request.training, split))
+            else:
+                content = await self._sources.split(request.training, split)
             job = ChartJob(chart=request.chart, language=language, svg=svg, split=content)
         file = await self._renderer.render(job)
         with file:

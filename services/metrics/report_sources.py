@@ -126,7 +126,7 @@ class ReportSources:
         split = SPLITS[comparison.split]
         trainings = [side.training for side in comparison.sides]
         measured = [await self._splits.read(training, split) for training in trainings]
-        versions = [await self.version(training) for training in trainings]
+        versions = await asyncio.gather(*map(self.version, trainings))
         pairs = [
             PicturePair(
                 path=image.image_path,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from detflow.v1.analysis_pb2 import ErrorKind, EvaluationAnalysis, EvaluationCurves
@@ -26,6 +27,7 @@ from services.metrics.series import Series
 Cell: TypeAlias = str | int | float | None
 
 _CHUNK_BYTES = 256 << 10
+_MAX_STEPS = 1 << 32  # of an epoch: they are int32
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _POINT = ("confidence_threshold", "precision", "recall", "f1")
 _COUNTS = ("num_images", "num_ground_truths", "num_predictions")
@@ -45,26 +47,30 @@ class Table:
 
 
 def series_table(series: Sequence[Series]) -> Table:
-    """A row for each epoch, or for each step; a column for each series."""
+    """A row for each epoch, or for each step; a column for each series.
+
+    Array shapes: R rows, S series, N values of a series.
+    """
     by_step = any(one.steps_N is not None for one in series)
     keys = [_places(one) for one in series]
-    places = np.unique(np.concatenate([*keys, np.empty((0, 2), np.int64)]), axis=0)
-    index = {tuple(place): row for row, place in enumerate(places.tolist())}
-    values = np.full((len(places), len(series)), np.nan)
-    for column, (one, key) in enumerate(zip(series, keys, strict=True)):
-        values[[index[tuple(place)] for place in key.tolist()], column] = one.values_N
-    head = ("epoch", "step") if by_step else ("epoch",)
+    places_R = np.unique(np.concatenate([*keys, np.empty(0, np.int64)]))
+    values_RS = np.full((len(places_R), len(series)), np.nan)
+    for column, (one, places_N) in enumerate(zip(series, keys, strict=True)):
+        values_RS[np.searchsorted(places_R, places_N), column] = one.values_N
 
     def rows() -> Iterator[Sequence[Cell]]:
-        for place, row in zip(places.tolist(), values, strict=True):
-            yield (*place[: len(head)], *row.tolist())
+        for place, values_S in zip(places_R.tolist(), values_RS, strict=True):
+            epoch, step = divmod(place, _MAX_STEPS)
+            yield (epoch, step, *values_S.tolist()) if by_step else (epoch, *values_S.tolist())
 
+    head = ("epoch", "step") if by_step else ("epoch",)
     return Table((*head, *(one.name for one in series)), rows())
 
 
-def _places(series: Series) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    steps_N = np.zeros_like(series.epochs_N) if series.steps_N is None else series.steps_N
-    return np.stack([series.epochs_N, steps_N], axis=1).astype(np.int64)
+def _places(series: Series) -> npt.NDArray[np.int64]:
+    """Returns epoch and step of each value as one number, so that they sort."""
+    steps_N = 0 if series.steps_N is None else series.steps_N
+    return series.epochs_N.astype(np.int64) * _MAX_STEPS + steps_N
 
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
