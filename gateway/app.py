@@ -34,6 +34,7 @@ from gateway import (
     upload,
 )
 from gateway.backends import Backends
+from gateway.body import read as read_body
 from gateway.body import read_json
 from gateway.errors import HttpError
 from gateway.protocol import ABORT
@@ -175,7 +176,8 @@ class Gateway:
             response = await upload.pass_on(call, opening, receive, max_bytes, kind)
             await answer.json(200, transcode.encode(response), upload.offset_headers(response))
             return
-        body = await read_json(headers, receive)
+        # Of a body where none belongs it doesn't matter what type it has.
+        body = await (read_json if binding.body else read_body)(headers, receive)
         request = transcode.decode_request(binding, values, scope["query_string"], body)
         conditions.apply(binding, request, headers)
         if binding.is_download:
