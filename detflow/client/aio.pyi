@@ -431,7 +431,7 @@ class Reports:
         split: str = ...,
         threshold: float | None = ...,
     ) -> AsyncGenerator[bytes]:
-        """Yields one table in parts, as they are made; arguments as in `table`."""
+        """Yields one table in parts, as they are made."""
 
 class AsyncClient:
     """A connection to one detflow, for asyncio: the nouns and methods of `Client`, awaited.

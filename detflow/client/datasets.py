@@ -112,16 +112,31 @@ class Datasets:
         return dataset
 
     def get(self, name: str) -> dataset_pb2.Dataset:
-        """Gets a dataset by its resource name."""
+        """Gets a dataset by its resource name.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such dataset.
+        """
         request = dataset_pb2.GetDatasetRequest(name=name)
         return self._connection.call(self._stub.GetDataset, request)
 
     def list(self, project: str = DEFAULT_PROJECT) -> Sequence[dataset_pb2.Dataset]:
-        """Lists a project's datasets, newest first."""
+        """Lists a project's datasets, newest first.
+
+        Args:
+            project: Id of the project.
+        """
         return [*self._iterate(project)]
 
     def find(self, text: str, project: str = DEFAULT_PROJECT) -> dataset_pb2.Dataset:
         """Gets a dataset by resource name, id or display name; the newest if several have it.
+
+        Args:
+            text: What names it.
+            project: Id of the project.
 
         Raises:
             NotFound: There is none.
@@ -141,6 +156,9 @@ class Datasets:
 
         Args:
             name: Resource name of a dataset, READY or FAILED.
+
+        Raises:
+            NotFound: There is no such dataset.
         """
 
         def fetch(token: str) -> tuple[Sequence[common_pb2.Problem], str]:
@@ -205,12 +223,28 @@ class Datasets:
         return self._connection.call(self._stub.GetDatasetStatistics, request)
 
     def delete(self, name: str) -> None:
-        """Deletes a dataset that no version uses."""
+        """Deletes a dataset that no version uses.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            FailedPrecondition: A version uses it.
+            NotFound: There is no such dataset.
+        """
         request = dataset_pb2.DeleteDatasetRequest(name=name)
         self._connection.call(self._stub.DeleteDataset, request)
 
     def watch(self, name: str, *, cursor: str = "") -> Iterator[dataset_pb2.WatchDatasetResponse]:
-        """Watches an import; ends after READY or FAILED."""
+        """Watches an import; ends after READY or FAILED.
+
+        Args:
+            name: Resource name.
+            cursor: Of the last message seen, to go on after it; empty begins with what there is.
+
+        Raises:
+            NotFound: There is no such dataset.
+        """
         return self._connection.watch(
             self._stub.WatchDataset,
             lambda at: dataset_pb2.WatchDatasetRequest(name=name, cursor=at),

@@ -115,12 +115,23 @@ class Exports:
         return export
 
     def get(self, name: str) -> export_pb2.Export:
-        """Gets an export by its resource name."""
+        """Gets an export by its resource name.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such export.
+        """
         request = export_pb2.GetExportRequest(name=name)
         return self._connection.call(self._stub.GetExport, request)
 
     def list(self, training: str) -> Sequence[export_pb2.Export]:
-        """Lists the exports of a training (resource name), newest first."""
+        """Lists the exports of a training (resource name), newest first.
+
+        Args:
+            training: Resource name of the training.
+        """
 
         def fetch(token: str) -> tuple[Sequence[export_pb2.Export], str]:
             request = export_pb2.ListExportsRequest(
@@ -132,7 +143,15 @@ class Exports:
         return [*pages(fetch)]
 
     def watch(self, name: str, *, cursor: str = "") -> Iterator[export_pb2.WatchExportResponse]:
-        """Watches an export: as it is, then progress and changes, to its end."""
+        """Watches an export: as it is, then progress and changes, to its end.
+
+        Args:
+            name: Resource name.
+            cursor: Of the last message seen, to go on after it; empty begins with what there is.
+
+        Raises:
+            NotFound: There is no such export.
+        """
         return self._connection.watch(
             self._stub.WatchExport,
             lambda at: export_pb2.WatchExportRequest(name=name, cursor=at),
@@ -140,12 +159,27 @@ class Exports:
         )
 
     def cancel(self, name: str) -> export_pb2.Export:
-        """Cancels an export that is not finished."""
+        """Cancels an export that is not finished.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            FailedPrecondition: It has ended.
+            NotFound: There is no such export.
+        """
         request = export_pb2.CancelExportRequest(name=name)
         return self._connection.call(self._stub.CancelExport, request)
 
     def delete(self, name: str) -> None:
-        """Deletes an export and its file; cancels it first if it is not finished."""
+        """Deletes an export and its file; cancels it first if it is not finished.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such export.
+        """
         request = export_pb2.DeleteExportRequest(name=name)
         self._connection.call(self._stub.DeleteExport, request)
 
@@ -180,7 +214,12 @@ class Exports:
         return path
 
     def path_of(self, export: export_pb2.Export, destination: str | os.PathLike[str]) -> Path:
-        """Returns where `download` puts a file: in a folder, under its own name."""
+        """Returns where `download` puts a file: in a folder, under its own name.
+
+        Args:
+            export: A finished export.
+            destination: Path of a file or of a folder.
+        """
         path = Path(destination)
         return path / Path(export.file_name).name if path.is_dir() else path
 

@@ -44,6 +44,9 @@ class Metrics:
             steps: By step instead of by epoch.
             max_points: At most this many values of each: lowest and highest of equal stretches. 0
                 means all by epoch, and 1000 by step.
+
+        Raises:
+            NotFound: There is no such training.
         """
         request = metrics_pb2.ListMetricSeriesRequest(
             training=training,
@@ -87,14 +90,30 @@ class Metrics:
             return join(cancelling.begun(stream))
 
     def evaluations(self, training: str) -> Sequence[metrics_pb2.Evaluation]:
-        """Returns the evaluations of a training: validation, then test."""
+        """Returns the evaluations of a training: validation, then test.
+
+        Args:
+            training: Resource name of the training.
+
+        Raises:
+            NotFound: There is no such training.
+        """
         request = metrics_pb2.ListEvaluationsRequest(parent=training)
         return self._connection.call(self._stub.ListEvaluations, request).evaluations
 
     def watch(
         self, training: str, *, cursor: str = "", steps: bool = False
     ) -> Iterator[metrics_pb2.WatchMetricsResponse]:
-        """Watches both: what there is, then every epoch and evaluation; with `steps` these too."""
+        """Watches both: what there is, then every epoch and evaluation; with `steps` these too.
+
+        Args:
+            training: Resource name of the training.
+            cursor: Of the last message seen, to go on after it; empty begins with what there is.
+            steps: The values of steps as well.
+
+        Raises:
+            NotFound: There is no such training.
+        """
         return self._connection.watch(
             self._stub.WatchMetrics,
             lambda at: metrics_pb2.WatchMetricsRequest(

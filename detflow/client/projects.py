@@ -18,7 +18,16 @@ class Projects:
         self._stub = project_pb2_grpc.ProjectServiceStub(connection.channel("version"))
 
     def create(self, project_id: str, *, display_name: str = "") -> project_pb2.Project:
-        """Creates a project; the id is lower-case letters, digits and hyphens."""
+        """Creates a project; the id is lower-case letters, digits and hyphens.
+
+        Args:
+            project_id: Lower-case letters, digits and hyphens.
+            display_name: Name shown to people; by default the id.
+
+        Raises:
+            AlreadyExists: There is a project with this id.
+            InvalidArgument: The id is none.
+        """
         return self._connection.call(
             self._stub.CreateProject,
             project_pb2.CreateProjectRequest(
@@ -28,7 +37,14 @@ class Projects:
         )
 
     def get(self, project_id: str) -> project_pb2.Project:
-        """Gets a project."""
+        """Gets a project.
+
+        Args:
+            project_id: Id of the project.
+
+        Raises:
+            NotFound: There is no such project.
+        """
         request = project_pb2.GetProjectRequest(name=f"projects/{project_id}")
         return self._connection.call(self._stub.GetProject, request)
 
@@ -43,7 +59,11 @@ class Projects:
         return [*pages(fetch)]
 
     def ensure(self, project_id: str) -> None:
-        """Creates a project unless it is there."""
+        """Creates a project unless it is there.
+
+        Args:
+            project_id: Id of the project.
+        """
         try:
             self.get(project_id)
         except NotFound:

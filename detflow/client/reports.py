@@ -174,7 +174,18 @@ class Reports:
         split: str = "test",
         threshold: float | None = None,
     ) -> Generator[bytes, None, None]:
-        """Yields one table in parts, as they are made; arguments as in `table`."""
+        """Yields one table in parts, as they are made.
+
+        Args:
+            training: Resource name.
+            table: One of `TABLES`.
+            json: JSON instead of CSV.
+            split: As in `table`.
+            threshold: As in `table`.
+
+        Raises:
+            DetflowError: As in `table`.
+        """
         request = report_pb2.DownloadTableRequest(
             training=training,
             table=_choice("table", table, TABLES),

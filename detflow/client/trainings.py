@@ -125,6 +125,10 @@ class Trainings:
     def update(self, name: str, *, priority: int) -> training_pb2.Training:
         """Changes the priority of a training that waits.
 
+        Args:
+            name: Resource name.
+            priority: -100 to 100; higher goes first.
+
         Raises:
             FailedPrecondition: It waits no more.
             InvalidArgument: The priority is not in -100 to 100.
@@ -138,18 +142,34 @@ class Trainings:
         )
 
     def get(self, name: str) -> training_pb2.Training:
-        """Gets a training by its resource name."""
+        """Gets a training by its resource name.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such training.
+        """
         request = trainer_pb2.GetTrainingRequest(name=name)
         return self._connection.call(self._stub.GetTraining, request)
 
     def list(
         self, project: str = DEFAULT_PROJECT, *, version: str = ""
     ) -> Sequence[training_pb2.Training]:
-        """Lists the trainings of a project, or of a version (resource name), newest first."""
+        """Lists the trainings of a project, or of a version (resource name), newest first.
+
+        Args:
+            project: Id of the project.
+            version: Resource name of a version; only its trainings.
+        """
         return [*self._iterate(version or f"projects/{project}/versions/-")]
 
     def find(self, text: str, project: str = DEFAULT_PROJECT) -> training_pb2.Training:
         """Gets a training by resource name or id, or the newest of a version by its name.
+
+        Args:
+            text: What names it.
+            project: Id of the project.
 
         Raises:
             NotFound: There is none.
@@ -177,17 +197,42 @@ class Trainings:
             name: Resource name.
             mode: One of `STOP_MODES`: "pause" (can be resumed), "finish" (after this epoch, and
                 measured) or "discard".
+
+        Raises:
+            FailedPrecondition: It has ended, or is being stopped more urgently.
+            InvalidArgument: There is no such mode.
+            NotFound: There is no such training.
         """
+        if mode not in STOP_MODES:
+            raise InvalidArgument(
+                f"mode {mode!r} must be one of {', '.join(STOP_MODES)}", reason="UNKNOWN_VALUE"
+            )
         request = trainer_pb2.StopTrainingRequest(name=name, mode=STOP_MODES[mode])
         return self._connection.call(self._stub.StopTraining, request)
 
     def resume(self, name: str) -> training_pb2.Training:
-        """Queues a PAUSED or FAILED training again, from its last checkpoint."""
+        """Queues a PAUSED or FAILED training again, from its last checkpoint.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            FailedPrecondition: It is neither PAUSED nor FAILED.
+            NotFound: There is no such training.
+        """
         request = trainer_pb2.ResumeTrainingRequest(name=name)
         return self._connection.call(self._stub.ResumeTraining, request)
 
     def watch(self, name: str, *, cursor: str = "") -> Iterator[trainer_pb2.WatchTrainingResponse]:
-        """Watches a training: as it is, then states, progress, epochs and log lines, to its end."""
+        """Watches a training: as it is, then states, progress, epochs and log lines, to its end.
+
+        Args:
+            name: Resource name.
+            cursor: Of the last message seen, to go on after it; empty begins with what there is.
+
+        Raises:
+            NotFound: There is no such training.
+        """
         return self._connection.watch(
             self._stub.WatchTraining,
             lambda at: trainer_pb2.WatchTrainingRequest(name=name, cursor=at),

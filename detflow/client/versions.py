@@ -93,6 +93,9 @@ class Versions:
             num_samples: Images to show, 0..12.
             recipe: As for `create`.
             options: The recipe, as for `create`.
+
+        Raises:
+            InvalidArgument: An augmentation is not known, or the split does not add up to 100.
         """
         return self._connection.call(
             self._preprocess.PreviewVersion,
@@ -139,7 +142,14 @@ class Versions:
         raise AssertionError("a watch of versions has no end")
 
     def get(self, name: str) -> version_pb2.Version:
-        """Gets a version by its resource name."""
+        """Gets a version by its resource name.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such version.
+        """
         request = version_pb2.GetVersionRequest(name=name)
         return self._connection.call(self._stub.GetVersion, request)
 
@@ -205,6 +215,11 @@ class Versions:
     def rename(self, name: str, display_name: str, *, etag: str = "") -> version_pb2.Version:
         """Changes the name shown to people.
 
+        Args:
+            name: Resource name.
+            display_name: The new one, at most 63 characters.
+            etag: That of what was read, to fail if it has changed since.
+
         Raises:
             Aborted: The version has changed since the etag was read.
         """
@@ -222,6 +237,9 @@ class Versions:
         Args:
             name: Resource name.
             changes: New values by key; None removes the label.
+
+        Raises:
+            NotFound: There is no such version.
         """
         labels = {key: value for key, value in changes.items() if value is not None}
         return self._connection.call(
@@ -234,6 +252,9 @@ class Versions:
 
     def read_replay(self, name: str) -> bytes:
         """Reads all that is needed to make a version again, as JSON.
+
+        Args:
+            name: Resource name.
 
         Raises:
             FailedPrecondition: VERSION_HAS_NO_BUNDLE.
@@ -249,6 +270,9 @@ class Versions:
 
         Returns:
             Where the file is.
+
+        Raises:
+            NotFound: There is no such version.
         """
         path = Path(destination)
         if path.is_dir():
@@ -259,19 +283,40 @@ class Versions:
         return path
 
     def delete(self, name: str, *, etag: str = "") -> version_pb2.Version:
-        """Moves a version to the trash; a running training is stopped."""
+        """Moves a version to the trash; a running training is stopped.
+
+        Args:
+            name: Resource name.
+            etag: That of what was read, to fail if it has changed since.
+
+        Raises:
+            Aborted: It has changed since the etag was read.
+            NotFound: There is no such version.
+        """
         request = version_pb2.DeleteVersionRequest(name=name, etag=etag)
         return self._connection.call(self._stub.DeleteVersion, request)
 
     def restore(self, name: str) -> version_pb2.Version:
-        """Takes a version out of the trash."""
+        """Takes a version out of the trash.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such version.
+        """
         request = version_pb2.UndeleteVersionRequest(name=name)
         return self._connection.call(self._stub.UndeleteVersion, request)
 
     def watch(
         self, project: str = DEFAULT_PROJECT, *, cursor: str = ""
     ) -> Iterator[version_pb2.WatchVersionsResponse]:
-        """Watches a project's versions: all as they are, then every change. It has no end."""
+        """Watches a project's versions: all as they are, then every change. It has no end.
+
+        Args:
+            project: Id of the project.
+            cursor: Of the last message seen, to go on after it; empty begins with what there is.
+        """
         return self._connection.watch(
             self._stub.WatchVersions,
             lambda at: version_pb2.WatchVersionsRequest(parent=f"projects/{project}", cursor=at),
@@ -281,7 +326,15 @@ class Versions:
     def watch_preprocessing(
         self, name: str, *, cursor: str = ""
     ) -> Iterator[preprocess_pb2.WatchPreprocessingResponse]:
-        """Watches the preprocessing of a version; ends after its final state."""
+        """Watches the preprocessing of a version; ends after its final state.
+
+        Args:
+            name: Resource name.
+            cursor: Of the last message seen, to go on after it; empty begins with what there is.
+
+        Raises:
+            NotFound: There is no such version.
+        """
         return self._connection.watch(
             self._preprocess.WatchPreprocessing,
             lambda at: preprocess_pb2.WatchPreprocessingRequest(version=name, cursor=at),

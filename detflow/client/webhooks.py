@@ -53,16 +53,31 @@ class Webhooks:
         return self._connection.call(self._stub.CreateWebhook, request)
 
     def get(self, name: str) -> webhook_pb2.Webhook:
-        """Gets a webhook by its resource name."""
+        """Gets a webhook by its resource name.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such webhook.
+        """
         request = webhook_pb2.GetWebhookRequest(name=name)
         return self._connection.call(self._stub.GetWebhook, request)
 
     def list(self, project: str = DEFAULT_PROJECT) -> Sequence[webhook_pb2.Webhook]:
-        """Lists the webhooks of a project, newest first."""
+        """Lists the webhooks of a project, newest first.
+
+        Args:
+            project: Id of the project.
+        """
         return [*self._iterate(project)]
 
     def find(self, text: str, project: str = DEFAULT_PROJECT) -> webhook_pb2.Webhook:
         """Gets a webhook by resource name, id or display name; the newest if several have it.
+
+        Args:
+            text: What names it.
+            project: Id of the project.
 
         Raises:
             NotFound: There is none.
@@ -89,6 +104,14 @@ class Webhooks:
     ) -> webhook_pb2.Webhook:
         """Changes what is given; no events means all of them.
 
+        Args:
+            name: Resource name.
+            display_name: Name shown to people.
+            url: http or https address.
+            events: Of "completed", "failed" and "stopped".
+            disabled: Whether nothing is sent.
+            etag: That of what was read, to fail if it has changed since.
+
         Raises:
             Aborted: ETAG_MISMATCH, somebody else has changed it since `etag` was read.
         """
@@ -110,24 +133,53 @@ class Webhooks:
         return self._connection.call(self._stub.UpdateWebhook, request)
 
     def delete(self, name: str) -> None:
-        """Deletes a webhook with its deliveries; what was to be sent is not."""
+        """Deletes a webhook with its deliveries; what was to be sent is not.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such webhook.
+        """
         request = webhook_pb2.DeleteWebhookRequest(name=name)
         self._connection.call(self._stub.DeleteWebhook, request)
 
     def rotate_secret(self, name: str) -> webhook_pb2.Webhook:
-        """Makes a new secret, which the answer holds; the old one signs beside it for a day."""
+        """Makes a new secret, which the answer holds; the old one signs beside it for a day.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such webhook.
+        """
         request = webhook_pb2.RotateWebhookSecretRequest(name=name)
         return self._connection.call(self._stub.RotateWebhookSecret, request)
 
     def test(self, name: str) -> webhook_pb2.WebhookDelivery:
-        """Sends a message of no consequence, once, and returns how it went."""
+        """Sends a message of no consequence, once, and returns how it went.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There is no such webhook.
+        """
         request = webhook_pb2.TestWebhookRequest(name=name)
         return self._connection.call(self._stub.TestWebhook, request, seconds=_TEST_SECONDS)
 
     def deliveries(
         self, name: str, *, limit: int | None = None
     ) -> Sequence[webhook_pb2.WebhookDelivery]:
-        """Lists the deliveries of a webhook of the last 30 days, newest first."""
+        """Lists the deliveries of a webhook of the last 30 days, newest first.
+
+        Args:
+            name: Resource name.
+            limit: How many at most; None means all.
+
+        Raises:
+            NotFound: There is no such webhook.
+        """
         size = min(limit or 1000, 1000)
 
         def fetch(token: str) -> tuple[Sequence[webhook_pb2.WebhookDelivery], str]:

@@ -54,7 +54,16 @@ class Weights:
         project: str = DEFAULT_PROJECT,
         progress: Progress = None,
     ) -> weights_pb2.Weights:
-        """Uploads a weights file unless the project has one with the same bytes."""
+        """Uploads a weights file unless the project has one with the same bytes.
+
+        Args:
+            source: Path.
+            project: Id of the project.
+            progress: Called in stage "upload", with bytes; True shows a bar.
+
+        Raises:
+            DetflowError: As of `upload`.
+        """
         with _opened(source) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             for weights in self._iterate(project):
@@ -63,16 +72,31 @@ class Weights:
             return self._upload(file, source, project, "", progress)
 
     def get(self, name: str) -> weights_pb2.Weights:
-        """Gets the description of weights by their resource name."""
+        """Gets the description of weights by their resource name.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There are no such weights.
+        """
         request = weights_pb2.GetWeightsRequest(name=name)
         return self._connection.call(self._stub.GetWeights, request)
 
     def list(self, project: str = DEFAULT_PROJECT) -> Sequence[weights_pb2.Weights]:
-        """Lists a project's uploaded weights, newest first."""
+        """Lists a project's uploaded weights, newest first.
+
+        Args:
+            project: Id of the project.
+        """
         return [*self._iterate(project)]
 
     def find(self, text: str, project: str = DEFAULT_PROJECT) -> weights_pb2.Weights:
         """Gets weights by resource name, id or display name; the newest if several have it.
+
+        Args:
+            text: What names it.
+            project: Id of the project.
 
         Raises:
             NotFound: There are none.
@@ -88,7 +112,14 @@ class Weights:
         )
 
     def delete(self, name: str) -> None:
-        """Deletes uploaded weights; trainings that have begun keep what they took over."""
+        """Deletes uploaded weights; trainings that have begun keep what they took over.
+
+        Args:
+            name: Resource name.
+
+        Raises:
+            NotFound: There are no such weights.
+        """
         request = weights_pb2.DeleteWeightsRequest(name=name)
         self._connection.call(self._stub.DeleteWeights, request)
 

@@ -96,3 +96,9 @@ def test_who_never_answered_is_not_waited_for() -> None:
     with client_of(free_port(), 60.0) as client:
         with pytest.raises(errors.Unavailable, match="start it with `detflow up`"):
             client.trainings.get("t")
+
+
+def test_way_to_stop_must_be_one_of_three() -> None:
+    with client_of(free_port(), 60.0) as client:
+        with pytest.raises(errors.InvalidArgument, match="pause, finish, discard"):
+            client.trainings.stop("t", mode="now")
