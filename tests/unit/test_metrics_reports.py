@@ -38,7 +38,7 @@ Chart = DownloadChartRequest.Chart
 
 def class_names(num: int) -> list[str]:
     """Names as users give them: Korean, mathematics, markup, controls, empty space, long."""
-    odd = ["적혈구", "$\\frac{1}{0", EVIL, "a\nb\u202ec", "名前", "x" * 300, "\U0001f600"]
+    odd = ["적혈구", "$\\frac{1}{0$", EVIL, "a\nb\u202ec", "名前", "x" * 300, "\U0001f600"]
     return [*odd, *(f"class {k}" for k in range(num))][:num]
 
 
