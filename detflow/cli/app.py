@@ -25,7 +25,6 @@ app = typer.Typer(
     help="Train object-detection models on this machine and measure them honestly.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    add_completion=False,
 )
 
 
