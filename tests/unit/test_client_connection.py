@@ -80,7 +80,7 @@ def test_reads_go_on_while_a_service_restarts(monkeypatch: pytest.MonkeyPatch) -
     with client_of(port, 30.0) as client:
         client.trainings.get("t")
         servers[0].stop(None).wait()
-        # What changes something is not repeated: nobody knows whether it was done.
+        # What changes something is not waited with: it might be done long after it was wanted.
         with pytest.raises(errors.Unavailable, match="cannot reach"):
             client.trainings.stop("t")
         monkeypatch.setattr(
