@@ -69,6 +69,7 @@ export async function* watch<M extends Watched>(
       if (!lost || !heard || Date.now() > until) throw error;
     } finally {
       clearTimeout(timer);
+      silence.abort(); // a caller who leaves the iteration leaves the connection, too
     }
     await pause(backoffMs * (0.5 + Math.random() / 2), signal);
     backoffMs = Math.min(backoffMs * 2, MAX_BACKOFF_MS);

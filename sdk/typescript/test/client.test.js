@@ -66,6 +66,19 @@ test("a watch ends when its signal is aborted", async () => {
   assert.equal((await failure(watch.next())).code, Code.Canceled);
 });
 
+test("a process that leaves a watch is not kept alive by its connection", () => {
+  const file = "test/leaving.tmp.mjs";
+  const code = `import { createClient } from "@detflow/client";
+    const client = createClient({ baseUrl: process.env.DETFLOW_URL });
+    for await (const message of client.watch.training("${name("endless")}")) break;`;
+  writeFileSync(file, code);
+  try {
+    execFileSync(process.execPath, [file], { timeout: 15_000 });
+  } finally {
+    rmSync(file);
+  }
+});
+
 test("where nobody listens is said at once", async () => {
   const client = createClient({ baseUrl: "http://127.0.0.1:9" });
   const error = await failure(cursors(client.watch.training(name("t"))));
