@@ -20,15 +20,15 @@ from tests.metrics_fakes import Row, parquet, put_bundle
 
 @contextlib.asynccontextmanager
 async def serving(
-    database_url: str, nats_url: str, store: ObjectStore, folder: Path
+    database_url: str, nats_url: str, store: ObjectStore, folder: Path, **others: Any
 ) -> AsyncIterator[Service]:
-    """Runs the service on a free port."""
+    """Runs the service on a free port; `others` are more settings."""
     settings = Settings(
         database_url=database_url,
         nats_url=nats_url,
         store_url=store.url,
         data_dir=folder / "scratch",
-        log_level="warning",
+        **{"log_level": "warning", **others},
     )
     async with Service("metrics", migrations=MIGRATIONS, settings=settings) as service:
         wire(service)

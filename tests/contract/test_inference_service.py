@@ -17,7 +17,6 @@ from detflow import channels, names
 from detflow.errors import DataLoss, InvalidArgument, NotFound
 from detflow.events import Bus
 from detflow.server import Service
-from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.v1 import (
     analysis_pb2,
@@ -29,8 +28,8 @@ from detflow.v1 import (
 )
 from detflow.v1.common_pb2 import SPLIT_TEST, SPLIT_TRAIN, SPLIT_VAL, FileInfo, StoredObject
 from services.metrics import inference_service
-from services.metrics.__main__ import MIGRATIONS, wire
 from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet
+from tests.metrics_rig import serving
 
 Stub: TypeAlias = "inference_pb2_grpc.InferenceServiceAsyncStub"  # known to type checkers only
 _List = inference_pb2.ListInferenceResultsRequest
@@ -102,20 +101,9 @@ async def service(
     store: ObjectStore,
     tmp_path: Path,
 ) -> AsyncIterator[Service]:
-    settings = Settings(
-        database_url=await make_database_url("metrics"),
-        nats_url=nats_url,
-        store_url=store.url,
-        data_dir=tmp_path / "scratch",
-        log_level="warning",
-    )
-    async with Service("metrics", migrations=MIGRATIONS, settings=settings) as service:
-        wire(service)
-        served = asyncio.create_task(service.serve())
-        await service.serving.wait()
+    url = await make_database_url("metrics")
+    async with serving(url, nats_url, store, tmp_path) as service:
         yield service
-        service.stop()
-        await served
 
 
 @pytest.fixture

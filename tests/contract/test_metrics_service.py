@@ -11,12 +11,11 @@ from detflow import channels, names
 from detflow.errors import DetflowError, InvalidArgument, NotFound, from_status
 from detflow.events import EVENTS_STREAM, Bus
 from detflow.server import Service
-from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.v1 import events_pb2, metrics_pb2, metrics_pb2_grpc, training_pb2
 from detflow.v1.common_pb2 import StoredObject
-from services.metrics.__main__ import MIGRATIONS, wire
 from tests.metrics_fakes import FakeTraining, Row, ground_truth, parquet, put_bundle
+from tests.metrics_rig import serving
 
 Stub: TypeAlias = "metrics_pb2_grpc.MetricsServiceAsyncStub"  # known to type checkers only
 Responses = list[metrics_pb2.WatchMetricsResponse]
@@ -34,20 +33,9 @@ async def service(
     store: ObjectStore,
     tmp_path: Path,
 ) -> AsyncIterator[Service]:
-    settings = Settings(
-        database_url=await make_database_url("metrics"),
-        nats_url=nats_url,
-        store_url=store.url,
-        data_dir=tmp_path / "scratch",
-        log_level="warning",
-    )
-    async with Service("metrics", migrations=MIGRATIONS, settings=settings) as service:
-        wire(service)
-        served = asyncio.create_task(service.serve())
-        await service.serving.wait()
+    url = await make_database_url("metrics")
+    async with serving(url, nats_url, store, tmp_path) as service:
         yield service
-        service.stop()
-        await served
 
 
 @pytest.fixture

@@ -22,13 +22,12 @@ from detflow.interceptors import Boundary
 from detflow.names import new_id
 from detflow.postgres import Database
 from detflow.server import Service
-from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.v1 import training_pb2, webhook_pb2, webhook_pb2_grpc
 from detflow.v1.project_pb2_grpc import add_ProjectServiceServicer_to_server
-from services.metrics.__main__ import MIGRATIONS, wire
 from services.version.projects import ProjectService
 from tests.metrics_fakes import FakeTraining, ground_truth, parquet, put_bundle
+from tests.metrics_rig import serving
 from tests.webhook_rig import Receiver, receiving
 
 Stub: TypeAlias = "webhook_pb2_grpc.WebhookServiceAsyncStub"  # known to type checkers only
@@ -59,22 +58,14 @@ async def service(
     tmp_path: Path,
     version_address: str,
 ) -> AsyncIterator[Service]:
-    settings = Settings(
-        database_url=await make_database_url("metrics"),
-        nats_url=nats_url,
-        store_url=store.url,
-        data_dir=tmp_path / "scratch",
-        version_address=version_address,
-        webhook_hosts="loopback",
-        log_level="info",
-    )
-    async with Service("metrics", migrations=MIGRATIONS, settings=settings) as service:
-        wire(service)
-        served = asyncio.create_task(service.serve())
-        await service.serving.wait()
+    url = await make_database_url("metrics")
+    settings = {
+        "version_address": version_address,
+        "webhook_hosts": "loopback",
+        "log_level": "info",
+    }
+    async with serving(url, nats_url, store, tmp_path, **settings) as service:
         yield service
-        service.stop()
-        await served
 
 
 @pytest.fixture
