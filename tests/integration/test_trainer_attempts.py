@@ -410,7 +410,7 @@ async def test_stalled_worker_is_killed_and_replaced(make_rig: MakeRig) -> None:
 
 
 async def test_worker_that_never_starts_to_train_is_replaced(make_rig: MakeRig) -> None:
-    impatient = dataclasses.replace(FAST, patience=Patience(provisioning=1.0))
+    impatient = dataclasses.replace(FAST, patience=Patience(provisioning=2.5))
     async with make_rig(impatient) as rig:
         training = await rig.start()
         assert [(await rig.puppet()).attempt for _ in range(4)] == [1, 2, 3, 4]
