@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from tests.stack_rig import Stack
 
@@ -32,12 +32,20 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]:
     """`page = open_page("/projects", locale="ko-KR")`: a fresh profile on the stack.
 
-    No page may log an error, throw, ask in a dialog, break its policy or load from elsewhere.
+    No page may log an error, throw, ask in a dialog, break its policy or load from elsewhere; only
+    with `may_lose_connection` it may log that it could not reach the gateway.
     """
     contexts: list[BrowserContext] = []
     faults: list[str] = []
 
-    def open_(path: str, *, width: int = 1360, locale: str = "ko-KR", dark: bool = False) -> Page:
+    def open_(
+        path: str,
+        *,
+        width: int = 1360,
+        locale: str = "ko-KR",
+        dark: bool = False,
+        may_lose_connection: bool = False,
+    ) -> Page:
         context = browser.new_context(
             base_url=stack.url,
             viewport={"width": width, "height": 900},
@@ -47,7 +55,13 @@ def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+
+        def hear(message: ConsoleMessage) -> None:
+            is_lost = "net::ERR_" in message.text or "503" in message.text
+            if message.type == "error" and not (may_lose_connection and is_lost):
+                faults.append(message.text)
+
+        page.on("console", hear)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: faults.append(f"dialog: {dialog.message}"))
         page.on(

@@ -123,6 +123,22 @@ def test_from_an_archive_to_a_model_and_its_errors(
     expect(page.get_by_text("아직 버전이 없습니다")).to_be_visible()
 
 
+def test_a_lost_connection_is_said_and_what_happened_meanwhile_is_shown(
+    open_page: Callable[..., Page], archive: Path, stack: Stack
+) -> None:
+    stack.detflow("datasets", "import", str(archive), "--name", "lost")
+    assert stack.detflow("versions", "create", "--dataset", "lost").code == 0
+    page = open_page("/p/default/train", may_lose_connection=True)
+    expect(page.get_by_role("heading", name="V_0")).to_be_visible()
+    expect(page.get_by_role("button", name="인공지능 학습 시작")).to_be_enabled()
+    gateway = next(one for one in stack.processes() if "gateway" in one.cmdline())
+    gateway.kill()
+    expect(page.get_by_text("연결 끊김 · 재시도 중")).to_be_visible()
+    assert stack.detflow("versions", "rename", "V_0", "밤").code == 0
+    expect(page.get_by_text("연결 끊김 · 재시도 중")).to_have_count(0)
+    expect(page.get_by_role("heading", name="밤")).to_be_visible()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(
     "path", ["/projects", "/p/default/datasets", "/p/default/train", "/system"]

@@ -125,7 +125,7 @@ function VersionView({ project, version, onChange, onPut, onStream, linked, onLi
   const isNew = !version.training;
   const state = training?.training?.state;
   return html`
-    <${TitleBar} project=${project} version=${version} onPut=${onPut} onChange=${onChange} linked=${linked || !following}>
+    <${TitleBar} project=${project} version=${version} onPut=${onPut} onChange=${onChange} linked=${linked}>
       ${training?.training?.weights && !live &&
       html`<${Button} icon="download" onClick=${() => setExporting(true)}>${t("train.export")}<//>
         <a class="button plain" href=${`/p/${project}/evaluate/${idOf(version.name)}`}>${t("train.evaluate")}</a>`}
