@@ -69,7 +69,7 @@ def class_indexes(class_names: Sequence[str], wanted: Sequence[str]) -> list[int
         Violation(
             f"class_names[{position}]",
             "UNKNOWN_CLASS",
-            f'there is no class "{name}"; there are: {_listed(class_names)}',
+            no_such_class(class_names, name),
         )
         for position, name in enumerate(wanted)
         if name not in index
@@ -83,10 +83,12 @@ def class_indexes(class_names: Sequence[str], wanted: Sequence[str]) -> list[int
     return list(dict.fromkeys(index[name] for name in wanted))
 
 
-def _listed(class_names: Sequence[str]) -> str:
+def no_such_class(class_names: Sequence[str], name: str) -> str:
+    """Says that there is no such class, and which there are."""
     shown = ", ".join(class_names[:_SHOWN_CLASSES])
     more = len(class_names) - _SHOWN_CLASSES
-    return f"{shown} and {more} more" if more > 0 else shown
+    rest = f" and {more} more" if more > 0 else ""
+    return f'there is no class "{name}"; there are: {shown}{rest}'
 
 
 def evaluation_curves(matches: Matches, classes: Sequence[int]) -> analysis_pb2.EvaluationCurves:

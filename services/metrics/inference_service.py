@@ -16,7 +16,7 @@ from detflow.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from detflow.v1.analysis_pb2 import ERROR_KIND_MISSED, ERROR_KIND_UNSPECIFIED
 from detflow.v1.common_pb2 import FileInfo
 from services.metrics import results
-from services.metrics.analysis_service import class_indexes
+from services.metrics.analysis_service import class_indexes, no_such_class
 from services.metrics.domain import ErrorKind
 from services.metrics.measured import Measured, MeasuredSplits
 from services.metrics.pictures import Look, Pictures
@@ -35,7 +35,6 @@ _PAGE_SIZE = 20
 _MAX_PAGE_SIZE = 200
 _MAX_PAGE_BOXES = 20_000  # about 2 MB: a message of gRPC may have 4
 _CHUNK_BYTES = 1 << 20
-_MAX_NAMED_CLASSES = 20
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -195,11 +194,7 @@ def _class_id(class_names: Sequence[str], name: str, field: str) -> int:
     try:
         return class_names.index(name)
     except ValueError:
-        known = ", ".join(class_names[:_MAX_NAMED_CLASSES])
-        more = len(class_names) - _MAX_NAMED_CLASSES
-        rest = f" and {more} more" if more > 0 else ""
-        problem = f'there is no class "{name}"; there are: {known}{rest}'
-        raise bad_field(field, "UNKNOWN_CLASS", problem) from None
+        raise bad_field(field, "UNKNOWN_CLASS", no_such_class(class_names, name)) from None
 
 
 def to_result(measured: Measured, outcomes: Outcomes, image: int) -> inference_pb2.InferenceResult:

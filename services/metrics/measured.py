@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from detflow import names
-from detflow.errors import DataLoss, FailedPrecondition, NotFound, not_found
+from detflow.errors import DataLoss, FailedPrecondition
 from detflow.postgres import Database
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
@@ -94,19 +93,9 @@ class MeasuredSplits:
             manifest=StoredObject.FromString(evaluation.manifest),
         )
 
-    async def _evaluation(self, name: str, split: str) -> Evaluation:
+    async def _evaluation(self, training: str, split: str) -> Evaluation:
         async with self._db.connection() as conn:
-            training = await store.get_training(conn, names.last_segment(name))
-            if training is None or training.name != name:
-                raise not_found(name)
-            evaluations = await store.list_evaluations(conn, training)
-        for evaluation in evaluations:
-            if evaluation.split == split:
-                return evaluation
-        raise NotFound(
-            f"there is no {name}/evaluations/{split}; a training is evaluated when it has finished",
-            reason="EVALUATION_NOT_FOUND",
-        )
+            return await store.find_evaluation(conn, training, split)
 
     async def _matches(self, stored: StoredObject) -> Matches:
         def load() -> Matches:

@@ -11,7 +11,7 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.message import Message
 
 from detflow import names
-from detflow.errors import FailedPrecondition, ResourceExhausted, not_found
+from detflow.errors import FailedPrecondition, ResourceExhausted
 from detflow.postgres import Database
 from detflow.v1 import comparison_pb2, report_pb2, report_pb2_grpc
 from detflow.v1.common_pb2 import FileInfo
@@ -183,9 +183,7 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
         if request.table == _Table.EPOCHS:
             return await self._sources.series(request.training)
         async with self._db.connection() as conn:
-            training = await store.get_training(conn, names.last_segment(request.training))
-        if training is None or training.name != request.training:
-            raise not_found(request.training)
+            training = await store.find_training(conn, request.training)
         found, num_values = [], 0
         async for one in iterate_step_series(self._db, training):
             num_values += len(one.values_N)

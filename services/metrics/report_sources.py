@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detflow import channels, names, telemetry
-from detflow.errors import DataLoss, DetflowError, FailedPrecondition, not_found
+from detflow.errors import DataLoss, DetflowError, FailedPrecondition
 from detflow.postgres import Database
 from detflow.v1 import common_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.analysis_pb2 import EvaluationAnalysis
@@ -156,9 +156,7 @@ class ReportSources:
 
     async def _read(self, name: str) -> tuple[Training, Sequence[Series], list[Evaluation]]:
         async with self._db.transaction(isolation="repeatable_read") as conn:
-            training = await store.get_training(conn, names.last_segment(name))
-            if training is None or training.name != name:
-                raise not_found(name)
+            training = await store.find_training(conn, name)
             series = await read_epoch_series(conn, training)
             evaluations = await store.list_evaluations(conn, training)
         message = Training.FromString(training.message)

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from detflow import names, outbox
-from detflow.errors import NotFound, Unavailable, not_found
+from detflow.errors import Unavailable
 from detflow.events import Bus
-from detflow.postgres import Connection, Database
+from detflow.postgres import Database
 from detflow.tasks import Bell, wait
 from detflow.v1 import common_pb2, metrics_pb2, metrics_pb2_grpc
 from detflow.watch import HEARTBEAT_SECONDS, Change, Snapshot, Watcher
@@ -20,7 +20,6 @@ from services.metrics.domain import (
     Applied,
     Evaluation,
     Measurement,
-    Training,
     TrainingState,
     is_finished,
 )
@@ -64,7 +63,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     ) -> metrics_pb2.ListMetricSeriesResponse:
         """The series of a training, sorted by name."""
         async with self._db.transaction(isolation="repeatable_read") as conn:
-            training = await _training(conn, request.training)
+            training = await store.find_training(conn, request.training)
             if request.resolution == metrics_pb2.RESOLUTION_STEP:
                 max_points = request.max_points or _STEP_POINTS
                 found = await read_step_series(conn, training, request.names, max_points=max_points)
@@ -80,7 +79,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     ) -> AsyncIterator[metrics_pb2.MetricColumns]:
         """Whole series as binary columns, sorted by name."""
         async with self._db.connection() as conn:
-            training = await _training(conn, request.training)
+            training = await store.find_training(conn, request.training)
         if request.resolution == metrics_pb2.RESOLUTION_STEP:
             async for one in iterate_step_series(self._db, training, request.names):
                 for part in to_metric_columns(one):
@@ -98,22 +97,14 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         """One evaluation."""
         parent, split = request.name.rsplit("/evaluations/", 1)
         async with self._db.connection() as conn:
-            training = await _training(conn, parent)
-            evaluations = await store.list_evaluations(conn, training)
-        for evaluation in evaluations:
-            if evaluation.split == split:
-                return to_evaluation(evaluation)
-        raise NotFound(
-            f"there is no {request.name}; a training is evaluated when it has finished",
-            reason="EVALUATION_NOT_FOUND",
-        )
+            return to_evaluation(await store.find_evaluation(conn, parent, split))
 
     async def ListEvaluations(
         self, request: metrics_pb2.ListEvaluationsRequest, context: Any
     ) -> metrics_pb2.ListEvaluationsResponse:
         """The evaluations of a training: validation, then test."""
         async with self._db.connection() as conn:
-            training = await _training(conn, request.parent)
+            training = await store.find_training(conn, request.parent)
             evaluations = await store.list_evaluations(conn, training)
         return metrics_pb2.ListEvaluationsResponse(
             evaluations=[to_evaluation(evaluation) for evaluation in evaluations]
@@ -126,7 +117,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         training_id = names.last_segment(request.training)
         await self._catch_up(request.training)
         async with self._db.connection() as conn:
-            await _training(conn, request.training)
+            await store.find_training(conn, request.training)
         # Who resumes after the last message gets no other: then silence tells that it was the last.
         at_end = bool(request.cursor) and await self._is_over(training_id)
 
@@ -195,7 +186,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     ) -> Snapshot[tuple[metrics_pb2.MetricsSnapshot, bool]]:
         max_points = request.max_points or _STEP_POINTS
         async with self._db.transaction(isolation="repeatable_read") as conn:
-            training = await _training(conn, request.training)
+            training = await store.find_training(conn, request.training)
             by_epoch = await read_epoch_series(conn, training)
             by_step = (
                 await read_step_series(conn, training, max_points=max_points)
@@ -241,14 +232,6 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
             return is_at_rest and reported.revision >= training.revision
         is_newest = change.seq >= seqs.get(f"evaluation.{training_id}", 0)
         return is_newest and is_finished(training, evaluations)
-
-
-async def _training(conn: Connection, name: str) -> Training:
-    """Reads a training by its full name; one of another project or version is not there."""
-    training = await store.get_training(conn, names.last_segment(name))
-    if training is None or training.name != name:
-        raise not_found(name)
-    return training
 
 
 def _fill(response: metrics_pb2.WatchMetricsResponse, change: Change) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import asyncpg
 
+from detflow import names
+from detflow.errors import NotFound, not_found
 from detflow.postgres import Connection
 from services.metrics import garbage
 from services.metrics.domain import (
@@ -57,6 +59,18 @@ async def get_training(conn: Connection, training_id: str) -> Training | None:
     """Returns a training, or None if no event told of it."""
     row = await conn.fetchrow("select * from training where id = $1", training_id)
     return _training(row) if row else None
+
+
+async def find_training(conn: Connection, name: str) -> Training:
+    """Reads a training by its full name.
+
+    Raises:
+        NotFound: No event told of it, or it is one of another project or version.
+    """
+    training = await get_training(conn, names.last_segment(name))
+    if training is None or training.name != name:
+        raise not_found(name)
+    return training
 
 
 async def lock_training_by_id(conn: Connection, training_id: str) -> None:
@@ -263,6 +277,21 @@ async def list_evaluations(conn: Connection, training: Training) -> list[Evaluat
         "select * from evaluation where training_id = $1 order by split desc", training.id
     )
     return [_evaluation(row, training.name) for row in rows]
+
+
+async def find_evaluation(conn: Connection, training: str, split: str) -> Evaluation:
+    """Reads the evaluation of one split of a training, by its full name.
+
+    Raises:
+        NotFound: There is no such training, or EVALUATION_NOT_FOUND: it is not measured yet.
+    """
+    for evaluation in await list_evaluations(conn, await find_training(conn, training)):
+        if evaluation.split == split:
+            return evaluation
+    raise NotFound(
+        f"there is no {training}/evaluations/{split}; a training is evaluated when it has finished",
+        reason="EVALUATION_NOT_FOUND",
+    )
 
 
 def measurement_from_json(fields: Mapping[str, Any]) -> Measurement:
