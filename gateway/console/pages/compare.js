@@ -9,7 +9,7 @@ import { useLoad } from "../state/load.js";
 import { useVersions } from "../state/versions.js";
 import { toSeries } from "../state/training.js";
 import { Chart } from "../vision/chart.js";
-import { Card, Chip, Empty, Loaded, Problem, Skeleton } from "../ui/parts.js";
+import { Card, Chip, Empty, Loaded, Problem, Skeleton, SplitSwitch } from "../ui/parts.js";
 
 const MAX_CHOSEN = 6;
 
@@ -28,9 +28,7 @@ export function Page({ project }) {
     ${!versions && !error && html`<${Skeleton} />`}
     ${versions && trained.length < 2 && html`<${Empty} text=${t("compare.few")}><a class="button primary" href=${`/p/${project}/train`}>${t("nav.train")}</a><//>`}
     ${trained.length > 1 &&
-    html`<${Card} title=${t("compare.choose")} actions=${html`<div class="segments" role="group" aria-label=${t("metrics.split")}>
-        ${["val", "test"].map((one) => html`<button type="button" aria-pressed=${one === split} onClick=${() => choose(wanted, one)}>${t(`split.${one}`)}</button>`)}
-      </div>`}>
+    html`<${Card} title=${t("compare.choose")} actions=${html`<${SplitSwitch} split=${split} onChoose=${(/** @type {string} */ one) => choose(wanted, one)} />`}>
       <p class="muted small">${t("compare.help")}</p>
       <div class="checks">
         ${trained.map(

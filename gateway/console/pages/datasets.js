@@ -8,7 +8,7 @@ import { t } from "../i18n/texts.js";
 import { bytes, count, idOf, percent, when } from "../i18n/format.js";
 import { say } from "../state/status.js";
 import { useLoad } from "../state/load.js";
-import { Button, Card, Chip, Dialog, Empty, Field, Figure, Loaded, Problem, Progress } from "../ui/parts.js";
+import { Button, Card, Chip, Dialog, Empty, Failed, Field, Figure, Loaded, Problem, Progress } from "../ui/parts.js";
 
 const TONES = { IMPORTING: "warn", READY: "ok", FAILED: "bad" };
 const FORMATS = { DATASET_FORMAT_YOLO: "YOLO", DATASET_FORMAT_VOC: "Pascal VOC", DATASET_FORMAT_COCO: "COCO" };
@@ -162,7 +162,7 @@ function Details({ project, name, state: listed, onChange }) {
         `}
       >
         ${one.state === "IMPORTING" && html`<p class="muted">${t("datasets.importing")}</p>`}
-        ${one.failure && html`<${Problem} error=${importFailure(one)} />`}
+        ${one.failure && html`<${Failed} failure=${one.failure} />`}
         ${one.state === "READY" &&
         html`<div class="figures">
             <${Figure} label=${t("datasets.images")} value=${count(one.numImages)} detail=${t("datasets.background", { count: count(one.numBackgroundImages) })} />
@@ -176,13 +176,6 @@ function Details({ project, name, state: listed, onChange }) {
       ${deleting && html`<${Delete} project=${project} dataset=${one} onChange=${onChange} onClose=${() => setDeleting(false)} />`}
     `}
   <//>`;
-}
-
-/** @param {any} dataset */
-function importFailure(dataset) {
-  const status = dataset.failure.status;
-  const violations = (status.details ?? []).flatMap((/** @type {any} */ one) => one.fieldViolations ?? []);
-  return { code: -1, status: "FAILED", message: status.message, violations };
 }
 
 /** @param {{name: string, total: number}} props */

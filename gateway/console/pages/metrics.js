@@ -9,7 +9,7 @@ import { useLoad } from "../state/load.js";
 import { toSeries } from "../state/training.js";
 import { Chart } from "../vision/chart.js";
 import { Picture, colorOf } from "../vision/boxes.js";
-import { Button, Dialog, Empty, Loaded, Tabs, Threshold } from "../ui/parts.js";
+import { Button, Dialog, Empty, Loaded, SplitSwitch, Tabs, Threshold } from "../ui/parts.js";
 import { lossLines, lossNames } from "../ui/result_cards.js";
 
 const TABS = ["images", "charts", "classes", "errors"];
@@ -36,9 +36,7 @@ export function MetricsDialog({ training, series, onClose }) {
       <${Tabs} label=${t("metrics.more")} current=${tab} onChoose=${(/** @type {string} */ id) => choose({ tab: id })}
         tabs=${TABS.map((id) => ({ id, label: t(`metrics.tab.${id}`) }))} />
       ${tab !== "charts" &&
-      html`<div class="segments" role="group" aria-label=${t("metrics.split")}>
-        ${["val", "test"].map((one) => html`<button type="button" aria-pressed=${one === split} onClick=${() => choose({ split: one })}>${t(`split.${one}`)}</button>`)}
-      </div>`}
+      html`<${SplitSwitch} split=${split} onChoose=${(/** @type {string} */ one) => choose({ split: one })} />`}
     </div>
     <div role="tabpanel" aria-labelledby=${`tab-${tab}`} class="stack">
       ${tab === "images" && html`<${Images} training=${training} split=${split} />`}

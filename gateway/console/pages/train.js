@@ -9,7 +9,7 @@ import { TONES, isLive, useVersions } from "../state/versions.js";
 import { useTraining } from "../state/training.js";
 import { Icon } from "../ui/icons.js";
 import { Later } from "../ui/later.js";
-import { Button, Chip, Empty, Problem, Skeleton } from "../ui/parts.js";
+import { Button, Chip, Empty, Failed, Problem, Skeleton } from "../ui/parts.js";
 import { PreprocessingCard, ProgressCard } from "../ui/progress_card.js";
 import { AugmentationCard, SplitCard } from "../ui/version_cards.js";
 import { HyperparametersCard, useHyperparameters } from "../ui/hyperparameters.js";
@@ -136,7 +136,7 @@ function VersionView({ project, version, onChange, onPut, onStream, linked, onLi
     <//>
     ${startError && html`<${Problem} error=${startError} />`}
     ${preprocessing && html`<${PreprocessingCard} version=${version} onLink=${onLink} onChange=${onChange} />`}
-    ${version.state === "FAILED" && isNew && version.failure && html`<${Problem} error=${failureOf(version)} />`}
+    ${version.state === "FAILED" && isNew && version.failure && html`<${Failed} failure=${version.failure} />`}
     ${error && html`<${Problem} error=${error} />`}
     ${version.training && html`<${ProgressCard} live=${training} onChange=${onChange} />`}
     ${state === "SUCCEEDED" || state === "STOPPED"
@@ -158,13 +158,6 @@ function VersionView({ project, version, onChange, onPut, onStream, linked, onLi
       onClose=${() => go(`/p/${project}/train/${idOf(version.name)}`, { replace: true })}
     />`}
   `;
-}
-
-/** The failure of a resource as what a call would have failed of. @param {any} resource */
-function failureOf(resource) {
-  const status = resource.failure.status;
-  const violations = (status.details ?? []).flatMap((/** @type {any} */ one) => one.fieldViolations ?? []);
-  return { code: -1, status: "FAILED", message: status.message, violations };
 }
 
 const loadDialogs = () => import("./version_dialogs.js");

@@ -7,7 +7,7 @@ import { useEffect, useRef, useState } from "../vendor/preact.js";
  * @template T
  * @param {(signal: AbortSignal) => Promise<T>} read
  * @param {any[]} inputs
- * @returns {{data: T | undefined, error: any, loading: boolean, reload: () => void, set: (data: T) => void}}
+ * @returns {{data: T | undefined, error: any, loading: boolean, reload: () => void}}
  */
 export function useLoad(read, inputs) {
   const key = JSON.stringify(inputs);
@@ -29,7 +29,6 @@ export function useLoad(read, inputs) {
     error: now.error,
     loading: now.loading,
     reload: () => setTurn((before) => before + 1),
-    set: (data) => setState({ key, data, error: null, loading: false }),
   };
 }
 

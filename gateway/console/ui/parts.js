@@ -76,6 +76,13 @@ export function Problem({ error, onRetry }) {
   </div>`;
 }
 
+/** What a resource failed of, as a call would have. @param {{failure: any}} props */
+export function Failed({ failure }) {
+  const { message, details = [] } = failure.status;
+  const violations = details.flatMap((/** @type {any} */ one) => one.fieldViolations ?? []);
+  return html`<${Problem} error=${{ status: "FAILED", message, violations }} />`;
+}
+
 /** @param {any} error */
 function errorTitle(error) {
   if (error.code === 0) return t("error.unreachable");
@@ -171,6 +178,13 @@ export function Tabs({ tabs, current, onChoose, label }) {
         ${tab.label}
       </button>`,
     )}
+  </div>`;
+}
+
+/** Which split's figures are shown. @param {{split: string, onChoose: (split: string) => void}} props val or test */
+export function SplitSwitch({ split, onChoose }) {
+  return html`<div class="segments" role="group" aria-label=${t("metrics.split")}>
+    ${["val", "test"].map((one) => html`<button type="button" aria-pressed=${one === split} onClick=${() => onChoose(one)}>${t(`split.${one}`)}</button>`)}
   </div>`;
 }
 

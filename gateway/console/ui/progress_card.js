@@ -5,7 +5,7 @@ import { watch } from "../api/stream.js";
 import { t } from "../i18n/texts.js";
 import { bytes, count, duration, percent, remaining } from "../i18n/format.js";
 import { say } from "../state/status.js";
-import { Button, Card, Chip, Dialog, Problem, Progress, Skeleton } from "./parts.js";
+import { Button, Card, Chip, Dialog, Failed, Problem, Progress, Skeleton } from "./parts.js";
 
 const TONES = { QUEUED: "warn", PROVISIONING: "warn", RUNNING: "brand", EVALUATING: "brand", SUCCEEDED: "ok", FAILED: "bad", STOPPED: "", PAUSED: "warn" };
 
@@ -71,7 +71,7 @@ export function ProgressCard({ live, onChange }) {
     ${training.state === "PROVISIONING" && html`<${Times} elapsed=${0} />`}
     ${running && progress && html`<${Times} elapsed=${progress.elapsedSeconds} eta=${progress.etaSeconds} />`}
     ${running && progress && html`<${Details} progress=${progress} />`}
-    ${training.state === "FAILED" && training.failure && html`<${Problem} error=${{ code: -1, status: "FAILED", message: training.failure.status.message, violations: [] }} />`}
+    ${training.state === "FAILED" && training.failure && html`<${Failed} failure=${training.failure} />`}
     ${training.preflight?.checks?.length > 0 && html`<${Preflight} preflight=${training.preflight} />`}
     ${live.log.length > 0 &&
     html`<details class="log" open=${training.state === "FAILED"}>

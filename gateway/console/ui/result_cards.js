@@ -6,7 +6,7 @@ import { count, percent } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
 import { language } from "../state/preferences.js";
 import { Chart } from "../vision/chart.js";
-import { Button, Card, Figure, Loaded } from "./parts.js";
+import { Button, Card, Figure, Loaded, SplitSwitch } from "./parts.js";
 
 /** @param {string} key */
 const paragraphs = (key) => t(key).split("\n").map((text) => html`<p>${text}</p>`);
@@ -14,22 +14,18 @@ const paragraphs = (key) => t(key).split("\n").map((text) => html`<p>${text}</p>
 /** @param {{training: string, onMore: () => void}} props */
 export function MetricsCard({ training, onMore }) {
   const state = useLoad((signal) => get(`/v1/${training}/evaluations`, {}, signal), [training]);
-  const [split, setSplit] = useState("SPLIT_TEST");
+  const [split, setSplit] = useState("test");
   return html`<${Card}
     title=${t("metrics.title")}
     actions=${html`
-      <div class="segments" role="group" aria-label=${t("metrics.split")}>
-        ${["SPLIT_VAL", "SPLIT_TEST"].map(
-          (one) => html`<button type="button" aria-pressed=${one === split} onClick=${() => setSplit(one)}>${t(`split.${one === "SPLIT_VAL" ? "val" : "test"}`)}</button>`,
-        )}
-      </div>
+      <${SplitSwitch} split=${split} onChoose=${setSplit} />
       <a class="button plain" href=${`/v1/${training}:report?language=${language.value}`} target="_blank" rel="noopener">${t("metrics.report")}</a>
       <${Button} onClick=${onMore}>${t("metrics.more")}<//>
     `}
   >
     <${Loaded} state=${state}>
       ${(/** @type {any} */ data) => {
-        const one = data.evaluations.find((/** @type {any} */ e) => e.split === split);
+        const one = data.evaluations.find((/** @type {any} */ e) => e.split === `SPLIT_${split.toUpperCase()}`);
         if (!one || !one.coco) return html`<p class="muted">${one?.failure?.status?.message ?? t("metrics.none")}</p>`;
         return html`
           <div class="figures">
