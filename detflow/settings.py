@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -59,12 +59,37 @@ class Settings:
             the internet), private, loopback, a network such as 10.1.0.0/16, a host name such as
             hooks.example.com or *.example.com.
         drain_seconds: How long running calls may go on after SIGTERM.
+        access: required, so that every call needs a token; or open, which lets everybody do
+            everything and is taken on loopback only, for tests.
+        service_token: Secret the services of an installation show each other; 32 characters or
+            more.
+        owner_token: Secret of whoever runs the installation, who may do everything; 32 characters
+            or more. Only the version service needs it.
+        oidc_issuer: URL of the OpenID Connect issuer whose users may sign in; empty for none.
+        oidc_client_id: What this installation is called at the issuer; the audience of its tokens.
+        oidc_client_secret: Secret of the client at the issuer; empty for a public client.
+        public_url: https:// URL under which browsers reach the gateway, where it is not the
+            address it listens on.
+        tls_cert_file: PEM file with the certificate chain that this process shows; empty serves
+            without TLS.
+        tls_key_file: PEM file with the key of the certificate.
+        tls_ca_file: PEM file with the authorities whose servers are trusted; set it where the
+            services have certificates.
+        tls_client_ca_file: PEM file with the authorities whose clients are let in (mTLS); empty
+            asks clients for no certificate.
+        calls_per_second: Calls that one principal may begin each second, at one process; twice as
+            many at once after a pause. 0 sets no limit.
+        open_calls: Calls of one principal that may be under way at once, at one process. 0 sets no
+            limit.
+        otlp_endpoint: URL of an OpenTelemetry collector that takes traces by OTLP over gRPC; empty
+            for none.
         log_format: json or console.
         log_level: debug, info, warning or error.
     """
 
-    database_url: str = ""
-    nats_url: str = ""
+    # What holds a secret is not shown where the settings are.
+    database_url: str = field(default="", repr=False)
+    nats_url: str = field(default="", repr=False)
     store_url: str = ""
     listen: str = "127.0.0.1:0"
     http_listen: str = f"127.0.0.1:{BASE_PORT}"
@@ -92,6 +117,20 @@ class Settings:
     trash_days: float = 30.0
     webhook_hosts: str = "external"
     drain_seconds: float = 10.0
+    access: str = "required"
+    service_token: str = field(default="", repr=False)
+    owner_token: str = field(default="", repr=False)
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret: str = field(default="", repr=False)
+    public_url: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    tls_ca_file: str = ""
+    tls_client_ca_file: str = ""
+    calls_per_second: float = 1000.0
+    open_calls: int = 2000
+    otlp_endpoint: str = ""
     log_format: str = "json"
     log_level: str = "info"
 
@@ -103,10 +142,10 @@ class Settings:
             InvalidArgument: A variable has a value of the wrong type; the message names it.
         """
         values: dict[str, object] = {}
-        for field in dataclasses.fields(cls):
-            variable = f"DETFLOW_{field.name.upper()}"
+        for one in dataclasses.fields(cls):
+            variable = f"DETFLOW_{one.name.upper()}"
             if variable in environ:
-                values[field.name] = _parse(variable, environ[variable], type(field.default))
+                values[one.name] = _parse(variable, environ[variable], type(one.default))
         return cls(**values)  # type: ignore[arg-type]
 
     def require(self, *names: str) -> None:

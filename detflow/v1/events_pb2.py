@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from detflow.v1 import access_pb2 as detflow_dot_v1_dot_access__pb2
 from detflow.v1 import dataset_pb2 as detflow_dot_v1_dot_dataset__pb2
 from detflow.v1 import export_pb2 as detflow_dot_v1_dot_export__pb2
 from detflow.v1 import metrics_pb2 as detflow_dot_v1_dot_metrics__pb2
@@ -30,13 +31,13 @@ from detflow.v1 import training_pb2 as detflow_dot_v1_dot_training__pb2
 from detflow.v1 import version_pb2 as detflow_dot_v1_dot_version__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/events.proto\x12\ndetflow.v1\x1a\x18\x64\x65tflow/v1/dataset.proto\x1a\x17\x64\x65tflow/v1/export.proto\x1a\x18\x64\x65tflow/v1/metrics.proto\x1a\x1b\x64\x65tflow/v1/preprocess.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x18\x64\x65tflow/v1/version.proto\"\xbb\x03\n\x05\x45vent\x12&\n\x07version\x18\x01 \x01(\x0b\x32\x13.detflow.v1.VersionH\x00\x12&\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.detflow.v1.DatasetH\x00\x12\x32\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.detflow.v1.PreprocessingH\x00\x12(\n\x08training\x18\x04 \x01(\x0b\x32\x14.detflow.v1.TrainingH\x00\x12)\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x18.detflow.v1.EpochMetricsH\x00\x12#\n\x03log\x18\x06 \x01(\x0b\x32\x14.detflow.v1.LogLinesH\x00\x12.\n\x0bpredictions\x18\x07 \x01(\x0b\x32\x17.detflow.v1.PredictionsH\x00\x12,\n\nevaluation\x18\x08 \x01(\x0b\x32\x16.detflow.v1.EvaluationH\x00\x12$\n\x06\x65xport\x18\t \x01(\x0b\x32\x12.detflow.v1.ExportH\x00\x12(\n\x05steps\x18\n \x01(\x0b\x32\x17.detflow.v1.StepMetricsH\x00\x42\x06\n\x04whatb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/events.proto\x12\ndetflow.v1\x1a\x17\x64\x65tflow/v1/access.proto\x1a\x18\x64\x65tflow/v1/dataset.proto\x1a\x17\x64\x65tflow/v1/export.proto\x1a\x18\x64\x65tflow/v1/metrics.proto\x1a\x1b\x64\x65tflow/v1/preprocess.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x18\x64\x65tflow/v1/version.proto\"\xe4\x03\n\x05\x45vent\x12&\n\x07version\x18\x01 \x01(\x0b\x32\x13.detflow.v1.VersionH\x00\x12&\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x13.detflow.v1.DatasetH\x00\x12\x32\n\rpreprocessing\x18\x03 \x01(\x0b\x32\x19.detflow.v1.PreprocessingH\x00\x12(\n\x08training\x18\x04 \x01(\x0b\x32\x14.detflow.v1.TrainingH\x00\x12)\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x18.detflow.v1.EpochMetricsH\x00\x12#\n\x03log\x18\x06 \x01(\x0b\x32\x14.detflow.v1.LogLinesH\x00\x12.\n\x0bpredictions\x18\x07 \x01(\x0b\x32\x17.detflow.v1.PredictionsH\x00\x12,\n\nevaluation\x18\x08 \x01(\x0b\x32\x16.detflow.v1.EvaluationH\x00\x12$\n\x06\x65xport\x18\t \x01(\x0b\x32\x12.detflow.v1.ExportH\x00\x12(\n\x05steps\x18\n \x01(\x0b\x32\x17.detflow.v1.StepMetricsH\x00\x12\'\n\x05\x61udit\x18\x0b \x01(\x0b\x32\x16.detflow.v1.AuditEntryH\x00\x42\x06\n\x04whatb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'detflow.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENT']._serialized_start=199
-  _globals['_EVENT']._serialized_end=642
+  _globals['_EVENT']._serialized_start=224
+  _globals['_EVENT']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from detflow.v1 import access_pb2 as _access_pb2
 from detflow.v1 import dataset_pb2 as _dataset_pb2
 from detflow.v1 import export_pb2 as _export_pb2
 from detflow.v1 import metrics_pb2 as _metrics_pb2
@@ -35,6 +36,7 @@ class Event(_message.Message):
       detflow.v1.training.{id}.predictions_written                                 -> predictions
       detflow.v1.evaluation.{training id}.completed                                -> evaluation
       detflow.v1.export.{id}.state_changed                                         -> export
+      detflow.v1.audit.{id}.{begun|ended}                                          -> audit
     Headers are CloudEvents 1.0 (ce-id, ce-source, ce-type, ce-time, ce-subject = resource name), traceparent, and
     detflow-seq: the position among this resource's events, from 1, without holes.
     """
@@ -51,6 +53,7 @@ class Event(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     EXPORT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    AUDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def version(self) -> _version_pb2.Version:
         """A version after a change."""
@@ -91,6 +94,10 @@ class Event(_message.Message):
     def steps(self) -> _training_pb2.StepMetrics:
         """Steps accepted from the current attempt."""
 
+    @_builtins.property
+    def audit(self) -> _access_pb2.AuditEntry:
+        """A call that changes something, before it and after it."""
+
     def __init__(
         self,
         *,
@@ -104,12 +111,13 @@ class Event(_message.Message):
         evaluation: _metrics_pb2.Evaluation | None = ...,
         export: _export_pb2.Export | None = ...,
         steps: _training_pb2.StepMetrics | None = ...,
+        audit: _access_pb2.AuditEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "steps", b"steps", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "steps", b"steps", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "steps", b"steps", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "dataset", b"dataset", "epoch", b"epoch", "evaluation", b"evaluation", "export", b"export", "log", b"log", "predictions", b"predictions", "preprocessing", b"preprocessing", "steps", b"steps", "training", b"training", "version", b"version", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["version", "dataset", "preprocessing", "training", "epoch", "log", "predictions", "evaluation", "export", "steps"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["version", "dataset", "preprocessing", "training", "epoch", "log", "predictions", "evaluation", "export", "steps", "audit"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 

@@ -50,6 +50,11 @@ class ProjectServiceStub:
                 request_serializer=detflow_dot_v1_dot_project__pb2.ListProjectsRequest.SerializeToString,
                 response_deserializer=detflow_dot_v1_dot_project__pb2.ListProjectsResponse.FromString,
                 _registered_method=True)
+        self.UpdateProject = channel.unary_unary(
+                '/detflow.v1.ProjectService/UpdateProject',
+                request_serializer=detflow_dot_v1_dot_project__pb2.UpdateProjectRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_project__pb2.Project.FromString,
+                _registered_method=True)
 
 
 class ProjectServiceServicer:
@@ -71,7 +76,14 @@ class ProjectServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListProjects(self, request, context):
-        """Lists projects, oldest first.
+        """Lists the projects that the caller may see, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateProject(self, request, context):
+        """Changes a project's name or quota.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +106,11 @@ def add_ProjectServiceServicer_to_server(servicer, server):
                     servicer.ListProjects,
                     request_deserializer=detflow_dot_v1_dot_project__pb2.ListProjectsRequest.FromString,
                     response_serializer=detflow_dot_v1_dot_project__pb2.ListProjectsResponse.SerializeToString,
+            ),
+            'UpdateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateProject,
+                    request_deserializer=detflow_dot_v1_dot_project__pb2.UpdateProjectRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_project__pb2.Project.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class ProjectService:
             '/detflow.v1.ProjectService/ListProjects',
             detflow_dot_v1_dot_project__pb2.ListProjectsRequest.SerializeToString,
             detflow_dot_v1_dot_project__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.ProjectService/UpdateProject',
+            detflow_dot_v1_dot_project__pb2.UpdateProjectRequest.SerializeToString,
+            detflow_dot_v1_dot_project__pb2.Project.FromString,
             options,
             channel_credentials,
             insecure,
