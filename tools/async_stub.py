@@ -33,7 +33,15 @@ class AsyncClient:
     {nouns}
 
     def __init__(
-        self, address: str = ..., *, timeout: float = ..., environ: Mapping[str, str] = ...
+        self,
+        address: str = ...,
+        *,
+        timeout: float = ...,
+        environ: Mapping[str, str] = ...,
+        token: str | None = ...,
+        ca_file: str = ...,
+        cert_file: str = ...,
+        key_file: str = ...,
     ) -> None: ...
     {methods}
     async def close(self) -> None:

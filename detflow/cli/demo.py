@@ -16,7 +16,7 @@ from detflow.cli.session import Session
 from detflow.client import Client
 from detflow.client.trainings import LIVE_STATES
 from detflow.errors import NotFound
-from detflow.local.running import Running, StackError, running
+from detflow.local.running import Running, StackError, owner_token, running
 from detflow.processes import dying_with_parent
 from detflow.v1 import common_pb2, dataset_pb2, version_pb2
 
@@ -64,7 +64,7 @@ def run(s: Session, data_dir: Path, *, port: int, keep: bool) -> None:
         else:
             found = _until_ready(data_dir, None)
         _tell(s, f"detflow runs at http://{found.address} ({time.monotonic() - begin:.1f} s)")
-        client = cleanup.enter_context(Client(found.address))
+        client = cleanup.enter_context(Client(found.address, token=owner_token(data_dir)))
         s.use(client)
         dataset = _dataset(s, client, data_dir)
         version = _version(s, client, dataset)

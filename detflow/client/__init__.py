@@ -46,12 +46,21 @@ class Client:
     """A connection to one detflow.
 
     Args:
-        address: host:port of the gateway. The services are expected on the four ports after it,
-            unless DETFLOW_VERSION_ADDRESS, DETFLOW_PREPROCESS_ADDRESS, DETFLOW_TRAINER_ADDRESS or
-            DETFLOW_METRICS_ADDRESS say otherwise.
+        address: host:port of the gateway, with https:// before it where its services have TLS. They
+            are expected on the four ports after it, unless DETFLOW_VERSION_ADDRESS,
+            DETFLOW_PREPROCESS_ADDRESS, DETFLOW_TRAINER_ADDRESS or DETFLOW_METRICS_ADDRESS say
+            otherwise.
         timeout: Seconds that a call may take; those that are known to take longer, such as an
             upload, have more. Watches go on as long as they are read.
         environ: Where those variables are read.
+        token: API key, or another token, that says who is calling; None takes DETFLOW_TOKEN, or the
+            token of the `detflow up` that runs at this address on this machine. It is sent to
+            another machine over TLS only, unless DETFLOW_INSECURE is 1.
+        ca_file: PEM file with the authorities whose servers are trusted; "" takes
+            DETFLOW_TLS_CA_FILE, or those that browsers trust.
+        cert_file: PEM file with a certificate of one's own, where the services ask for one; ""
+            takes DETFLOW_TLS_CERT_FILE.
+        key_file: PEM file with its key; "" takes DETFLOW_TLS_KEY_FILE.
 
     Attributes:
         address: host:port of the gateway, as it was given.
@@ -73,7 +82,8 @@ class Client:
         print([model.name for model in client.models()])
 
     Raises:
-        InvalidArgument: The address is not host:port, or the timeout is no time.
+        InvalidArgument: The address is not host:port, the timeout is no time, the token cannot be
+            one or would be sent without TLS to another machine, or a file of TLS is none.
     """
 
     def __init__(
@@ -82,8 +92,20 @@ class Client:
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         environ: Mapping[str, str] = os.environ,
+        token: str | None = None,
+        ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
     ) -> None:
-        self._connection = Connection(address, environ, timeout)
+        self._connection = Connection(
+            address,
+            environ,
+            timeout,
+            token=token,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+        )
         self.address = address
         self.projects = Projects(self._connection)
         self.datasets = Datasets(self._connection)

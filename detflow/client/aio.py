@@ -28,8 +28,7 @@ class AsyncClient:
 
     Args:
         address: As of `Client`, and so the others.
-        timeout: As of `Client`.
-        environ: As of `Client`.
+        options: As of `Client`.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, **options: Any) -> None:

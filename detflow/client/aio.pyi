@@ -449,8 +449,7 @@ class AsyncClient:
 
     Args:
         address: As of `Client`, and so the others.
-        timeout: As of `Client`.
-        environ: As of `Client`.
+        options: As of `Client`.
     """
 
     address: str
@@ -468,7 +467,15 @@ class AsyncClient:
     reports: Reports
 
     def __init__(
-        self, address: str = ..., *, timeout: float = ..., environ: Mapping[str, str] = ...
+        self,
+        address: str = ...,
+        *,
+        timeout: float = ...,
+        environ: Mapping[str, str] = ...,
+        token: str | None = ...,
+        ca_file: str = ...,
+        cert_file: str = ...,
+        key_file: str = ...,
     ) -> None: ...
     async def models(self) -> Sequence[trainer_pb2.Model]:
         """Lists the models that can be trained."""

@@ -13,8 +13,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 
-from detflow.channels import OPTIONS, from_rpc_error
+from detflow.channels import from_rpc_error
 from detflow.client import cancelling
+from detflow.client.credentials import Credentials
 from detflow.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -22,6 +23,7 @@ from detflow.errors import (
     InvalidArgument,
     OutOfRange,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -56,12 +58,17 @@ class Connection:
     """Lazily opened channels to the services behind one address.
 
     Args:
-        address: host:port of the gateway.
-        environ: Where the addresses of single services are read.
+        address: host:port of the gateway, with https:// before it where its services have TLS.
+        environ: Where the addresses of single services are read, and DETFLOW_TOKEN and the like.
         timeout: Seconds that a call may take unless it says otherwise.
+        token: As of `Credentials`, and so the others.
+        ca_file: As of `Credentials`.
+        cert_file: As of `Credentials`.
+        key_file: As of `Credentials`.
 
     Raises:
-        InvalidArgument: The address is not host:port, or the timeout is no time.
+        InvalidArgument: The address is not host:port, the timeout is no time, the token cannot be
+            one or would be sent without TLS to another machine, or a file of TLS is none.
     """
 
     def __init__(
@@ -69,19 +76,37 @@ class Connection:
         address: str,
         environ: Mapping[str, str],
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        token: str | None = None,
+        ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
     ) -> None:
         if not 0 < timeout < math.inf:
             raise InvalidArgument(
                 f"timeout {timeout!r} must be a number of seconds above 0", reason="BAD_TIMEOUT"
             )
-        host, _, port = address.rpartition(":")
+        scheme, there, place = address.rpartition("://")
+        place = place.removesuffix("/") if there else place
+        host, _, port = place.rpartition(":")
         number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
-        if not _HOST.fullmatch(host) or not 0 < number < 65536 - len(SERVICES):
+        is_known = not there or scheme in ("http", "https")
+        if not (is_known and _HOST.fullmatch(host) and 0 < number < 65536 - len(SERVICES)):
             raise InvalidArgument(
-                f"address {address!r} must be host:port, such as 127.0.0.1:7100",
+                f"address {address!r} must be host:port, such as 127.0.0.1:7100, or"
+                " https://host:port where it has TLS",
                 reason="BAD_ADDRESS",
             )
         self.address = address
+        self._credentials = Credentials(
+            place,
+            scheme == "https",
+            environ,
+            token=token,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+        )
         self._addresses = {
             name: environ.get(f"DETFLOW_{name.upper()}_ADDRESS") or f"{host}:{number + offset}"
             for offset, name in enumerate(SERVICES, 1)
@@ -93,9 +118,7 @@ class Connection:
     def channel(self, service: str) -> grpc.Channel:
         """Returns the channel to a service; it connects with the first call."""
         if service not in self._channels:
-            self._channels[service] = grpc.insecure_channel(
-                self._addresses[service], options=OPTIONS
-            )
+            self._channels[service] = self._credentials.channel(self._addresses[service])
         return self._channels[service]
 
     def call(
@@ -256,7 +279,23 @@ class Connection:
                 f"detflow at {self.address} has not answered in time: try again, or allow more with"
                 " Client(timeout=...)"
             )
+        if isinstance(translated, Unauthenticated):
+            return self._unknown(translated)
         return translated
+
+    def _unknown(self, error: Unauthenticated) -> Unauthenticated:
+        if self._credentials.has_token:
+            message = (
+                f"detflow at {self.address} does not take this token: it is another installation's,"
+                " has expired or was deleted; set DETFLOW_TOKEN to one that counts"
+            )
+        else:
+            message = (
+                f"detflow at {self.address} wants to know who is calling: set DETFLOW_TOKEN to an"
+                " API key or name a file that holds one with --token-file; for what runs on this"
+                " machine, set DETFLOW_DATA_DIR to its folder"
+            )
+        return Unauthenticated(message, reason=error.reason, metadata=error.metadata)
 
     def close(self) -> None:
         """Closes all channels.

@@ -37,12 +37,12 @@ def remembered_port(path: Path) -> int:
 
 
 def secret(path: Path) -> str:
-    """Returns the random secret kept in `path`, a file only its owner can read."""
+    """Returns the 32 random bytes kept in `path`, in hex; only its owner can read the file."""
     if not path.exists():
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(24))
+            file.write(secrets.token_hex(32))
         partial.replace(path)
     return path.read_text().strip()

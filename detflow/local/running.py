@@ -11,6 +11,10 @@ from pathlib import Path
 
 BASE_PORT = 7100
 """Port of the gateway; the services take the ports after it."""
+ACCESS = "access"
+"""Folder of a stack's tokens in its data folder."""
+OWNER_TOKEN = "owner-token"
+"""File in it with the token that commands and the SDK send."""
 
 
 class StackError(Exception):
@@ -59,6 +63,17 @@ def running(data_dir: Path) -> Running | None:
             # Between taking the lock and writing who holds it the file is empty.
             return Running(**json.loads(text)) if text else Running(pid=0, port=0, ready=False)
     return None
+
+
+def owner_token(data_dir: Path) -> str:
+    """Returns the token that lets its bearer do everything on the stack of `data_dir`, or "".
+
+    "" where there is none, or where it belongs to another user of the machine.
+    """
+    try:
+        return (data_dir / ACCESS / OWNER_TOKEN).read_text(encoding="ascii").strip()
+    except (FileNotFoundError, PermissionError):
+        return ""
 
 
 @contextlib.contextmanager

@@ -14,10 +14,19 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from detflow.local import nats, postgres, process
-from detflow.local.running import BASE_PORT, Running, StackError, locked
+from detflow.local.running import (
+    ACCESS,
+    BASE_PORT,
+    OWNER_TOKEN,
+    Running,
+    StackError,
+    locked,
+)
 from detflow.local.supervisor import Program, Supervisor
 
 _PORT_SECONDS = 3.0
+# What the environment says of how clients and other installations are reached is not for these.
+_NOT_INHERITED = ("DETFLOW_TLS_", "DETFLOW_OWNER_TOKEN", "DETFLOW_TOKEN")
 
 
 @contextlib.asynccontextmanager
@@ -106,15 +115,19 @@ def _services(
     addresses = {
         name: f"127.0.0.1:{port + number}" for number, name in enumerate(postgres.SERVICES, 1)
     }
+    access = data_dir / ACCESS
+    access.mkdir(mode=0o700, exist_ok=True)
     common = {
-        **os.environ,
+        **{key: value for key, value in os.environ.items() if not key.startswith(_NOT_INHERITED)},
         "PYTHONUNBUFFERED": "1",
+        "DETFLOW_SERVICE_TOKEN": process.secret(access / "service-token"),
         "DETFLOW_NATS_URL": server.url,
         # The embedded Postgres and NATS are all there is; objects may be in a bucket.
         "DETFLOW_STORE_URL": os.environ.get("DETFLOW_STORE_URL") or (data_dir / "store").as_uri(),
         **{f"DETFLOW_{name.upper()}_ADDRESS": address for name, address in addresses.items()},
     }
     (data_dir / "store").mkdir(exist_ok=True)
+    owner_token = process.secret(access / OWNER_TOKEN)
     programs = [
         Program(
             name=name,
@@ -124,6 +137,7 @@ def _services(
                 "DETFLOW_DATABASE_URL": cluster.url(name),
                 "DETFLOW_LISTEN": address,
                 "DETFLOW_DATA_DIR": str(data_dir / "work" / name),
+                **({"DETFLOW_OWNER_TOKEN": owner_token} if name == "version" else {}),
             },
             is_ready=functools.partial(_is_serving, address),
         )

@@ -262,7 +262,7 @@ def test_nobody_there_is_said_with_the_remedy() -> None:
     "address",
     [
         *("localhost", "localhost:", "localhost:x", ":7100", "h:65535", "h:\u00b2"),
-        *("http://localhost:7100", "[::1", "a b:7100"),
+        *("ftp://localhost:7100", "[::1", "a b:7100"),
     ],
 )
 def test_address_must_be_host_and_port(address: str) -> None:

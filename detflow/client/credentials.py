@@ -1,0 +1,165 @@
+"""How a client shows who it is and whom it trusts: tokens and TLS."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import grpc
+
+from detflow import tls
+from detflow.channels import OPTIONS
+from detflow.errors import InvalidArgument
+from detflow.local.running import default_data_dir, owner_token, running
+
+_Continuation = Callable[[grpc.ClientCallDetails, Any], Any]
+
+
+class Credentials:
+    """Opens channels that show a token, over TLS or not.
+
+    Args:
+        address: host:port of the gateway.
+        is_secure: Whether its services are spoken to over TLS.
+        environ: DETFLOW_TOKEN and the like.
+        token: Token to show; None takes that of the environment, or that of the stack which runs
+            here at this very address.
+        ca_file: PEM file with the authorities that are trusted; "" takes DETFLOW_TLS_CA_FILE.
+        cert_file: PEM file with the client's certificate, where servers ask for one; "" takes
+            DETFLOW_TLS_CERT_FILE.
+        key_file: PEM file with its key; "" takes DETFLOW_TLS_KEY_FILE.
+
+    Attributes:
+        has_token: Whether there is a token to show.
+
+    Raises:
+        InvalidArgument: The token cannot be one, or a file is not what it should be.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        is_secure: bool,
+        environ: Mapping[str, str],
+        *,
+        token: str | None,
+        ca_file: str,
+        cert_file: str,
+        key_file: str,
+    ) -> None:
+        self._tls: grpc.ChannelCredentials | None = None
+        if is_secure:
+            self._tls = tls.client_credentials(
+                ca_file=ca_file or environ.get("DETFLOW_TLS_CA_FILE", ""),
+                cert_file=cert_file or environ.get("DETFLOW_TLS_CERT_FILE", ""),
+                key_file=key_file or environ.get("DETFLOW_TLS_KEY_FILE", ""),
+            )
+        elif ca_file or cert_file or key_file:
+            raise InvalidArgument(
+                f"certificates are for TLS: say https://{address}", reason="NOT_TLS"
+            )
+        self._may_be_insecure = environ.get("DETFLOW_INSECURE") == "1"
+        # The token of the stack that runs here is sent to its own ports and to nobody else.
+        self._own_ports: range | None = None
+        if token is None:
+            token = environ.get("DETFLOW_TOKEN", "").strip()
+        if not token and not is_secure:
+            token = self._of_local_stack(address, environ)
+        if not re.fullmatch(r"[\x21-\x7e]*", token):
+            raise InvalidArgument(
+                "the token holds a space or a character that none has: give it as it was printed",
+                reason="BAD_TOKEN",
+            )
+        self._token = token
+        self.has_token = bool(token)
+
+    def channel(self, target: str) -> grpc.Channel:
+        """Opens a channel that shows the token with every call; it connects with the first.
+
+        Args:
+            target: host:port of a service.
+
+        Raises:
+            InvalidArgument: The token would go over the network for everybody to read.
+        """
+        if self._tls is not None:
+            channel = grpc.secure_channel(target, self._tls, options=OPTIONS)
+        else:
+            channel = grpc.insecure_channel(target, options=OPTIONS)
+        host, _, port = target.rpartition(":")
+        if not self._token:
+            return channel
+        if self._own_ports is not None:
+            if not _is_loopback(host) or int(port) not in self._own_ports:
+                return channel
+        elif self._tls is None and not self._may_be_insecure and not _is_loopback(host):
+            raise InvalidArgument(
+                f"a token is not sent to {target} without TLS, where others could read it: say"
+                " https://, or set DETFLOW_INSECURE=1 if nobody else is on this network",
+                reason="INSECURE",
+            )
+        return grpc.intercept_channel(channel, _Bearer(self._token))
+
+    def _of_local_stack(self, address: str, environ: Mapping[str, str]) -> str:
+        data_dir = default_data_dir(environ)
+        found = running(data_dir)
+        if found is None or not found.ready or address not in _names_of(found.port):
+            return ""
+        self._own_ports = range(found.port + 1, found.port + 5)
+        return owner_token(data_dir)
+
+
+def _names_of(port: int) -> tuple[str, ...]:
+    return f"127.0.0.1:{port}", f"localhost:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class _Details(NamedTuple):
+    """A call as the interceptors of gRPC hand it on."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+):
+    """Adds a token to the metadata of every call."""
+
+    def __init__(self, token: str) -> None:
+        self._entry = ("authorization", f"Bearer {token}")
+
+    def _go_on(self, continuation: _Continuation, details: Any, request: Any) -> Any:
+        return continuation(self._with_token(details), request)
+
+    intercept_unary_unary: Any = _go_on
+    intercept_unary_stream: Any = _go_on
+    intercept_stream_unary: Any = _go_on
+    intercept_stream_stream: Any = _go_on
+
+    def _with_token(self, details: Any) -> Any:
+        return _Details(
+            details.method,
+            details.timeout,
+            (*(details.metadata or ()), self._entry),
+            details.credentials,
+            details.wait_for_ready,
+            details.compression,
+        )
