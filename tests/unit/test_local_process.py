@@ -8,7 +8,7 @@ from detflow.local.process import free_port, is_free, remembered_port, secret
 def test_secret_is_kept_and_private(tmp_path: Path) -> None:
     first = secret(tmp_path / "token")
     assert secret(tmp_path / "token") == first
-    assert len(first) == 48
+    assert len(first) == 64
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
 
 
