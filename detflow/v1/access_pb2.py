@@ -30,7 +30,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/access.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x05Grant\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.detflow.v1.Role\"\xfd\x01\n\tPrincipal\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.detflow.v1.Principal.Kind\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12!\n\x06grants\x18\x04 \x03(\x0b\x32\x11.detflow.v1.Grant\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05OWNER\x10\x01\x12\x0b\n\x07SERVICE\x10\x02\x12\x08\n\x04USER\x10\x03\x12\x0b\n\x07\x41PI_KEY\x10\x04\"\xf9\x02\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12#\n\x0c\x64isplay_name\x18\x02 \x01(\tB\r\xe2\x41\x01\x02\xbaH\x06r\x04\x10\x01\x18?\x12.\n\x04role\x18\x03 \x01(\x0e\x32\x10.detflow.v1.RoleB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x05token\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x37\n\rlast_use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:9\xea\x41\x36\n\x0e\x64\x65tflow/ApiKey\x12$projects/{project}/apiKeys/{api_key}\"\xf3\x01\n\x06Member\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x04user\x18\x02 \x01(\tB\x0f\xe2\x41\x02\x02\x05\xbaH\x07r\x05\x10\x01\x18\xfe\x01\x12.\n\x04role\x18\x03 \x01(\x0e\x32\x10.detflow.v1.RoleB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03:8\xea\x41\x35\n\x0e\x64\x65tflow/Member\x12#projects/{project}/members/{member}\"J\n\tLoginLink\x12\x0c\n\x04path\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x07Session\x12\r\n\x05token\x18\x01 \x01(\t\x12(\n\tprincipal\x18\x02 \x01(\x0b\x32\x15.detflow.v1.Principal\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x08 \x01(\x05\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04peer\x18\n \x01(\t\"\x15\n\x13GetPrincipalRequest\"\x8e\x01\n\x13\x43reateApiKeyRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12/\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x12.detflow.v1.ApiKeyB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"\x96\x01\n\x12ListApiKeysRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.detflow.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"w\n\x13UpdateApiKeyRequest\x12/\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.detflow.v1.ApiKeyB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"e\n\x13\x44\x65leteApiKeyRequest\x12N\n\x04name\x18\x01 \x01(\tB@\xe2\x41\x01\x02\xbaH9r725^projects/(-|[a-z0-9-]{1,63})/apiKeys/[a-z0-9]{1,63}$\"\x16\n\x14\x44\x65leteApiKeyResponse\"\x8d\x01\n\x13\x43reateMemberRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12.\n\x06member\x18\x02 \x01(\x0b\x32\x12.detflow.v1.MemberB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"\x96\x01\n\x12ListMembersRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"S\n\x13ListMembersResponse\x12#\n\x07members\x18\x01 \x03(\x0b\x32\x12.detflow.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x13UpdateMemberRequest\x12.\n\x06member\x18\x01 \x01(\x0b\x32\x12.detflow.v1.MemberB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"e\n\x13\x44\x65leteMemberRequest\x12N\n\x04name\x18\x01 \x01(\tB@\xe2\x41\x01\x02\xbaH9r725^projects/(-|[a-z0-9-]{1,63})/members/[a-z0-9]{1,63}$\"\x16\n\x14\x44\x65leteMemberResponse\"\x18\n\x16\x43reateLoginLinkRequest\"\xd2\x01\n\x17ListAuditEntriesRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x07subject\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x1a\n\x08resource\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"b\n\x18ListAuditEntriesResponse\x12-\n\raudit_entries\x18\x01 \x03(\x0b\x32\x16.detflow.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x13\x41uthenticateRequest\x12\x19\n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@\"}\n\x14\x43reateSessionRequest\x12\x1c\n\x06ticket\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01H\x00\x12\x1e\n\x08id_token\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@H\x00\x12\x17\n\x05nonce\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x42\x0e\n\x05proof\x12\x05\xbaH\x02\x08\x01\"1\n\x14\x44\x65leteSessionRequest\x12\x19\n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"\x17\n\x15\x44\x65leteSessionResponse*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06VIEWER\x10\x01\x12\n\n\x06\x45\x44ITOR\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x32\x9e\x0c\n\rAccessService\x12]\n\x0cGetPrincipal\x12\x1f.detflow.v1.GetPrincipalRequest\x1a\x15.detflow.v1.Principal\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/principal\x12u\n\x0c\x43reateApiKey\x12\x1f.detflow.v1.CreateApiKeyRequest\x1a\x12.detflow.v1.ApiKey\"0\x82\xd3\xe4\x93\x02*\"\x1f/v1/{parent=projects/*}/apiKeys:\x07\x61pi_key\x12w\n\x0bListApiKeys\x12\x1e.detflow.v1.ListApiKeysRequest\x1a\x1f.detflow.v1.ListApiKeysResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=projects/*}/apiKeys\x12}\n\x0cUpdateApiKey\x12\x1f.detflow.v1.UpdateApiKeyRequest\x1a\x12.detflow.v1.ApiKey\"8\x82\xd3\xe4\x93\x02\x32\x32\'/v1/{api_key.name=projects/*/apiKeys/*}:\x07\x61pi_key\x12z\n\x0c\x44\x65leteApiKey\x12\x1f.detflow.v1.DeleteApiKeyRequest\x1a .detflow.v1.DeleteApiKeyResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/v1/{name=projects/*/apiKeys/*}\x12t\n\x0c\x43reateMember\x12\x1f.detflow.v1.CreateMemberRequest\x1a\x12.detflow.v1.Member\"/\x82\xd3\xe4\x93\x02)\"\x1f/v1/{parent=projects/*}/members:\x06member\x12w\n\x0bListMembers\x12\x1e.detflow.v1.ListMembersRequest\x1a\x1f.detflow.v1.ListMembersResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=projects/*}/members\x12{\n\x0cUpdateMember\x12\x1f.detflow.v1.UpdateMemberRequest\x1a\x12.detflow.v1.Member\"6\x82\xd3\xe4\x93\x02\x30\x32&/v1/{member.name=projects/*/members/*}:\x06member\x12z\n\x0c\x44\x65leteMember\x12\x1f.detflow.v1.DeleteMemberRequest\x1a .detflow.v1.DeleteMemberResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/v1/{name=projects/*/members/*}\x12g\n\x0f\x43reateLoginLink\x12\".detflow.v1.CreateLoginLinkRequest\x1a\x15.detflow.v1.LoginLink\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/loginLinks:\x01*\x12\x8b\x01\n\x10ListAuditEntries\x12#.detflow.v1.ListAuditEntriesRequest\x1a$.detflow.v1.ListAuditEntriesResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=projects/*}/auditEntries\x12\x46\n\x0c\x41uthenticate\x12\x1f.detflow.v1.AuthenticateRequest\x1a\x15.detflow.v1.Principal\x12\x46\n\rCreateSession\x12 .detflow.v1.CreateSessionRequest\x1a\x13.detflow.v1.Session\x12T\n\rDeleteSession\x12 .detflow.v1.DeleteSessionRequest\x1a!.detflow.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65tflow/v1/access.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x05Grant\x12\x0f\n\x07project\x18\x01 \x01(\t\x12\x1e\n\x04role\x18\x02 \x01(\x0e\x32\x10.detflow.v1.Role\"\xfd\x01\n\tPrincipal\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.detflow.v1.Principal.Kind\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12!\n\x06grants\x18\x04 \x03(\x0b\x32\x11.detflow.v1.Grant\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05OWNER\x10\x01\x12\x0b\n\x07SERVICE\x10\x02\x12\x08\n\x04USER\x10\x03\x12\x0b\n\x07\x41PI_KEY\x10\x04\"\xf5\x02\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12!\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x0b\xe2\x41\x01\x02\xbaH\x04r\x02\x18?\x12,\n\x04role\x18\x03 \x01(\x0e\x32\x10.detflow.v1.RoleB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x05token\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x37\n\rlast_use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:9\xea\x41\x36\n\x0e\x64\x65tflow/ApiKey\x12$projects/{project}/apiKeys/{api_key}\"\xef\x01\n\x06Member\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\x04user\x18\x02 \x01(\tB\r\xe2\x41\x02\x02\x05\xbaH\x05r\x03\x18\xfe\x01\x12,\n\x04role\x18\x03 \x01(\x0e\x32\x10.detflow.v1.RoleB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03:8\xea\x41\x35\n\x0e\x64\x65tflow/Member\x12#projects/{project}/members/{member}\"J\n\tLoginLink\x12\x0c\n\x04path\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\x07Session\x12\r\n\x05token\x18\x01 \x01(\t\x12(\n\tprincipal\x18\x02 \x01(\x0b\x32\x15.detflow.v1.Principal\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcb\x01\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x08 \x01(\x05\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0c\n\x04peer\x18\n \x01(\t\"\x15\n\x13GetPrincipalRequest\"\xba\x02\n\x13\x43reateApiKeyRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\xda\x01\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x12.detflow.v1.ApiKeyB\xb4\x01\xe2\x41\x01\x02\xbaH\xac\x01\xba\x01Z\n\x14\x61pi_key.display_name\x12)display_name must say what the key is for\x1a\x17this.display_name != \'\'\xba\x01I\n\x0c\x61pi_key.role\x12)role must be one of VIEWER, EDITOR, ADMIN\x1a\x0ethis.role != 0\xc8\x01\x01\"\x96\x01\n\x12ListApiKeysRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.detflow.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"w\n\x13UpdateApiKeyRequest\x12/\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.detflow.v1.ApiKeyB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"e\n\x13\x44\x65leteApiKeyRequest\x12N\n\x04name\x18\x01 \x01(\tB@\xe2\x41\x01\x02\xbaH9r725^projects/(-|[a-z0-9-]{1,63})/apiKeys/[a-z0-9]{1,63}$\"\x16\n\x14\x44\x65leteApiKeyResponse\"\xba\x02\n\x13\x43reateMemberRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\xda\x01\n\x06member\x18\x02 \x01(\x0b\x32\x12.detflow.v1.MemberB\xb5\x01\xe2\x41\x01\x02\xbaH\xad\x01\xba\x01\\\n\x0bmember.user\x12<user must be an e-mail address, or the subject at the issuer\x1a\x0fthis.user != \'\'\xba\x01H\n\x0bmember.role\x12)role must be one of VIEWER, EDITOR, ADMIN\x1a\x0ethis.role != 0\xc8\x01\x01\"\x96\x01\n\x12ListMembersRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"S\n\x13ListMembersResponse\x12#\n\x07members\x18\x01 \x03(\x0b\x32\x12.detflow.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x13UpdateMemberRequest\x12.\n\x06member\x18\x01 \x01(\x0b\x32\x12.detflow.v1.MemberB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"e\n\x13\x44\x65leteMemberRequest\x12N\n\x04name\x18\x01 \x01(\tB@\xe2\x41\x01\x02\xbaH9r725^projects/(-|[a-z0-9-]{1,63})/members/[a-z0-9]{1,63}$\"\x16\n\x14\x44\x65leteMemberResponse\"\x18\n\x16\x43reateLoginLinkRequest\"\xd2\x01\n\x17ListAuditEntriesRequest\x12\x46\n\x06parent\x18\x01 \x01(\tB6\xe2\x41\x01\x02\xbaH/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x07subject\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x1a\n\x08resource\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"b\n\x18ListAuditEntriesResponse\x12-\n\raudit_entries\x18\x01 \x03(\x0b\x32\x16.detflow.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x13\x41uthenticateRequest\x12\x19\n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@\"}\n\x14\x43reateSessionRequest\x12\x1c\n\x06ticket\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01H\x00\x12\x1e\n\x08id_token\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80@H\x00\x12\x17\n\x05nonce\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x42\x0e\n\x05proof\x12\x05\xbaH\x02\x08\x01\"1\n\x14\x44\x65leteSessionRequest\x12\x19\n\x05token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\"\x17\n\x15\x44\x65leteSessionResponse*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06VIEWER\x10\x01\x12\n\n\x06\x45\x44ITOR\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x32\x9e\x0c\n\rAccessService\x12]\n\x0cGetPrincipal\x12\x1f.detflow.v1.GetPrincipalRequest\x1a\x15.detflow.v1.Principal\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/principal\x12u\n\x0c\x43reateApiKey\x12\x1f.detflow.v1.CreateApiKeyRequest\x1a\x12.detflow.v1.ApiKey\"0\x82\xd3\xe4\x93\x02*\"\x1f/v1/{parent=projects/*}/apiKeys:\x07\x61pi_key\x12w\n\x0bListApiKeys\x12\x1e.detflow.v1.ListApiKeysRequest\x1a\x1f.detflow.v1.ListApiKeysResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=projects/*}/apiKeys\x12}\n\x0cUpdateApiKey\x12\x1f.detflow.v1.UpdateApiKeyRequest\x1a\x12.detflow.v1.ApiKey\"8\x82\xd3\xe4\x93\x02\x32\x32\'/v1/{api_key.name=projects/*/apiKeys/*}:\x07\x61pi_key\x12z\n\x0c\x44\x65leteApiKey\x12\x1f.detflow.v1.DeleteApiKeyRequest\x1a .detflow.v1.DeleteApiKeyResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/v1/{name=projects/*/apiKeys/*}\x12t\n\x0c\x43reateMember\x12\x1f.detflow.v1.CreateMemberRequest\x1a\x12.detflow.v1.Member\"/\x82\xd3\xe4\x93\x02)\"\x1f/v1/{parent=projects/*}/members:\x06member\x12w\n\x0bListMembers\x12\x1e.detflow.v1.ListMembersRequest\x1a\x1f.detflow.v1.ListMembersResponse\"\'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=projects/*}/members\x12{\n\x0cUpdateMember\x12\x1f.detflow.v1.UpdateMemberRequest\x1a\x12.detflow.v1.Member\"6\x82\xd3\xe4\x93\x02\x30\x32&/v1/{member.name=projects/*/members/*}:\x06member\x12z\n\x0c\x44\x65leteMember\x12\x1f.detflow.v1.DeleteMemberRequest\x1a .detflow.v1.DeleteMemberResponse\"\'\x82\xd3\xe4\x93\x02!*\x1f/v1/{name=projects/*/members/*}\x12g\n\x0f\x43reateLoginLink\x12\".detflow.v1.CreateLoginLinkRequest\x1a\x15.detflow.v1.LoginLink\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/loginLinks:\x01*\x12\x8b\x01\n\x10ListAuditEntries\x12#.detflow.v1.ListAuditEntriesRequest\x1a$.detflow.v1.ListAuditEntriesResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=projects/*}/auditEntries\x12\x46\n\x0c\x41uthenticate\x12\x1f.detflow.v1.AuthenticateRequest\x1a\x15.detflow.v1.Principal\x12\x46\n\rCreateSession\x12 .detflow.v1.CreateSessionRequest\x1a\x13.detflow.v1.Session\x12T\n\rDeleteSession\x12 .detflow.v1.DeleteSessionRequest\x1a!.detflow.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,9 +40,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEY'].fields_by_name['name']._loaded_options = None
   _globals['_APIKEY'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_APIKEY'].fields_by_name['display_name']._loaded_options = None
-  _globals['_APIKEY'].fields_by_name['display_name']._serialized_options = b'\342A\001\002\272H\006r\004\020\001\030?'
+  _globals['_APIKEY'].fields_by_name['display_name']._serialized_options = b'\342A\001\002\272H\004r\002\030?'
   _globals['_APIKEY'].fields_by_name['role']._loaded_options = None
-  _globals['_APIKEY'].fields_by_name['role']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
+  _globals['_APIKEY'].fields_by_name['role']._serialized_options = b'\342A\001\002\272H\005\202\001\002\020\001'
   _globals['_APIKEY'].fields_by_name['token']._loaded_options = None
   _globals['_APIKEY'].fields_by_name['token']._serialized_options = b'\342A\001\003'
   _globals['_APIKEY'].fields_by_name['create_time']._loaded_options = None
@@ -56,9 +56,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBER'].fields_by_name['name']._loaded_options = None
   _globals['_MEMBER'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_MEMBER'].fields_by_name['user']._loaded_options = None
-  _globals['_MEMBER'].fields_by_name['user']._serialized_options = b'\342A\002\002\005\272H\007r\005\020\001\030\376\001'
+  _globals['_MEMBER'].fields_by_name['user']._serialized_options = b'\342A\002\002\005\272H\005r\003\030\376\001'
   _globals['_MEMBER'].fields_by_name['role']._loaded_options = None
-  _globals['_MEMBER'].fields_by_name['role']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
+  _globals['_MEMBER'].fields_by_name['role']._serialized_options = b'\342A\001\002\272H\005\202\001\002\020\001'
   _globals['_MEMBER'].fields_by_name['create_time']._loaded_options = None
   _globals['_MEMBER'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_MEMBER'].fields_by_name['creator']._loaded_options = None
@@ -68,7 +68,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$'
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['api_key']._loaded_options = None
-  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['api_key']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_CREATEAPIKEYREQUEST'].fields_by_name['api_key']._serialized_options = b'\342A\001\002\272H\254\001\272\001Z\n\024api_key.display_name\022)display_name must say what the key is for\032\027this.display_name != \'\'\272\001I\n\014api_key.role\022)role must be one of VIEWER, EDITOR, ADMIN\032\016this.role != 0\310\001\001'
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$'
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -82,7 +82,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEMEMBERREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEMEMBERREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$'
   _globals['_CREATEMEMBERREQUEST'].fields_by_name['member']._loaded_options = None
-  _globals['_CREATEMEMBERREQUEST'].fields_by_name['member']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_CREATEMEMBERREQUEST'].fields_by_name['member']._serialized_options = b'\342A\001\002\272H\255\001\272\001\\\n\013member.user\022<user must be an e-mail address, or the subject at the issuer\032\017this.user != \'\'\272\001H\n\013member.role\022)role must be one of VIEWER, EDITOR, ADMIN\032\016this.role != 0\310\001\001'
   _globals['_LISTMEMBERSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTMEMBERSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H/r-2+^projects/(-|[a-z][a-z0-9-]{0,61}[a-z0-9])$'
   _globals['_LISTMEMBERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -137,8 +137,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESSSERVICE'].methods_by_name['CreateLoginLink']._serialized_options = b'\202\323\344\223\002\023\"\016/v1/loginLinks:\001*'
   _globals['_ACCESSSERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
   _globals['_ACCESSSERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\202\323\344\223\002&\022$/v1/{parent=projects/*}/auditEntries'
-  _globals['_ROLE']._serialized_start=3440
-  _globals['_ROLE']._serialized_end=3503
+  _globals['_ROLE']._serialized_start=3777
+  _globals['_ROLE']._serialized_end=3840
   _globals['_GRANT']._serialized_start=225
   _globals['_GRANT']._serialized_end=281
   _globals['_PRINCIPAL']._serialized_start=284
@@ -146,55 +146,55 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRINCIPAL_KIND']._serialized_start=462
   _globals['_PRINCIPAL_KIND']._serialized_end=537
   _globals['_APIKEY']._serialized_start=540
-  _globals['_APIKEY']._serialized_end=917
-  _globals['_MEMBER']._serialized_start=920
-  _globals['_MEMBER']._serialized_end=1163
-  _globals['_LOGINLINK']._serialized_start=1165
-  _globals['_LOGINLINK']._serialized_end=1239
-  _globals['_SESSION']._serialized_start=1241
-  _globals['_SESSION']._serialized_end=1356
-  _globals['_AUDITENTRY']._serialized_start=1359
-  _globals['_AUDITENTRY']._serialized_end=1562
-  _globals['_GETPRINCIPALREQUEST']._serialized_start=1564
-  _globals['_GETPRINCIPALREQUEST']._serialized_end=1585
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1588
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1730
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1733
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1883
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1885
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1969
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=1971
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=2090
-  _globals['_DELETEAPIKEYREQUEST']._serialized_start=2092
-  _globals['_DELETEAPIKEYREQUEST']._serialized_end=2193
-  _globals['_DELETEAPIKEYRESPONSE']._serialized_start=2195
-  _globals['_DELETEAPIKEYRESPONSE']._serialized_end=2217
-  _globals['_CREATEMEMBERREQUEST']._serialized_start=2220
-  _globals['_CREATEMEMBERREQUEST']._serialized_end=2361
-  _globals['_LISTMEMBERSREQUEST']._serialized_start=2364
-  _globals['_LISTMEMBERSREQUEST']._serialized_end=2514
-  _globals['_LISTMEMBERSRESPONSE']._serialized_start=2516
-  _globals['_LISTMEMBERSRESPONSE']._serialized_end=2599
-  _globals['_UPDATEMEMBERREQUEST']._serialized_start=2601
-  _globals['_UPDATEMEMBERREQUEST']._serialized_end=2719
-  _globals['_DELETEMEMBERREQUEST']._serialized_start=2721
-  _globals['_DELETEMEMBERREQUEST']._serialized_end=2822
-  _globals['_DELETEMEMBERRESPONSE']._serialized_start=2824
-  _globals['_DELETEMEMBERRESPONSE']._serialized_end=2846
-  _globals['_CREATELOGINLINKREQUEST']._serialized_start=2848
-  _globals['_CREATELOGINLINKREQUEST']._serialized_end=2872
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2875
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=3085
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=3087
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=3185
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=3187
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=3235
-  _globals['_CREATESESSIONREQUEST']._serialized_start=3237
-  _globals['_CREATESESSIONREQUEST']._serialized_end=3362
-  _globals['_DELETESESSIONREQUEST']._serialized_start=3364
-  _globals['_DELETESESSIONREQUEST']._serialized_end=3413
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=3415
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=3438
-  _globals['_ACCESSSERVICE']._serialized_start=3506
-  _globals['_ACCESSSERVICE']._serialized_end=5072
+  _globals['_APIKEY']._serialized_end=913
+  _globals['_MEMBER']._serialized_start=916
+  _globals['_MEMBER']._serialized_end=1155
+  _globals['_LOGINLINK']._serialized_start=1157
+  _globals['_LOGINLINK']._serialized_end=1231
+  _globals['_SESSION']._serialized_start=1233
+  _globals['_SESSION']._serialized_end=1348
+  _globals['_AUDITENTRY']._serialized_start=1351
+  _globals['_AUDITENTRY']._serialized_end=1554
+  _globals['_GETPRINCIPALREQUEST']._serialized_start=1556
+  _globals['_GETPRINCIPALREQUEST']._serialized_end=1577
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=1580
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1894
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1897
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=2047
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=2049
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=2133
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=2135
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=2254
+  _globals['_DELETEAPIKEYREQUEST']._serialized_start=2256
+  _globals['_DELETEAPIKEYREQUEST']._serialized_end=2357
+  _globals['_DELETEAPIKEYRESPONSE']._serialized_start=2359
+  _globals['_DELETEAPIKEYRESPONSE']._serialized_end=2381
+  _globals['_CREATEMEMBERREQUEST']._serialized_start=2384
+  _globals['_CREATEMEMBERREQUEST']._serialized_end=2698
+  _globals['_LISTMEMBERSREQUEST']._serialized_start=2701
+  _globals['_LISTMEMBERSREQUEST']._serialized_end=2851
+  _globals['_LISTMEMBERSRESPONSE']._serialized_start=2853
+  _globals['_LISTMEMBERSRESPONSE']._serialized_end=2936
+  _globals['_UPDATEMEMBERREQUEST']._serialized_start=2938
+  _globals['_UPDATEMEMBERREQUEST']._serialized_end=3056
+  _globals['_DELETEMEMBERREQUEST']._serialized_start=3058
+  _globals['_DELETEMEMBERREQUEST']._serialized_end=3159
+  _globals['_DELETEMEMBERRESPONSE']._serialized_start=3161
+  _globals['_DELETEMEMBERRESPONSE']._serialized_end=3183
+  _globals['_CREATELOGINLINKREQUEST']._serialized_start=3185
+  _globals['_CREATELOGINLINKREQUEST']._serialized_end=3209
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=3212
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=3422
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=3424
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=3522
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=3524
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=3572
+  _globals['_CREATESESSIONREQUEST']._serialized_start=3574
+  _globals['_CREATESESSIONREQUEST']._serialized_end=3699
+  _globals['_DELETESESSIONREQUEST']._serialized_start=3701
+  _globals['_DELETESESSIONREQUEST']._serialized_end=3750
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=3752
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=3775
+  _globals['_ACCESSSERVICE']._serialized_start=3843
+  _globals['_ACCESSSERVICE']._serialized_end=5409
 # @@protoc_insertion_point(module_scope)

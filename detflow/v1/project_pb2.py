@@ -30,7 +30,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/project.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x03\n\x07Project\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\xe4\x01\n\x0c\x64isplay_name\x18\x02 \x01(\tB\xcd\x01\xe2\x41\x01\x02\xbaH\xc5\x01r\x04\x10\x01\x18?\xba\x01\xbb\x01\n\x17\x64isplay_name.characters\x12=must not contain control or bidirectional-override characters\x1a\x61!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12 \n\x05quota\x18\x04 \x01(\x0b\x32\x11.detflow.v1.Quota:(\xea\x41%\n\x0f\x64\x65tflow/Project\x12\x12projects/{project}\"S\n\x05Quota\x12\"\n\x11max_storage_bytes\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12&\n\x15max_running_trainings\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\x87\x01\n\x14\x43reateProjectRequest\x12=\n\nproject_id\x18\x01 \x01(\tB)\xe2\x41\x01\x02\xbaH\"r 2\x1e^[a-z][a-z0-9-]{0,61}[a-z0-9]$\x12\x30\n\x07project\x18\x02 \x01(\x0b\x32\x13.detflow.v1.ProjectB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\"H\n\x11GetProjectRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\"O\n\x13ListProjectsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x85\x01\n\x14UpdateProjectRequest\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x13.detflow.v1.ProjectB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x32\xb9\x03\n\x0eProjectService\x12\x65\n\rCreateProject\x12 .detflow.v1.CreateProjectRequest\x1a\x13.detflow.v1.Project\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/projects:\x07project\x12_\n\nGetProject\x12\x1d.detflow.v1.GetProjectRequest\x1a\x13.detflow.v1.Project\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=projects/*}\x12g\n\x0cListProjects\x12\x1f.detflow.v1.ListProjectsRequest\x1a .detflow.v1.ListProjectsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/projects\x12v\n\rUpdateProject\x12 .detflow.v1.UpdateProjectRequest\x1a\x13.detflow.v1.Project\".\x82\xd3\xe4\x93\x02(2\x1d/v1/{project.name=projects/*}:\x07projectb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/project.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x03\n\x07Project\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\xe2\x01\n\x0c\x64isplay_name\x18\x02 \x01(\tB\xcb\x01\xe2\x41\x01\x02\xbaH\xc3\x01r\x02\x18?\xba\x01\xbb\x01\n\x17\x64isplay_name.characters\x12=must not contain control or bidirectional-override characters\x1a\x61!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12 \n\x05quota\x18\x04 \x01(\x0b\x32\x11.detflow.v1.Quota:(\xea\x41%\n\x0f\x64\x65tflow/Project\x12\x12projects/{project}\"S\n\x05Quota\x12\"\n\x11max_storage_bytes\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12&\n\x15max_running_trainings\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xda\x01\n\x14\x43reateProjectRequest\x12=\n\nproject_id\x18\x01 \x01(\tB)\xe2\x41\x01\x02\xbaH\"r 2\x1e^[a-z][a-z0-9-]{0,61}[a-z0-9]$\x12\x82\x01\n\x07project\x18\x02 \x01(\x0b\x32\x13.detflow.v1.ProjectB\\\xe2\x41\x01\x02\xbaHU\xba\x01O\n\x14project.display_name\x12\x1e\x64isplay_name must not be empty\x1a\x17this.display_name != \'\'\xc8\x01\x01\"H\n\x11GetProjectRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\"O\n\x13ListProjectsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.detflow.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x85\x01\n\x14UpdateProjectRequest\x12\x30\n\x07project\x18\x01 \x01(\x0b\x32\x13.detflow.v1.ProjectB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x32\xb9\x03\n\x0eProjectService\x12\x65\n\rCreateProject\x12 .detflow.v1.CreateProjectRequest\x1a\x13.detflow.v1.Project\"\x1d\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/projects:\x07project\x12_\n\nGetProject\x12\x1d.detflow.v1.GetProjectRequest\x1a\x13.detflow.v1.Project\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=projects/*}\x12g\n\x0cListProjects\x12\x1f.detflow.v1.ListProjectsRequest\x1a .detflow.v1.ListProjectsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/projects\x12v\n\rUpdateProject\x12 .detflow.v1.UpdateProjectRequest\x1a\x13.detflow.v1.Project\".\x82\xd3\xe4\x93\x02(2\x1d/v1/{project.name=projects/*}:\x07projectb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROJECT'].fields_by_name['name']._loaded_options = None
   _globals['_PROJECT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_PROJECT'].fields_by_name['display_name']._loaded_options = None
-  _globals['_PROJECT'].fields_by_name['display_name']._serialized_options = b'\342A\001\002\272H\305\001r\004\020\001\030?\272\001\273\001\n\027display_name.characters\022=must not contain control or bidirectional-override characters\032a!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')'
+  _globals['_PROJECT'].fields_by_name['display_name']._serialized_options = b'\342A\001\002\272H\303\001r\002\030?\272\001\273\001\n\027display_name.characters\022=must not contain control or bidirectional-override characters\032a!this.matches(\'[\\\\x00-\\\\x1f\\\\x7f-\\\\x9f\\\\x{200e}\\\\x{200f}\\\\x{202a}-\\\\x{202e}\\\\x{2066}-\\\\x{2069}]\')'
   _globals['_PROJECT'].fields_by_name['create_time']._loaded_options = None
   _globals['_PROJECT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_PROJECT']._loaded_options = None
@@ -52,7 +52,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEPROJECTREQUEST'].fields_by_name['project_id']._loaded_options = None
   _globals['_CREATEPROJECTREQUEST'].fields_by_name['project_id']._serialized_options = b'\342A\001\002\272H\"r 2\036^[a-z][a-z0-9-]{0,61}[a-z0-9]$'
   _globals['_CREATEPROJECTREQUEST'].fields_by_name['project']._loaded_options = None
-  _globals['_CREATEPROJECTREQUEST'].fields_by_name['project']._serialized_options = b'\342A\001\002\272H\003\310\001\001'
+  _globals['_CREATEPROJECTREQUEST'].fields_by_name['project']._serialized_options = b'\342A\001\002\272HU\272\001O\n\024project.display_name\022\036display_name must not be empty\032\027this.display_name != \'\'\310\001\001'
   _globals['_GETPROJECTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETPROJECTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H\036r\0342\032^projects/[a-z0-9-]{1,63}$'
   _globals['_LISTPROJECTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -72,19 +72,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\202\323\344\223\002(2\035/v1/{project.name=projects/*}:\007project'
   _globals['_PROJECT']._serialized_start=227
-  _globals['_PROJECT']._serialized_end=618
-  _globals['_QUOTA']._serialized_start=620
-  _globals['_QUOTA']._serialized_end=703
-  _globals['_CREATEPROJECTREQUEST']._serialized_start=706
-  _globals['_CREATEPROJECTREQUEST']._serialized_end=841
-  _globals['_GETPROJECTREQUEST']._serialized_start=843
-  _globals['_GETPROJECTREQUEST']._serialized_end=915
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=917
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=996
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=998
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=1084
-  _globals['_UPDATEPROJECTREQUEST']._serialized_start=1087
-  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1220
-  _globals['_PROJECTSERVICE']._serialized_start=1223
-  _globals['_PROJECTSERVICE']._serialized_end=1664
+  _globals['_PROJECT']._serialized_end=616
+  _globals['_QUOTA']._serialized_start=618
+  _globals['_QUOTA']._serialized_end=701
+  _globals['_CREATEPROJECTREQUEST']._serialized_start=704
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=922
+  _globals['_GETPROJECTREQUEST']._serialized_start=924
+  _globals['_GETPROJECTREQUEST']._serialized_end=996
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=998
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=1077
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=1079
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=1165
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=1168
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1301
+  _globals['_PROJECTSERVICE']._serialized_start=1304
+  _globals['_PROJECTSERVICE']._serialized_end=1745
 # @@protoc_insertion_point(module_scope)

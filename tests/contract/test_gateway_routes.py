@@ -267,7 +267,7 @@ BAD_REQUESTS = (
     ("&color=red", b'{"displayName": "a"}', "color", "UNKNOWN_FIELD"),
     ("&project.displayName=b", b'{"displayName": "a"}', "project.displayName", "IN_BODY"),
     ("&projectId=b", b'{"displayName": "a"}', "projectId", "DUPLICATE_KEY"),
-    ("", b'{"displayName": ""}', "project.display_name", "STRING_MIN_LEN"),
+    ("", b'{"displayName": ""}', "project", "PROJECT_DISPLAY_NAME"),
 )
 
 
