@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import DetflowError, Unavailable
 from detflow.events import (
     FETCH_SECONDS,
@@ -124,7 +124,9 @@ class Consumer(Generic[T]):
         except Exception as error:
             await self._on_failure(msg, event_id, error)
         else:
+            faults.point("consumer.before_ack")
             await self._settle(msg.ack_sync(timeout=REQUEST_SECONDS))
+            faults.point("consumer.after_ack")
 
     async def _apply(self, event: Delivered[T]) -> None:
         after: AfterCommit | None = None

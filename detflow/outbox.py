@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import Unavailable
 from detflow.events import EVENTS_STREAM, Bus, Header
 from detflow.postgres import Connection, Database
@@ -236,7 +236,9 @@ class Relay:
         if row["traceparent"]:
             headers["traceparent"] = row["traceparent"]
         try:
+            faults.point("outbox.before_publish")
             await self._bus.publish_durable(row["subject"], row["payload"], headers)
+            faults.point("outbox.after_publish")
         except Unavailable:
             return False
         return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import asyncpg
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -115,8 +115,11 @@ class Database:
             Unavailable: Postgres is away. If it went away during the commit, the outcome is
                 unknown: retry with the same request id or event id.
         """
-        async with self.connection() as conn, conn.transaction(isolation=isolation):
-            yield conn
+        async with self.connection() as conn:
+            async with conn.transaction(isolation=isolation):
+                yield conn
+                faults.point("postgres.before_commit")
+            faults.point("postgres.after_commit")
 
     async def listen(self) -> asyncpg.Connection[asyncpg.Record]:
         """Opens a connection of its own, outside the pool, for LISTEN and session locks.

@@ -16,7 +16,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import DetflowError, Unavailable
 from detflow.events import Bus
 from detflow.interceptors import Boundary
@@ -93,9 +93,9 @@ class Service:
 
     async def __aenter__(self) -> Self:
         telemetry.configure(self.name, self.settings)
-        # Made here and not earlier: it belongs to the running event loop.
-        self._server: aio.Server = aio.server(interceptors=[Boundary()], options=_OPTIONS)
+        faults.arm(self.settings)
         self.settings.require("database_url", "nats_url", "store_url")
+        access.check_settings(self.settings)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self._connect()
@@ -105,6 +105,9 @@ class Service:
                 " DETFLOW_DATABASE_URL and DETFLOW_NATS_URL"
             ) from error
         await self.db.migrate(self._migrations)
+        # Made here and not earlier: it belongs to the running event loop.
+        boundary = Boundary(self._make_guard())
+        self._server: aio.Server = aio.server(interceptors=[boundary], options=_OPTIONS)
         self.store = ObjectStore(self.settings.store_url)
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.watcher = Watcher(self.bus)

@@ -83,6 +83,8 @@ class Settings:
             limit.
         otlp_endpoint: URL of an OpenTelemetry collector that takes traces by OTLP over gRPC; empty
             for none.
+        faults: What shall go wrong on purpose, see detflow/faults.py; for tests, with access=open
+            only.
         log_format: json or console.
         log_level: debug, info, warning or error.
     """
@@ -131,6 +133,7 @@ class Settings:
     calls_per_second: float = 1000.0
     open_calls: int = 2000
     otlp_endpoint: str = ""
+    faults: str = ""
     log_format: str = "json"
     log_level: str = "info"
 

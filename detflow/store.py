@@ -16,6 +16,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import from_url
 
+from detflow import faults
 from detflow.errors import DataLoss, Unavailable
 from detflow.v1.common_pb2 import StoredObject
 
@@ -56,15 +57,19 @@ class ObjectStore:
     def put(self, key: str, data: bytes | Path) -> StoredObject:
         """Stores bytes or a file under `key`, replacing what is there; it appears as a whole."""
         size_bytes, sha256 = _measure(data)
+        self._begin_put(key, data)
         with self._answering():
             obstore.put(self._store, key, data)
+        faults.point("store.after_put")
         return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
 
     def put_if_absent(self, key: str, data: bytes | Path) -> StoredObject:
         """Stores a content-addressed object: if the key is taken, its content is the same."""
         size_bytes, sha256 = _measure(data)
+        self._begin_put(key, data)
         with self._answering(), contextlib.suppress(AlreadyExistsError):
             obstore.put(self._store, key, data, mode="create")
+        faults.point("store.after_put")
         return StoredObject(key=key, size_bytes=size_bytes, sha256=sha256)
 
     def get(self, obj: StoredObject) -> bytes:
@@ -137,6 +142,21 @@ class ObjectStore:
             for batch in obstore.list(self._store, prefix):
                 for meta in batch:
                     yield str(meta["path"])
+
+    def _begin_put(self, key: str, data: bytes | Path) -> None:
+        """Marks the places before an object is there; half of one is what a kill leaves."""
+        faults.point("store.before_put")
+        if not faults.is_armed("store.half_put") or self._is_remote:
+            return
+        whole = data if isinstance(data, bytes) else data.read_bytes()
+        # As obstore names what it has not finished.
+        half = Path(f"{urlsplit(self.url).path}/{key}#1")
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(whole[: len(whole) // 2])
+        try:
+            faults.point("store.half_put")
+        finally:
+            half.unlink()
 
     def _get_range(self, key: str, start: int, length: int) -> bytes:
         """Reads a range, or what there is of it."""

@@ -15,7 +15,7 @@ import uuid
 from asyncio.subprocess import PIPE, Process
 from typing import Any
 
-from detflow import outbox, telemetry
+from detflow import faults, outbox, telemetry
 from detflow.errors import Internal, Unavailable, failure
 from detflow.postgres import Database
 from detflow.tasks import Bell, wait
@@ -139,6 +139,7 @@ class Evaluator:
         return True
 
     async def _record(self, job: Job, answer: dict[str, Any]) -> None:
+        faults.point("evaluation.before_store")
         measured, failed = answer.get("measurement"), answer.get("failure")
         matches = answer.get("matches")
         async with self._db.transaction() as conn:
@@ -164,6 +165,7 @@ class Evaluator:
                 name=f"{job.training}/evaluations/{job.split}",
                 event=events_pb2.Event(evaluation=to_evaluation(evaluation)),
             )
+        faults.point("evaluation.after_store")
         log.info(
             "evaluated",
             training=job.training,

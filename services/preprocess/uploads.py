@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import (
     Aborted,
     FailedPrecondition,
@@ -319,7 +319,9 @@ class PartWriter:
 
     async def _store_part(self, data: bytes) -> None:
         key = f"{upload_prefix(self.upload.id)}/{self.committed_bytes:015d}-{new_id()}"
+        faults.point("upload.before_part")
         part = await asyncio.to_thread(self._put, key, data)
+        faults.point("upload.after_part")
         try:
             async with self._db.transaction() as conn:
                 await sql.insert_part(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import Aborted, DetflowError, Internal, Unavailable, failure
 from detflow.events import Bus
 from detflow.names import last_segment, new_id
@@ -169,7 +169,9 @@ class Exporter:
             if made is None:
                 log.info("export is not ours any more", export=export.name)
                 return
+            faults.point("export.before_store")
             await self._settle(export, State.SUCCEEDED, made=made)
+            faults.point("export.after_store")
         except DetflowError as error:
             why = failure(error)
             target = after_death(export.attempt) if is_retried(why) else State.FAILED

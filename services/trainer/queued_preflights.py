@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import DetflowError, Internal, Unavailable, failure
 from detflow.events import Bus
 from detflow.names import new_id
@@ -111,6 +111,7 @@ class QueuedPreflights:
                 log.info("training does not wait any more", training=claim.training.name)
                 await self._in_transaction(lambda conn: preflight_claims.delete_claim(conn, claim))
                 return
+            faults.point("preflight.before_store")
             await self._in_transaction(
                 lambda conn: preflight_claims.settle_passed(conn, claim, found)
             )

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from detflow import telemetry
+from detflow import faults, telemetry
 from detflow.errors import Aborted, Unavailable, failure
 from detflow.events import Bus
 from detflow.names import new_id
@@ -121,6 +121,7 @@ class Scheduler:
                     num_nodes=training.num_nodes,
                     num_per_node=training.num_devices_per_node,
                 )
+                faults.point("training.after_claim")
                 log.info("training claimed", training=training.name, attempt=training.attempt)
                 self._carry_out(training, worker_spec(training, claim.checkpoint, device), devices)
 

@@ -16,7 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from detflow import errors
+from detflow import errors, faults
 from detflow.errors import DetflowError
 from detflow.settings import Settings
 from detflow.v1.worker_pb2 import WorkerFailed, WorkerRecord
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings.load()
         settings.require("nats_url", "store_url")
+        faults.arm(settings)
         spec = read_spec(told.spec, rank=told.rank, address=told.address)
     except DetflowError as error:
         print(error, file=sys.stderr)

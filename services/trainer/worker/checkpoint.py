@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from detflow import faults
 from detflow.errors import DataLoss, FailedPrecondition
 from detflow.store import ObjectStore
 from detflow.v1.common_pb2 import StoredObject
@@ -103,8 +104,11 @@ class Checkpoints:
         began = time.monotonic()
         step = state["step"]
         name = f"checkpoint-{epoch:06d}" + (f"-{step:06d}" if step else "")
+        faults.point("checkpoint.before_store")
         stored = save_snapshot(self._store, self._spec.key(f"{name}.pt"), state)
+        faults.point("checkpoint.after_store")
         report(Checkpoint(epoch=epoch, step=step, object=stored))
+        faults.point("checkpoint.after_record")
         self.cost_seconds = copy_seconds + time.monotonic() - began
 
 

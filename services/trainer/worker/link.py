@@ -13,6 +13,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
+from detflow import faults
 from detflow.v1.training_pb2 import StopMode, TrainingProgress
 from detflow.v1.worker_pb2 import LeaseRequest, LeaseResponse
 from services.trainer.worker.orders import Orders
@@ -149,7 +150,9 @@ class Link:
                 continue
             headers = {"Nats-Msg-Id": f"{self._training_id}/{self._attempt}/{record.seq}"}
             try:
+                faults.point("spool.before_publish")
                 await stream.publish(subject, record.SerializeToString(), headers=headers)
+                faults.point("spool.after_publish")
             except _NATS_ERRORS:
                 # Its outcome is unknown: the same Msg-Id again, so that JetStream keeps only one.
                 await asyncio.sleep(_RETRY_SECONDS)
