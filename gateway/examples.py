@@ -22,6 +22,8 @@ _IDS = {
     "upload": "u1",
     "weight": "w1",
     "webhook": "h1",
+    "apiKey": "k1",
+    "member": "m1",
 }
 _DATASET = "projects/shapes/datasets/d1"
 _RECIPE = {
@@ -56,6 +58,12 @@ BODIES: dict[str, Json] = {
         "eventTypes": ["TRAINING_COMPLETED", "TRAINING_FAILED"],
     },
     "UpdateWebhook": {"disabled": True},
+    "UpdateProject": {"displayName": "Shapes", "quota": {"maxStorageBytes": "107374182400"}},
+    "CreateApiKey": {"displayName": "nightly training", "role": "EDITOR"},
+    "UpdateApiKey": {"role": "VIEWER"},
+    "CreateMember": {"user": "kim@example.com", "role": "EDITOR"},
+    "UpdateMember": {"role": "ADMIN"},
+    "CreateLoginLink": {},
 }
 """JSON bodies by RPC."""
 

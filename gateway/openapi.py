@@ -309,10 +309,12 @@ def _query(binding: Binding, schemas: _Schemas, texts: dict[str, str]) -> Iterat
         binding.body
     }
     for name, field in _leaves(message, "", taken):
+        # What a PATCH changes is read from its body where the mask is not given.
+        is_mask = field.message_type is not None and field.message_type.name == "FieldMask"
         yield {
             "name": name,
             "in": "query",
-            "required": _has(field, field_behavior_pb2.REQUIRED),
+            "required": _has(field, field_behavior_pb2.REQUIRED) and not is_mask,
             "description": texts.get(field.full_name, ""),
             "schema": schemas.field(field),
         }

@@ -18,6 +18,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from detflow.v1 import (
+    access_pb2,
     analysis_pb2,
     comparison_pb2,
     dataset_pb2,
@@ -38,6 +39,7 @@ SERVICES: dict[str, tuple[ServiceDescriptor, ...]] = {
     "version": (
         project_pb2.DESCRIPTOR.services_by_name["ProjectService"],
         version_pb2.DESCRIPTOR.services_by_name["VersionService"],
+        access_pb2.DESCRIPTOR.services_by_name["AccessService"],
     ),
     "preprocess": (
         dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
@@ -73,8 +75,14 @@ UPLOADS = {
 }
 """The routes without an annotation, which cannot describe a raw body (see the protos)."""
 GRPC_ONLY = ("MetricsService.ReadMetricColumns", "PredictionService.PredictImages")
-"""What HTTP does not offer: columns of binary numbers, for which it has the same series as JSON,
-and a stream both ways, for which it has one request per image."""
+"""What has no route of its own: columns of binary numbers, for which there are the same series as
+JSON, and a stream both ways, for which there is one request per image."""
+INTERNAL = (
+    "AccessService.Authenticate",
+    "AccessService.CreateSession",
+    "AccessService.DeleteSession",
+)
+"""What services and gateway ask each other: nobody reaches it over HTTP, by any protocol."""
 RAW = "google.api.HttpBody"
 """What an RPC streams that answers with a raw body."""
 _VARIABLE = re.compile(r"\{([a-z0-9_.]+)(?:=([^{}]+))?\}")
@@ -205,7 +213,8 @@ def rpcs() -> Iterator[Binding]:
     for service, descriptors in SERVICES.items():
         for descriptor in descriptors:
             for rpc in descriptor.methods:
-                yield _bind(service, rpc, "post", f"/{descriptor.full_name}/{rpc.name}", "*")
+                if f"{descriptor.name}.{rpc.name}" not in INTERNAL:
+                    yield _bind(service, rpc, "post", f"/{descriptor.full_name}/{rpc.name}", "*")
 
 
 def _bind(service: str, rpc: MethodDescriptor, http_method: str, path: str, body: str) -> Binding:

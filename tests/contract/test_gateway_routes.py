@@ -45,6 +45,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "CreateUpload": {"sizeBytes": "1"},
     "CreateDataset": {"dataset": {"displayName": "d"}, "upload": "projects/x1/uploads/u1"},
     "CreateExport": {"format": "ONNX"},
+    "UpdateProject": {"displayName": "Shapes"},
+    "CreateApiKey": {"displayName": "k", "role": "VIEWER"},
+    "CreateMember": {"user": "kim@example.com", "role": "VIEWER"},
 }
 TWO_TRAININGS = [f"projects/x1/versions/x1/trainings/{name}" for name in ("t1", "t2")]
 QUERIES: dict[str, dict[str, Any]] = {

@@ -12,7 +12,16 @@ from openapi_spec_validator import validate
 
 from detflow.errors import InvalidArgument
 from gateway import openapi, transcode
-from gateway.routes import GRPC_ONLY, Binding, Router, UnsafePath, bindings, parse_template
+from gateway.routes import (
+    GRPC_ONLY,
+    INTERNAL,
+    Binding,
+    Router,
+    UnsafePath,
+    bindings,
+    parse_template,
+    rpcs,
+)
 
 BINDINGS = list(bindings())
 ROUTER = Router(BINDINGS)
@@ -49,9 +58,11 @@ def test_two_rpcs_on_one_route_fail_at_start() -> None:
 
 def test_every_rpc_of_the_services_has_a_route() -> None:
     named = {one.rpc.full_name for one in BINDINGS}
-    assert named | {f"detflow.v1.{name}" for name in GRPC_ONLY} == {
+    internal = {f"detflow.v1.{name}" for name in INTERNAL}
+    assert named | {f"detflow.v1.{name}" for name in GRPC_ONLY} | internal == {
         rpc.full_name for one in BINDINGS for rpc in one.rpc.containing_service.methods
     }
+    assert not internal & {one.rpc.full_name for one in rpcs()}
 
 
 def test_literals_and_verbs_win_over_wildcards() -> None:
