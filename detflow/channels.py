@@ -1,11 +1,11 @@
-"""gRPC channels between services, and for the client: deadlines, retries, traces, typed errors."""
+"""gRPC channels between services, and for the client: deadlines, retries, tokens, typed errors."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -13,7 +13,9 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 from opentelemetry import propagate
 
+from detflow import tls
 from detflow.errors import DetflowError, from_status
+from detflow.settings import Settings
 
 DEADLINE_SECONDS = 5.0
 _UPLOADS = (
@@ -58,8 +60,28 @@ OPTIONS = (
 )
 
 
-class _DeadlineAndTrace(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
-    """Gives a unary call the default deadline, unless it has one, and the current trace."""
+class _Calling:
+    """Adds the token of the services and the current trace to the metadata of a call."""
+
+    def __init__(self, token: str) -> None:
+        self._token = (("authorization", f"Bearer {token}"),) if token else ()
+
+    def details(
+        self, given: grpc.aio.ClientCallDetails, timeout: float | None
+    ) -> grpc.aio.ClientCallDetails:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        return grpc.aio.ClientCallDetails(
+            method=given.method,
+            timeout=timeout,
+            metadata=grpc.aio.Metadata(*(given.metadata or ()), *self._token, *carrier.items()),
+            credentials=given.credentials,
+            wait_for_ready=given.wait_for_ready,
+        )
+
+
+class _Unary(_Calling, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+    """Of calls with one answer, which get the default deadline unless they have one."""
 
     async def intercept_unary_unary(
         self,
@@ -67,23 +89,56 @@ class _DeadlineAndTrace(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[t
         client_call_details: grpc.aio.ClientCallDetails,
         request: Any,
     ) -> Any:
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        details = grpc.aio.ClientCallDetails(
-            method=client_call_details.method,
-            timeout=client_call_details.timeout or DEADLINE_SECONDS,
-            metadata=grpc.aio.Metadata(*(client_call_details.metadata or ()), *carrier.items()),
-            credentials=client_call_details.credentials,
-            wait_for_ready=client_call_details.wait_for_ready,
-        )
+        timeout = client_call_details.timeout or DEADLINE_SECONDS
+        return await continuation(self.details(client_call_details, timeout), request)
+
+
+class _Stream(_Calling, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    """Of calls with many answers."""
+
+    async def intercept_unary_stream(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        details = self.details(client_call_details, client_call_details.timeout)
         return await continuation(details, request)
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """Opens a channel to a service; unary calls get a deadline and are retried on UNAVAILABLE."""
-    return grpc.aio.insecure_channel(
-        address, options=OPTIONS, interceptors=[cast(Any, _DeadlineAndTrace())]
+def credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+    """Returns what a process trusts and shows where the services have TLS, or None.
+
+    Raises:
+        InvalidArgument: A file of the settings cannot be used.
+    """
+    if not settings.tls_ca_file:
+        return None
+    return tls.client_credentials(
+        ca_file=settings.tls_ca_file,
+        cert_file=settings.tls_cert_file,
+        key_file=settings.tls_key_file,
     )
+
+
+def channel(address: str, settings: Settings | None = None) -> grpc.aio.Channel:
+    """Opens a channel to a service; unary calls get a deadline and are retried on UNAVAILABLE.
+
+    Args:
+        address: host:port of the service.
+        settings: Of the service that calls: its token, and whether there is TLS. None calls as
+            nobody and without TLS.
+
+    Raises:
+        InvalidArgument: A file of TLS cannot be used.
+    """
+    settings = settings or Settings()
+    token = settings.service_token
+    interceptors: list[Any] = [_Unary(token), _Stream(token)]
+    trusted = credentials(settings)
+    if trusted is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+    return grpc.aio.secure_channel(address, trusted, options=OPTIONS, interceptors=interceptors)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def wire(service: server.Service) -> None:
     service.add(add_ComparisonServiceServicer_to_server, comparisons)
     pictures = Pictures(BundleImages(objects))
     service.add(add_InferenceServiceServicer_to_server, InferenceService(splits, pictures))
-    sources = ReportSources(service.db, splits, pictures, service.settings.version_address)
+    sources = ReportSources(service.db, splits, pictures, service.settings)
     renderer = Renderer(service.settings.data_dir)
     service.add(
         add_ReportServiceServicer_to_server,

@@ -10,6 +10,7 @@ import numpy as np
 from detflow import channels, names, telemetry
 from detflow.errors import DataLoss, DetflowError, FailedPrecondition
 from detflow.postgres import Database
+from detflow.settings import Settings
 from detflow.v1 import common_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.analysis_pb2 import EvaluationAnalysis
 from detflow.v1.comparison_pb2 import Comparison
@@ -54,16 +55,16 @@ class ReportSources:
         db: Database of the service.
         splits: Measured splits.
         pictures: Pictures of their images.
-        version_address: Of the version service, which knows what versions are called.
+        settings: How to reach the version service, which knows what versions are called.
     """
 
     def __init__(
-        self, db: Database, splits: MeasuredSplits, pictures: Pictures, version_address: str
+        self, db: Database, splits: MeasuredSplits, pictures: Pictures, settings: Settings
     ) -> None:
         self._db = db
         self._splits = splits
         self._pictures = pictures
-        self._version_address = version_address
+        self._settings = settings
 
     async def training(self, name: str, *, with_tables: bool) -> TrainingContent:
         """Gathers what a report of a training shows, as far as it is there.
@@ -144,7 +145,7 @@ class ReportSources:
         """Returns what the version of a training is called; its id if nobody can say just now."""
         name = training.rsplit("/trainings/", 1)[0]
         try:
-            async with channels.channel(self._version_address) as channel:
+            async with channels.channel(self._settings.version_address, self._settings) as channel:
                 stub = version_pb2_grpc.VersionServiceStub(channel)
                 with channels.translate():
                     request = version_pb2.GetVersionRequest(name=name)

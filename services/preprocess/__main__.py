@@ -101,7 +101,7 @@ async def start() -> None:
     """Connects and serves."""
     async with (
         Service("preprocess", migrations=MIGRATIONS) as s,
-        channels.channel(s.settings.version_address) as version,
+        channels.channel(s.settings.version_address, s.settings) as version,
     ):
         await serve(s, Limits(), Projects(project_pb2_grpc.ProjectServiceStub(version)))
 

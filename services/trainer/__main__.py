@@ -43,7 +43,7 @@ async def serve(
     run_queued: queued_preflights.RunJob = jobs.run_job,
 ) -> None:
     """Serves trainings and carries them out until the process is told to stop."""
-    async with service as s, channels.channel(s.settings.version_address) as versions:
+    async with service as s, channels.channel(s.settings.version_address, s.settings) as versions:
         projects = Projects(project_pb2_grpc.ProjectServiceStub(versions))
         executor = executor or await make_executor(s.settings)
         preflights = QueuedPreflights(

@@ -20,7 +20,10 @@ _MAX_TRASH_DAYS = 36_500
 
 async def serve(service: Service) -> None:
     """Serves projects and versions until the process is told to stop."""
-    async with service as s, channels.channel(s.settings.preprocess_address) as preprocess:
+    async with (
+        service as s,
+        channels.channel(s.settings.preprocess_address, s.settings) as preprocess,
+    ):
         datasets = dataset_pb2_grpc.DatasetServiceStub(preprocess)
         s.add(project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(s.db))
         s.add(

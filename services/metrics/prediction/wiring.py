@@ -15,8 +15,8 @@ from services.metrics.prediction.service import PredictionService
 
 def wire(service: server.Service) -> None:
     """Adds the PredictionService and what works for it."""
-    trainer = channels.channel(service.settings.trainer_address)
-    version = channels.channel(service.settings.version_address)
+    trainer = channels.channel(service.settings.trainer_address, service.settings)
+    version = channels.channel(service.settings.version_address, service.settings)
     scratch = Scratch(service.settings.data_dir / "predictions")
     predictors = Predictors(service.store, service.settings, scratch.path)
     service.spawn(predictors.run(), "predictors")

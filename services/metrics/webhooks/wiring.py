@@ -25,7 +25,7 @@ def wire(service: server.Service) -> None:
     """
     allowed = AllowedHosts.parse(service.settings.webhook_hosts)
     due, sender = Bell(), Sender(allowed)
-    version = channels.channel(service.settings.version_address)
+    version = channels.channel(service.settings.version_address, service.settings)
     service.on_drain(lambda: version.close(None))
     consumer = Consumer(
         service.bus,
