@@ -20,11 +20,15 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from detflow.client.access import Access
+from detflow.client.audit import Audit
 from detflow.client.comparisons import Comparisons
 from detflow.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection
 from detflow.client.datasets import Datasets
 from detflow.client.exports import Exports
 from detflow.client.hyperparameters import schema_of
+from detflow.client.keys import Keys
+from detflow.client.members import Members
 from detflow.client.metrics import Metrics
 from detflow.client.predictions import Predictions
 from detflow.client.projects import Projects
@@ -76,6 +80,10 @@ class Client:
         comparisons: Trainings against each other.
         results: What was found in each image.
         reports: What was measured, as files.
+        access: Who is calling.
+        keys: Tokens for programs.
+        members: People with a role.
+        audit: Who changed what.
 
     Example:
         client = detflow.Client("gpu-server:7100", timeout=60)
@@ -119,6 +127,10 @@ class Client:
         self.comparisons = Comparisons(self._connection)
         self.results = Results(self._connection)
         self.reports = Reports(self._connection)
+        self.access = Access(self._connection)
+        self.keys = Keys(self._connection)
+        self.members = Members(self._connection)
+        self.audit = Audit(self._connection)
 
     def models(self) -> Sequence[trainer_pb2.Model]:
         """Lists the models that can be trained."""

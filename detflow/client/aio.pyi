@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
@@ -13,6 +14,7 @@ from detflow.client.recipes import RecipeOptions
 from detflow.client.reports import _Path
 from detflow.client.showing import Showable, Shown
 from detflow.v1 import (
+    access_pb2,
     analysis_pb2,
     common_pb2,
     comparison_pb2,
@@ -37,7 +39,16 @@ class Projects:
     async def get(self, project_id: str) -> project_pb2.Project:
         """Gets a project."""
     async def list(self) -> Sequence[project_pb2.Project]:
-        """Lists all projects, oldest first."""
+        """Lists the projects that the caller may see, oldest first."""
+    async def update(
+        self,
+        project_id: str,
+        *,
+        display_name: str | None = ...,
+        max_storage_bytes: int | None = ...,
+        max_running_trainings: int | None = ...,
+    ) -> project_pb2.Project:
+        """Changes what is given."""
     async def ensure(self, project_id: str) -> None:
         """Creates a project unless it is there."""
 
@@ -433,6 +444,66 @@ class Reports:
     ) -> AsyncGenerator[bytes]:
         """Yields one table in parts, as they are made."""
 
+class Access:
+    """Calls about whoever calls."""
+    async def principal(self) -> access_pb2.Principal:
+        """Says who is calling and what the caller may do."""
+    async def login_link(self) -> access_pb2.LoginLink:
+        """Makes a link that signs one browser in as the caller; its `path` is the gateway's."""
+
+class Keys:
+    """Calls about API keys."""
+    async def create(
+        self,
+        name: str,
+        *,
+        role: str = ...,
+        project: str = ...,
+        expires: datetime | timedelta | None = ...,
+    ) -> access_pb2.ApiKey:
+        """Creates an API key; `token` of the answer is not shown again."""
+    async def list(self, project: str = ...) -> Sequence[access_pb2.ApiKey]:
+        """Lists the API keys of a project, oldest first, without their tokens."""
+    async def find(self, text: str, project: str = ...) -> access_pb2.ApiKey:
+        """Gets an API key by resource name, id or display name."""
+    async def update(
+        self,
+        name: str,
+        *,
+        display_name: str | None = ...,
+        role: str | None = ...,
+        expires: datetime | timedelta | None = ...,
+        never_expires: bool = ...,
+    ) -> access_pb2.ApiKey:
+        """Changes what is given."""
+    async def delete(self, name: str) -> None:
+        """Deletes an API key: within ten seconds nobody is let in with it."""
+
+class Members:
+    """Calls about members."""
+    async def create(self, user: str, *, role: str = ..., project: str = ...) -> access_pb2.Member:
+        """Makes a person a member."""
+    async def list(self, project: str = ...) -> Sequence[access_pb2.Member]:
+        """Lists the members of a project, oldest first."""
+    async def find(self, text: str, project: str = ...) -> access_pb2.Member:
+        """Gets a member by resource name, id, e-mail address or subject."""
+    async def update(self, name: str, *, role: str) -> access_pb2.Member:
+        """Gives a member another role."""
+    async def delete(self, name: str) -> None:
+        """Takes a person's membership away; it counts within ten seconds."""
+
+class Audit:
+    """Calls about the audit log."""
+    async def list(
+        self,
+        project: str = ...,
+        *,
+        subject: str = ...,
+        resource: str = ...,
+        limit: int | None = ...,
+    ) -> Sequence[access_pb2.AuditEntry]:
+        """Lists the calls that changed something, or were to, newest first."""
+
 class AsyncClient:
     """A connection to one detflow, for asyncio: the nouns and methods of `Client`, awaited.
 
@@ -465,6 +536,10 @@ class AsyncClient:
     comparisons: Comparisons
     results: Results
     reports: Reports
+    access: Access
+    keys: Keys
+    members: Members
+    audit: Audit
 
     def __init__(
         self,
