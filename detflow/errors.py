@@ -137,6 +137,12 @@ class Unauthenticated(DetflowError):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
+class PermissionDenied(DetflowError):
+    """The caller may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class Cancelled(DetflowError):
     """The caller gave up."""
 

@@ -1,4 +1,4 @@
-"""What happens around every call: trace, validation, errors to statuses, one log line, metrics.
+"""What happens around every call: trace, guard, validation, errors to statuses, log, metrics.
 
 Servicers just raise; `Boundary` is the only place that turns exceptions into gRPC statuses.
 """
@@ -11,7 +11,7 @@ import functools
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import grpc
 import grpc.aio
@@ -29,13 +29,17 @@ from detflow.errors import (
     DetflowError,
     Internal,
     InvalidArgument,
+    Unimplemented,
     Violation,
     to_trailer,
 )
+from detflow.guard import Admission, Guard
 
 log = telemetry.get_logger(__name__)
 
 REQUEST_ID = "x-request-id"
+_HEALTH = "/grpc.health.v1.Health/"
+_UNKNOWN = "/unknown/unknown"  # what is counted of methods that are not there
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # others are not repeated in logs and answers
 _UNARY_SECONDS = 60.0
 _TRIAL_SECONDS = 600.0
@@ -151,7 +155,14 @@ def _element(element: Any) -> str:
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every method."""
+    """Wraps every method.
+
+    Args:
+        guard: What every call but health checks has to pass; None lets everybody in.
+    """
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard
 
     async def intercept_service(
         self,
@@ -160,38 +171,44 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> Any:
         """Returns the method's handler, wrapped."""
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith("/detflow."):
+        method, guard = handler_call_details.method, self._guard
+        ours = method.startswith("/detflow.")
+        if method.startswith(_HEALTH) or (guard is None and not (ours and handler)):
             return handler
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(_unknown(guard))
         inner = (
             handler.unary_unary
             or handler.stream_unary
             or handler.unary_stream
             or handler.stream_stream
         )
+        streams_in = handler.request_streaming
         if handler.response_streaming:
-            wrapped: Any = _streaming(method, inner, streams_in=handler.request_streaming)
+            wrapped: Any = _streaming(method, inner, guard, streams_in=streams_in)
             make: Any = (
                 grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
+                if streams_in
                 else grpc.unary_stream_rpc_method_handler
             )
         else:
-            wrapped = _answering(method, inner, streams_in=handler.request_streaming)
+            wrapped = _answering(method, inner, guard, streams_in=streams_in)
             make = (
                 grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
+                if streams_in
                 else grpc.unary_unary_rpc_method_handler
             )
         return make(wrapped, _reading(handler.request_deserializer), handler.response_serializer)
 
 
-def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
+def _answering(method: str, inner: Any, guard: Guard | None, *, streams_in: bool) -> Any:
     async def call(request: Any, context: Context) -> Any:
-        async with _Call(method, context):
+        async with _Call(method, context) as this, this.admission(guard) as admitted:
             if streams_in:
-                return await inner(_checked(request), context)
+                return await inner(_checked(request, admitted), context)
             check(request)
+            if admitted:
+                await admitted.authorize(request)
             is_trial = getattr(request, "validate_only", False)
             async with asyncio.timeout(_TRIAL_SECONDS if is_trial else _UNARY_SECONDS):
                 return await inner(request, context)
@@ -199,15 +216,17 @@ def _answering(method: str, inner: Any, *, streams_in: bool) -> Any:
     return call
 
 
-def _streaming(method: str, inner: Any, *, streams_in: bool) -> Any:
+def _streaming(method: str, inner: Any, guard: Guard | None, *, streams_in: bool) -> Any:
     # A coroutine that writes, not a generator: a generator may be closed from another context,
     # where the span could not be ended.
     async def call(request: Any, context: Context) -> None:
-        async with _Call(method, context):
+        async with _Call(method, context) as this, this.admission(guard) as admitted:
             if streams_in:
-                request = _checked(request)
+                request = _checked(request, admitted)
             else:
                 check(request)
+                if admitted:
+                    await admitted.authorize(request)
             async with contextlib.aclosing(inner(request, context)) as responses:
                 async for response in responses:
                     await context.write(response)
@@ -215,9 +234,21 @@ def _streaming(method: str, inner: Any, *, streams_in: bool) -> Any:
     return call
 
 
-async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+def _unknown(guard: Guard | None) -> Any:
+    """Refuses a method that is not there, and who may not even know that."""
+
+    async def call(requests: Any, context: Context) -> None:
+        async with _Call(_UNKNOWN, context) as this, this.admission(guard):
+            raise Unimplemented("there is no such method here")
+
+    return call
+
+
+async def _checked(requests: AsyncIterator[Any], admitted: Admission | None) -> AsyncIterator[Any]:
     async for request in requests:
         check(request)
+        if admitted:
+            await admitted.authorize(request)
         yield request
 
 
@@ -229,7 +260,15 @@ class _Call:
         self._context = context
         self._start = time.perf_counter()
 
-    async def __aenter__(self) -> None:
+    def admission(
+        self, guard: Guard | None
+    ) -> contextlib.AbstractAsyncContextManager[Admission | None]:
+        """Returns what to enter to be let in; None is what comes of it where access is open."""
+        if guard is None:
+            return contextlib.nullcontext()
+        return guard.admit(self._method, self._context, self._request_id)
+
+    async def __aenter__(self) -> Self:
         carrier = {str(k): str(v) for k, v in self._context.invocation_metadata() or ()}
         self._span = telemetry.span(self._method, carrier)
         trace_id = self._span.__enter__()
@@ -237,6 +276,7 @@ class _Call:
         self._request_id = given if _REQUEST_ID.fullmatch(given) else trace_id
         structlog.contextvars.bind_contextvars(request_id=self._request_id)
         self._context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
+        return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         code = "OK"

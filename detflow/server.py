@@ -16,15 +16,19 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from detflow import faults, telemetry
+from detflow import access, channels, faults, telemetry
+from detflow.audit import Audit
 from detflow.errors import DetflowError, Unavailable
 from detflow.events import Bus
+from detflow.guard import Guard
+from detflow.identities import Identify, asking
 from detflow.interceptors import Boundary
 from detflow.outbox import Relay
 from detflow.postgres import Database
 from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.tasks import cancel_all, wait
+from detflow.v1 import access_pb2_grpc
 from detflow.watch import Watcher
 
 log = telemetry.get_logger(__name__)
@@ -67,6 +71,7 @@ class Service:
         bus: NATS connection, streams made.
         store: Object store.
         watcher: Fan-out of the event stream.
+        identify: Says whose a token is; asks the version service unless that is what this is.
         address: host:port the server listens on, once it serves.
     """
 
@@ -75,6 +80,7 @@ class Service:
     bus: Bus
     store: ObjectStore
     watcher: Watcher
+    identify: Identify
 
     def __init__(
         self, name: str, *, migrations: Path | None, settings: Settings | None = None
@@ -106,6 +112,8 @@ class Service:
             ) from error
         await self.db.migrate(self._migrations)
         # Made here and not earlier: it belongs to the running event loop.
+        self._version = channels.channel(self.settings.version_address, self.settings)
+        self.identify = asking(access_pb2_grpc.AccessServiceStub(self._version))
         boundary = Boundary(self._make_guard())
         self._server: aio.Server = aio.server(interceptors=[boundary], options=_OPTIONS)
         self.store = ObjectStore(self.settings.store_url)
@@ -123,10 +131,16 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         await cancel_all(self._tasks)
+        await self._version.close(None)
         await self.bus.close()
         await self.db.close()
         if self._crash is not None and error is None:
             raise self._crash
+
+    def _make_guard(self) -> Guard | None:
+        if self.settings.access == "open":
+            return None
+        return Guard(self.settings, Audit(self.db), lambda token: self.identify(token))
 
     async def _connect(self) -> None:
         self.db = await _patiently(lambda: Database.connect(self.settings.database_url, self.name))

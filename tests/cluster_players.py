@@ -81,7 +81,11 @@ async def other_trainer(
     address = f"127.0.0.1:{free_port()}"
     names = ("database_url", "nats_url", "store_url", "version_address", "executor", "ray_address")
     settings = {f"DETFLOW_{name.upper()}": getattr(rig.settings, name) for name in names}
-    settings |= {"DETFLOW_LISTEN": address, "DETFLOW_NUM_QUEUED_PREFLIGHTS": "0"}
+    settings |= {
+        "DETFLOW_LISTEN": address,
+        "DETFLOW_NUM_QUEUED_PREFLIGHTS": "0",
+        "DETFLOW_ACCESS": "open",
+    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.trainer"),
         env={**os.environ, **settings, "DETFLOW_DATA_DIR": str(rig.settings.data_dir)},

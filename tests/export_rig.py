@@ -204,6 +204,7 @@ async def running(
         store_url=f"file://{folder}/store",
         data_dir=folder / "data",
         drain_seconds=2,
+        access="open",
     )
     jobs = Jobs()
     db = await Database.connect(database_url, "trainer", max_size=3)

@@ -28,7 +28,7 @@ async def serving(
         nats_url=nats_url,
         store_url=store.url,
         data_dir=folder / "scratch",
-        **{"log_level": "warning", **others},
+        **{"log_level": "warning", "access": "open", **others},
     )
     async with Service("metrics", migrations=MIGRATIONS, settings=settings) as service:
         wire(service)

@@ -68,6 +68,7 @@ async def process(
                 "DETFLOW_DATA_DIR": str(tmp_path / "data"),
                 "DETFLOW_LISTEN": "127.0.0.1:0",
                 "DETFLOW_PREPROCESS_PROCESSES": "1",
+                "DETFLOW_ACCESS": "open",
             }
         )
         await process.start()

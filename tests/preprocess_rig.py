@@ -198,6 +198,7 @@ async def running(
         import_urls=import_urls,
         drain_seconds=1.0,
         log_level="error",
+        access="open",
         **others,
     )
     async with (

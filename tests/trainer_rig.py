@@ -342,6 +342,7 @@ async def running(
         num_gpu_slots=num_gpu_slots,
         num_queued_preflights=0,  # puppets train on bundles that there are not
         drain_seconds=2,
+        access="open",
     )
     settings = dataclasses.replace(settings, **more_settings)
     hellos: asyncio.Queue[Puppet] = asyncio.Queue()

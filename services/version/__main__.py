@@ -8,11 +8,13 @@ from pathlib import Path
 from detflow import channels
 from detflow.errors import InvalidArgument
 from detflow.server import Service, run
-from detflow.v1 import dataset_pb2_grpc, project_pb2_grpc, version_pb2_grpc
+from detflow.v1 import access_pb2_grpc, dataset_pb2_grpc, project_pb2_grpc, version_pb2_grpc
 from services.version import consumer
+from services.version.access_service import AccessService
 from services.version.projects import ProjectService
 from services.version.purge import Purger
 from services.version.service import VersionService
+from services.version.tokens import Tokens
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MAX_TRASH_DAYS = 36_500
@@ -24,6 +26,9 @@ async def serve(service: Service) -> None:
         service as s,
         channels.channel(s.settings.preprocess_address, s.settings) as preprocess,
     ):
+        tokens = Tokens(s.db, s.settings.owner_token)
+        s.identify = tokens.identify
+        s.add(access_pb2_grpc.add_AccessServiceServicer_to_server, AccessService(s.db, tokens))
         datasets = dataset_pb2_grpc.DatasetServiceStub(preprocess)
         s.add(project_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(s.db))
         s.add(

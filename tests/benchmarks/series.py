@@ -111,6 +111,7 @@ async def _service(
                 "DETFLOW_DATA_DIR": str(folder / "work"),
                 "DETFLOW_LISTEN": address,
                 "DETFLOW_LOG_LEVEL": "warning",
+                "DETFLOW_ACCESS": "open",
             }
             with _process("services.metrics", environment):
                 async with grpc.aio.insecure_channel(address) as channel:

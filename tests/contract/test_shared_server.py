@@ -68,6 +68,7 @@ async def service(
         nats_url=nats_url,
         store_url=f"file://{tmp_path}/store",
         data_dir=tmp_path / "scratch",
+        access="open",
     )
     async with Service("version", migrations=None, settings=settings) as service:
         projects: Any = Projects  # the generated base is abstract in its methods

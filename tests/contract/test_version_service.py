@@ -212,6 +212,7 @@ async def stack(
             preprocess_address=f"127.0.0.1:{preprocess_port}",
             data_dir=tmp_path / "data",
             drain_seconds=2,
+            access="open",
         ),
     )
     process = asyncio.create_task(serve(service))

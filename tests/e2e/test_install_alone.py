@@ -73,6 +73,7 @@ async def test_version_service_installs_and_serves_without_torch(
             "DETFLOW_STORE_URL": (tmp_path / "store").as_uri(),
             "DETFLOW_DATA_DIR": str(tmp_path / "scratch"),
             "DETFLOW_LISTEN": "127.0.0.1:0",
+            "DETFLOW_ACCESS": "open",
         },
         stderr=subprocess.PIPE,
         cwd=tmp_path,

@@ -163,6 +163,7 @@ async def test_killed_trainer_takes_its_job_along_and_another_makes_the_export(
         "DETFLOW_NATS_URL": nats_url,
         "DETFLOW_STORE_URL": f"file://{tmp_path}/store",
         "DETFLOW_DATA_DIR": str(tmp_path / "data"),
+        "DETFLOW_ACCESS": "open",
         "PYTHONPATH": str(Path(__file__).parent.parent.parent),
     }
     trainer = await asyncio.create_subprocess_exec(

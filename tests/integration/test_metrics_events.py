@@ -273,6 +273,7 @@ async def test_killed_service_takes_its_evaluations_up_again_and_publishes_each_
         "DETFLOW_STORE_URL": store.url,
         "DETFLOW_DATA_DIR": str(tmp_path / "scratch"),
         "DETFLOW_LOG_LEVEL": "warning",
+        "DETFLOW_ACCESS": "open",
     }
     manifest = put_bundle(store, {"val": TRUTH, "test": TRUTH})
     predictions = store.put("trainings/t/1/predictions.parquet", parquet(ROWS))

@@ -516,6 +516,7 @@ async def other_process(rig: Rig) -> AsyncIterator[Callable[[], Awaitable[Any]]]
                 "DETFLOW_VERSION_ADDRESS": settings.version_address,
                 "DETFLOW_DATA_DIR": str(settings.data_dir),
                 "DETFLOW_DRAIN_SECONDS": "1",
+                "DETFLOW_ACCESS": "open",
             },
         )
         processes.append(process)

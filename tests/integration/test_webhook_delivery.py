@@ -424,6 +424,7 @@ async def test_message_sent_by_a_killed_process_comes_again_with_the_same_id(
         "DETFLOW_STORE_URL": store.url,
         "DETFLOW_DATA_DIR": str(tmp_path / "scratch"),
         "DETFLOW_LOG_LEVEL": "warning",
+        "DETFLOW_ACCESS": "open",
         "DETFLOW_WEBHOOK_HOSTS": "loopback",
     }
     process: Process | None = None
