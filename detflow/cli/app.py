@@ -3,12 +3,17 @@
 import typer
 
 from detflow.cli import (
+    access,
+    audit,
     catalogue,
     compare,
     datasets,
     exports,
+    keys,
+    members,
     metrics,
     predict,
+    projects,
     report,
     results,
     stack,
@@ -18,7 +23,7 @@ from detflow.cli import (
     webhooks,
     weights,
 )
-from detflow.cli.session import Address, Json, Project, Session
+from detflow.cli.session import Address, Json, Project, Session, TokenFile
 
 app = typer.Typer(
     name="detflow",
@@ -30,14 +35,23 @@ app = typer.Typer(
 
 @app.callback()
 def options(
-    context: typer.Context, json: Json = False, project: Project = "", address: Address = ""
+    context: typer.Context,
+    json: Json = False,
+    project: Project = "",
+    address: Address = "",
+    token_file: TokenFile = "",
 ) -> None:
     """Train object-detection models on this machine and measure them honestly."""
-    context.ensure_object(Session).take(json=json, project=project, address=address)
+    session = context.ensure_object(Session)
+    session.take(json=json, project=project, address=address)
+    session.token_file = token_file
 
 
 app.command("up")(stack.up)
 app.command("demo")(stack.demo)
+app.command("open")(access.open_)
+app.command("whoami")(access.whoami)
+app.add_typer(projects.app, name="projects")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(versions.app, name="versions")
 app.command("train")(train.train)
@@ -53,5 +67,8 @@ app.command("export")(exports.export)
 app.add_typer(exports.app, name="exports")
 app.add_typer(weights.app, name="weights")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(keys.app, name="keys")
+app.add_typer(members.app, name="members")
+app.command("audit")(audit.audit)
 app.command("models")(catalogue.models)
 app.command("hyperparameters")(catalogue.hyperparameters)

@@ -74,7 +74,7 @@ def run(s: Session, data_dir: Path, *, port: int, keep: bool) -> None:
         if not stays:
             _tell(s, "  detflow up                             what was made, in the console")
         else:
-            _tell(s, f"  http://{found.address}                  the console; it keeps running")
+            _tell(s, "  detflow open                           the console; it keeps running")
         _tell(s, f"  detflow metrics {version.display_name:<22} the figures and losses again")
         _tell(s, "  detflow datasets import PATH           your own images: YOLO, COCO or VOC")
         _tell(s, "  detflow versions create --dataset NAME, detflow train VERSION")

@@ -8,6 +8,7 @@ import typer
 
 from detflow.cli import output
 from detflow.client import DEFAULT_ADDRESS, Client
+from detflow.client.credentials import read_token
 from detflow.client.projects import DEFAULT_PROJECT
 from detflow.local.running import default_data_dir, running
 
@@ -23,6 +24,15 @@ Address = Annotated[
         metavar="HOST:PORT",
     ),
 ]
+TokenFile = Annotated[
+    str,
+    typer.Option(
+        "--token-file",
+        help="File with the token that says who is calling [default: $DETFLOW_TOKEN or"
+        " $DETFLOW_TOKEN_FILE, or that of the detflow that runs here].",
+        metavar="FILE",
+    ),
+]
 
 
 class Session:
@@ -32,12 +42,14 @@ class Session:
         json: Print JSON.
         project: Id of the project.
         address: host:port of detflow.
+        token_file: File that holds the token; "" leaves that to the client.
     """
 
     def __init__(self) -> None:
         self.json = False
         self.project = ""
         self.address = ""
+        self.token_file = ""
 
     def take(self, *, json: bool, project: str, address: str) -> None:
         """Takes in options; what stands nearer to the command wins."""
@@ -55,7 +67,10 @@ class Session:
     @functools.cached_property
     def client(self) -> Client:
         """The client; closed when the command ends."""
-        return Client(self.address)
+        return Client(self.address, token=self._token())
+
+    def _token(self) -> str | None:
+        return read_token(self.token_file) if self.token_file else None
 
     def use(self, client: Client) -> None:
         """Uses a client that is open already; whoever opened it closes it."""

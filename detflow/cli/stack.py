@@ -3,13 +3,16 @@
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from detflow.cli import output
 from detflow.cli.session import DataDir, Json, Session
-from detflow.local.running import BASE_PORT, StackError, default_data_dir
+from detflow.client import Client
+from detflow.errors import DetflowError
+from detflow.local.running import BASE_PORT, StackError, default_data_dir, owner_token
 
 _Port = Annotated[
     int,
@@ -48,7 +51,10 @@ def up(
                 one_line=True,
             )
             return
-        output.say(f"detflow is ready after {seconds:.1f} s: http://127.0.0.1:{port}")
+        path = _login_path(folder, port)
+        output.say(f"detflow is ready after {seconds:.1f} s: http://127.0.0.1:{port}{path}")
+        if path:
+            output.say("the link signs in one browser, once; `detflow open` makes another")
         output.say(f"data and logs in {folder}; Ctrl-C stops it")
 
     def on_stop() -> None:
@@ -67,6 +73,16 @@ def up(
             on_event=output.complain,
         )
     )
+
+
+def _login_path(data_dir: Path, port: int) -> str:
+    """Returns what signs a browser in, behind the console's address; "" if it cannot be made."""
+    try:
+        with Client(f"127.0.0.1:{port}", token=owner_token(data_dir)) as client:
+            return client.access.login_link().path
+    except DetflowError as error:
+        output.complain(f"no link to sign in with: {error.message}")
+        return ""
 
 
 def demo(

@@ -57,9 +57,10 @@ class Client:
         timeout: Seconds that a call may take; those that are known to take longer, such as an
             upload, have more. Watches go on as long as they are read.
         environ: Where those variables are read.
-        token: API key, or another token, that says who is calling; None takes DETFLOW_TOKEN, or the
-            token of the `detflow up` that runs at this address on this machine. It is sent to
-            another machine over TLS only, unless DETFLOW_INSECURE is 1.
+        token: API key, or another token, that says who is calling; None takes DETFLOW_TOKEN, or
+            what is in the file that DETFLOW_TOKEN_FILE names, or the token of the `detflow up` that
+            runs at this address on this machine. It is sent to another machine over TLS only,
+            unless DETFLOW_INSECURE is 1.
         ca_file: PEM file with the authorities whose servers are trusted; "" takes
             DETFLOW_TLS_CA_FILE, or those that browsers trust.
         cert_file: PEM file with a certificate of one's own, where the services ask for one; ""

@@ -289,6 +289,8 @@ class Connection:
                 f"detflow at {self.address} does not take this token: it is another installation's,"
                 " has expired or was deleted; set DETFLOW_TOKEN to one that counts"
             )
+        elif self._credentials.is_starting:
+            message = f"detflow at {self.address} is still starting: try again in a moment"
         else:
             message = (
                 f"detflow at {self.address} wants to know who is calling: set DETFLOW_TOKEN to an"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
@@ -23,9 +24,9 @@ class Credentials:
     Args:
         address: host:port of the gateway.
         is_secure: Whether its services are spoken to over TLS.
-        environ: DETFLOW_TOKEN and the like.
-        token: Token to show; None takes that of the environment, or that of the stack which runs
-            here at this very address.
+        environ: Where the variables below are read.
+        token: Token to show; None takes DETFLOW_TOKEN, or what is in the file that
+            DETFLOW_TOKEN_FILE names, or that of the stack which runs here at this very address.
         ca_file: PEM file with the authorities that are trusted; "" takes DETFLOW_TLS_CA_FILE.
         cert_file: PEM file with the client's certificate, where servers ask for one; "" takes
             DETFLOW_TLS_CERT_FILE.
@@ -33,6 +34,8 @@ class Credentials:
 
     Attributes:
         has_token: Whether there is a token to show.
+        is_starting: Whether the stack that runs here at this address is not ready yet; until then
+            another program may be at its ports, which is shown nothing.
 
     Raises:
         InvalidArgument: The token cannot be one, or a file is not what it should be.
@@ -63,8 +66,9 @@ class Credentials:
         self._may_be_insecure = environ.get("DETFLOW_INSECURE") == "1"
         # The token of the stack that runs here is sent to its own ports and to nobody else.
         self._own_ports: range | None = None
+        self.is_starting = False
         if token is None:
-            token = environ.get("DETFLOW_TOKEN", "").strip()
+            token = _of_environment(environ)
         if not token and not is_secure:
             token = self._of_local_stack(address, environ)
         if not re.fullmatch(r"[\x21-\x7e]*", token):
@@ -105,10 +109,37 @@ class Credentials:
     def _of_local_stack(self, address: str, environ: Mapping[str, str]) -> str:
         data_dir = default_data_dir(environ)
         found = running(data_dir)
-        if found is None or not found.ready or address not in _names_of(found.port):
+        if found is None or address not in _names_of(found.port):
+            return ""
+        if not found.ready:
+            self.is_starting = True
             return ""
         self._own_ports = range(found.port + 1, found.port + 5)
         return owner_token(data_dir)
+
+
+def _of_environment(environ: Mapping[str, str]) -> str:
+    if not environ.get("DETFLOW_TOKEN") and (path := environ.get("DETFLOW_TOKEN_FILE")):
+        return read_token(path)
+    return environ.get("DETFLOW_TOKEN", "").strip()
+
+
+def read_token(path: str) -> str:
+    """Reads the token in a file.
+
+    Raises:
+        InvalidArgument: The file cannot be read, or is empty.
+    """
+    try:
+        # What is no text is refused with the other tokens that are none.
+        token = Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot read the token in {path}: {error.strerror}", reason="BAD_TOKEN"
+        ) from error
+    if not token:
+        raise InvalidArgument(f"{path} is empty: it should hold a token", reason="BAD_TOKEN")
+    return token
 
 
 def _names_of(port: int) -> tuple[str, ...]:

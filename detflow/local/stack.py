@@ -219,7 +219,7 @@ async def run(
     async def serve() -> None:
         async with stack(data_dir, port=port, on_line=on_line, on_event=on_event) as supervisor:
             supervisors.append(supervisor)
-            on_ready(supervisor)
+            await asyncio.to_thread(on_ready, supervisor)
             await stop.wait()
             on_stop()
 
