@@ -24,7 +24,7 @@ def client_credentials(
     Raises:
         InvalidArgument: A file cannot be read or does not hold what it should.
     """
-    _check(ca_file, cert_file, key_file)
+    check_files(ca_file, cert_file, key_file)
     return grpc.ssl_channel_credentials(
         root_certificates=Path(ca_file).read_bytes() if ca_file else None,
         private_key=Path(key_file).read_bytes() if cert_file else None,
@@ -46,7 +46,7 @@ def server_credentials(
     Raises:
         InvalidArgument: A file cannot be read or does not hold what it should.
     """
-    _check(client_ca_file, cert_file, key_file)
+    check_files(client_ca_file, cert_file, key_file)
     return grpc.ssl_server_credentials(
         [(Path(key_file).read_bytes(), Path(cert_file).read_bytes())],
         root_certificates=Path(client_ca_file).read_bytes() if client_ca_file else None,
@@ -54,8 +54,12 @@ def server_credentials(
     )
 
 
-def _check(ca_file: str, cert_file: str, key_file: str) -> None:
-    """Reads the files as they will be read, since gRPC says nothing about those it cannot use."""
+def check_files(ca_file: str, cert_file: str, key_file: str) -> None:
+    """Reads the files as they will be read, since gRPC says nothing about those it cannot use.
+
+    Raises:
+        InvalidArgument: BAD_CERTIFICATE.
+    """
     for path in filter(None, (ca_file, cert_file, key_file)):
         try:
             Path(path).read_bytes()

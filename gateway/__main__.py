@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 
+import prometheus_client
 import uvicorn
 import uvloop
 
-from detflow import telemetry
+from detflow import access, telemetry, tls
 from detflow.errors import InvalidArgument
 from detflow.settings import Settings
-from gateway import security
 from gateway.app import Gateway
 from gateway.backends import Backends
 from gateway.protocol import BoundedProtocol
@@ -27,11 +28,15 @@ class Server(uvicorn.Server):
 
     Args:
         gateway: The application.
-        drain_seconds: How long running requests may go on.
+        settings: How long running requests may go on, and the certificates of HTTPS.
         signals: Whether SIGTERM and SIGINT end it; otherwise set `should_exit`.
+
+    Raises:
+        InvalidArgument: The certificates cannot be used.
     """
 
-    def __init__(self, gateway: Gateway, drain_seconds: float, *, signals: bool = True) -> None:
+    def __init__(self, gateway: Gateway, settings: Settings, *, signals: bool = True) -> None:
+        tls.check_files(settings.tls_client_ca_file, settings.tls_cert_file, settings.tls_key_file)
         super().__init__(
             uvicorn.Config(
                 gateway,
@@ -43,7 +48,12 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(drain_seconds),
+                timeout_graceful_shutdown=int(settings.drain_seconds),
+                # Python takes TLS 1.2 and above.
+                ssl_certfile=settings.tls_cert_file or None,
+                ssl_keyfile=settings.tls_key_file or None,
+                ssl_ca_certs=settings.tls_client_ca_file or None,
+                ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca_file else ssl.CERT_NONE,
             )
         )
         self._gateway = gateway
@@ -67,17 +77,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """Splits host:port.
+def split_address(variable: str, text: str) -> tuple[str, int]:
+    """Splits host:port, as a variable of the settings has it.
 
     Raises:
         InvalidArgument: It is something else.
     """
     host, colon, port = text.rpartition(":")
     if not (colon and host and port.isdigit() and int(port) < 65536):
-        raise InvalidArgument(
-            f"DETFLOW_HTTP_LISTEN must be host:port, not {text!r}", reason="BAD_SETTING"
-        )
+        raise InvalidArgument(f"{variable} must be host:port, not {text!r}", reason="BAD_SETTING")
     return host.strip("[]"), int(port)
 
 
@@ -103,20 +111,37 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def serve_metrics(address: str) -> None:
+    """Serves the figures on a port of their own, as the services do.
+
+    Raises:
+        InvalidArgument: The address is taken or is not one of this machine.
+    """
+    host, port = split_address("DETFLOW_METRICS_LISTEN", address)
+    try:
+        prometheus_client.start_http_server(port, host)
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot listen on {address} ({error.strerror}); set DETFLOW_METRICS_LISTEN",
+            reason="BAD_SETTING",
+        ) from error
+
+
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT."""
-    host, port = split_address(settings.http_listen)
+    access.check_settings(settings)
+    host, port = split_address("DETFLOW_HTTP_LISTEN", settings.http_listen)
     with listen(host, port) as listening:
         backends = Backends.connect(settings)
-        gateway = Gateway(
-            backends,
-            loopback=security.is_loopback(host),
-            max_upload_bytes=settings.max_upload_bytes,
-        )
+        gateway = Gateway(backends, settings)
+        server = Server(gateway, settings)
+        if settings.metrics_listen:
+            serve_metrics(settings.metrics_listen)
         log.info("gateway listens", host=host, port=listening.getsockname()[1])
         try:
-            await Server(gateway, settings.drain_seconds).serve(sockets=[listening])
+            await server.serve(sockets=[listening])
         finally:
+            await gateway.close()
             await backends.close()
         log.info("gateway stopped")
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import hashlib
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
-import orjson
 from google.protobuf.message import Message
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import Request
-from starlette.responses import Response
 
 from detflow import telemetry
+from detflow.errors import Unavailable
+from detflow.settings import Settings
+from detflow.v1 import access_pb2
 from gateway import backends as channels
 from gateway import (
     compression,
     conditions,
     connect,
+    credentials,
     download,
     errors,
-    openapi,
-    pages,
     security,
     site,
     stream,
+    system,
     transcode,
     upload,
 )
@@ -37,13 +38,19 @@ from gateway.backends import Backends
 from gateway.body import read as read_body
 from gateway.body import read_json
 from gateway.errors import HttpError
+from gateway.login import Login
 from gateway.protocol import ABORT
 from gateway.routes import Binding, Router, UnsafePath
+from gateway.sessions import Sessions
 from gateway.stream import ClientGone, Receive, Send
 
 Scope = MutableMapping[str, Any]
 Headers = dict[bytes, bytes]
-Page = Callable[[Request], Awaitable[Response]]
+
+MAX_CALLS = 1024
+"""Calls under way at once, streams of events not counted; beyond it callers are told to come back.
+
+Each holds a request in memory, and a place in the queue of a service that does not keep up."""
 
 log = telemetry.get_logger(__name__)
 
@@ -62,24 +69,40 @@ _JSON = (b"content-type", b"application/json")
 
 
 class Gateway:
-    """The whole gateway as one ASGI application.
+    """The whole gateway as one ASGI application; close with `await close()`.
 
     Args:
         backends: Open channels.
-        loopback: Whether it listens on loopback only; then foreign Host names are refused.
-        max_upload_bytes: Largest file that is taken.
+        settings: Where it listens, who may sign in, how large files may be.
+
+    Raises:
+        InvalidArgument: MISSING_SETTING or BAD_SETTING.
     """
 
-    def __init__(self, backends: Backends, *, loopback: bool, max_upload_bytes: int) -> None:
+    def __init__(self, backends: Backends, settings: Settings) -> None:
         self.draining = asyncio.Event()
         """Set to end streams and to be no longer ready."""
         self._backends = backends
         self._router = Router(backends.bindings)
-        self._connect = connect.Connect(backends, self.draining)
-        self._loopback = loopback
-        self._max_upload_bytes = max_upload_bytes
-        self._pages = _pages(self)
+        self._connect = connect.Connect(backends, self.draining, self._call_under_way)
+        self._address = security.Address.of(settings)
+        self._max_upload_bytes = settings.max_upload_bytes
+        sessions = Sessions(backends.channel("version"), settings.service_token)
+        self._login = Login(sessions, settings, self._address)
+        self._pages = {
+            **system.documents(backends.bindings),
+            **system.probes(self.readiness),
+            **self._login.pages(),
+        }
+        if not settings.metrics_listen:  # else they have a port of their own
+            is_open = self._address.loopback and not self._address.public
+            self._pages |= system.metrics(None if is_open else self._check_token)
         self._site = site.Site()
+        self._num_calls = 0
+
+    async def close(self) -> None:
+        """Closes what the gateway has opened itself."""
+        await self._login.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -89,17 +112,20 @@ class Gateway:
         headers: Headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        answer = _Answer(send, request_id)
+        scope["detflow.request_id"] = request_id
+        answer = _Answer(send, request_id, is_secure=self._address.is_secure)
         answer.is_connect = scope["path"].startswith(connect.PREFIX)
         route = "page"
         try:
-            security.check_host(headers, loopback=self._loopback)
-            security.check_origin(scope["method"], headers)
+            security.check_host(headers, self._address, scope["path"])
+            has_cookie = credentials.use_cookie(headers, self._address)
+            security.check_origin(scope["method"], headers, self._address, has_cookie=has_cookie)
             if scope["path"].startswith("/v1/"):
                 route = "unknown"
                 binding, values = self._find(scope["method"], scope["raw_path"])
                 route = binding.rpc.name
-                await self._call(binding, values, scope, headers, receive, answer, request_id)
+                with self._call_under_way(binding):
+                    await self._call(binding, values, scope, headers, receive, answer, request_id)
             elif answer.is_connect:
                 route = "unknown"
                 call = self._connect.find(scope["method"], scope["path"], headers)
@@ -134,13 +160,51 @@ class Gateway:
             )
 
     async def _page(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        page = self._pages.get(scope["path"]) or self._site.find(scope["path"])
+        by_method = self._pages.get(scope["path"])
+        if by_method is None:
+            file = self._site.find(scope["path"])
+            if file is None:
+                raise _no_route()
+            by_method = {"GET": file}
+        method = scope["method"]
+        page = by_method.get("GET" if method == "HEAD" else method)
         if page is None:
-            raise _no_route()
-        if scope["method"] not in ("GET", "HEAD"):
-            raise _wrong_method(("GET", "HEAD"))
+            raise _wrong_method(("GET", "HEAD") if "GET" in by_method else tuple(by_method))
         response = await page(Request(scope, receive))
         await response(scope, receive, answer.send)
+
+    @contextlib.contextmanager
+    def _call_under_way(self, binding: Binding) -> Iterator[None]:
+        """Counts a call while it is under way.
+
+        Raises:
+            Unavailable: GATEWAY_BUSY.
+        """
+        if binding.is_event_stream:  # the limit of connections is theirs
+            yield
+            return
+        if self._num_calls >= MAX_CALLS:
+            raise Unavailable(
+                f"{MAX_CALLS} calls are under way already; come back in a moment",
+                reason="GATEWAY_BUSY",
+                retry_seconds=1,
+            )
+        self._num_calls += 1
+        try:
+            yield
+        finally:
+            self._num_calls -= 1
+
+    async def _check_token(self, request: Request) -> None:
+        """Takes everybody whose token counts.
+
+        Raises:
+            grpc.aio.AioRpcError: UNAUTHENTICATED.
+        """
+        headers: Headers = dict(request.headers.raw)
+        credentials.use_cookie(headers, self._address)
+        metadata = channels.metadata_of(headers, request.scope["detflow.request_id"])
+        await self._backends.ask("GetPrincipal", access_pb2.GetPrincipalRequest(), metadata)
 
     def _find(self, method: str, raw_path: bytes) -> tuple[Binding, tuple[str, ...]]:
         try:
@@ -259,11 +323,13 @@ class Gateway:
 class _Answer:
     """Sends the answer of one request, with the headers that every answer has."""
 
-    __slots__ = ("_request_id", "_send", "broken", "code", "is_connect", "started")
+    __slots__ = ("_headers", "_send", "broken", "code", "is_connect", "started")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, *, is_secure: bool) -> None:
         self._send = send
-        self._request_id = request_id.encode()
+        self._headers = [*security.BASE_HEADERS, (b"x-request-id", request_id.encode())]
+        if is_secure:
+            self._headers.append(security.HSTS)
         self.code = 499  # until something is sent
         self.started = False
         self.broken = False
@@ -280,11 +346,7 @@ class _Answer:
                 given.append((b"content-security-policy", security.CLOSED_POLICY))
             if b"cache-control" not in names:
                 given.append((b"cache-control", b"no-store"))
-            message["headers"] = [
-                *given,
-                *security.BASE_HEADERS,
-                (b"x-request-id", self._request_id),
-            ]
+            message["headers"] = [*given, *self._headers]
         await self._send(message)
 
     async def json(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
@@ -321,42 +383,3 @@ def _wrong_method(allowed: tuple[str, ...]) -> HttpError:
         reason="METHOD_NOT_ALLOWED",
         headers={"allow": names},
     )
-
-
-def _pages(gateway: Gateway) -> dict[str, Page]:
-    document = openapi.document(gateway._backends.bindings)
-    document_bytes = orjson.dumps(document)
-    etag = f'"{hashlib.sha256(document_bytes).hexdigest()[:32]}"'
-    docs = pages.docs(document)
-    html_headers = {
-        "content-security-policy": security.page_policy(pages.STYLE),
-        "cache-control": "no-cache",
-    }
-
-    async def get_docs(_request: Request) -> Response:
-        return Response(docs, media_type="text/html", headers=html_headers)
-
-    async def get_openapi(request: Request) -> Response:
-        headers = {"etag": etag, "cache-control": "no-cache"}
-        known = [one.strip() for one in request.headers.get("if-none-match", "").split(",")]
-        if etag in known or f"W/{etag}" in known:
-            return Response(status_code=304, headers=headers)
-        return Response(document_bytes, media_type="application/json", headers=headers)
-
-    async def get_healthz(_request: Request) -> Response:
-        return Response(b'{"status":"ALIVE"}', media_type="application/json")
-
-    async def get_readyz(_request: Request) -> Response:
-        ready, state = await gateway.readiness()
-        return Response(orjson.dumps(state), 200 if ready else 503, media_type="application/json")
-
-    async def get_metrics(_request: Request) -> Response:
-        return Response(generate_latest(), headers={"content-type": CONTENT_TYPE_LATEST})
-
-    return {
-        "/docs": get_docs,
-        "/openapi.json": get_openapi,
-        "/healthz": get_healthz,
-        "/readyz": get_readyz,
-        "/metrics": get_metrics,
-    }

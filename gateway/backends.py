@@ -13,6 +13,7 @@ import orjson
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from detflow import channels
 from detflow.errors import InvalidArgument
 from detflow.settings import Settings
 from gateway.routes import SERVICES, Binding, bindings, rpcs
@@ -29,7 +30,7 @@ _MAX_MESSAGE_BYTES = 64 << 20
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _FORWARDED = (b"authorization", b"accept-language", b"tracestate")
-_PRINTABLE = re.compile(rb"[\x20-\x7e]{1,4096}")
+_PRINTABLE = re.compile(rb"[\x20-\x7e]{1,8200}")  # a JWT is the longest
 
 
 class Backends:
@@ -37,11 +38,16 @@ class Backends:
 
     Args:
         addresses: gRPC address by key of SERVICES.
+        credentials: What is trusted and shown where the services have TLS.
     """
 
-    def __init__(self, addresses: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[str, str],
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self._channels = {
-            service: grpc.aio.insecure_channel(address, options=_options(service))
+            service: _open(address, credentials, _options(service))
             for service, address in addresses.items()
         }
         self._calls: dict[Binding, Any] = {}
@@ -77,8 +83,19 @@ class Backends:
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
-        """Opens the channels the settings name; connecting happens with the first call."""
-        return cls({name: getattr(settings, f"{name}_address") for name in SERVICES})
+        """Opens the channels the settings name; connecting happens with the first call.
+
+        Raises:
+            InvalidArgument: A file of TLS cannot be used.
+        """
+        return cls(
+            {name: getattr(settings, f"{name}_address") for name in SERVICES},
+            channels.credentials(settings),
+        )
+
+    def channel(self, service: str) -> grpc.aio.Channel:
+        """Returns the channel to a service, by its key of SERVICES."""
+        return self._channels[service]
 
     async def close(self) -> None:
         """Closes all channels."""
@@ -96,6 +113,15 @@ class Backends:
             request, timeout=timeout_seconds, metadata=metadata
         )
         return response
+
+    async def ask(self, rpc: str, request: Message, metadata: Metadata) -> Message:
+        """Calls the unary RPC of this name for the gateway itself.
+
+        Raises:
+            grpc.aio.AioRpcError: It failed.
+        """
+        binding = next(one for one in self.rpcs if one.rpc.name == rpc)
+        return await self.unary(binding, request, DEFAULT_TIMEOUT_SECONDS, metadata)
 
     async def describe(self, binding: Binding, name: str, metadata: Metadata) -> Any:
         """Gets the resource that a download is of: what is at its path without the verb, if any.
@@ -179,6 +205,17 @@ def metadata_of(headers: Mapping[bytes, bytes], request_id: str) -> Metadata:
         if value is not None and _PRINTABLE.fullmatch(value):
             pairs.append((name.decode(), value.decode("ascii")))
     return tuple(pairs)
+
+
+def _open(
+    address: str,
+    credentials: grpc.ChannelCredentials | None,
+    options: list[tuple[str, str | int]],
+) -> grpc.aio.Channel:
+    # Not as services open theirs: here the token is that of whoever calls.
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def _options(service: str) -> list[tuple[str, str | int]]:

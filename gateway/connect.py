@@ -15,7 +15,8 @@ import contextlib
 import re
 import struct
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,11 +92,18 @@ class Connect:
     Args:
         backends: Open channels.
         draining: Set when streams are to end.
+        under_way: Entered around each call; it may refuse.
     """
 
-    def __init__(self, backends: Backends, draining: asyncio.Event) -> None:
+    def __init__(
+        self,
+        backends: Backends,
+        draining: asyncio.Event,
+        under_way: Callable[[Binding], AbstractContextManager[None]],
+    ) -> None:
         self._backends = backends
         self._draining = draining
+        self._under_way = under_way
         self._bindings = {one.grpc_path: one for one in backends.rpcs}
 
     def find(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Call:
@@ -160,7 +168,8 @@ class Connect:
             with _STREAMS.track_inprogress():
                 await self._answer_stream(call, headers, request_id, receive, send)
             return
-        data = await self._answer_unary(call, headers, request_id, receive)
+        with self._under_way(call.binding):
+            data = await self._answer_unary(call, headers, request_id, receive)
         length = (b"content-length", str(len(data)).encode())
         await send(_start(call, length))
         await send(_part(data, more=False))

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 
 from detflow.interceptors import Boundary
+from detflow.settings import Settings
 from gateway.__main__ import Server, listen
 from gateway.app import Gateway
 from gateway.backends import Backends
@@ -146,17 +147,17 @@ def echo(request: Message, response: Message) -> Message:
 
 
 @contextlib.asynccontextmanager
-async def running(
-    *, max_upload_bytes: int = 1 << 40, loopback: bool = True, drain_seconds: float = 5
-) -> AsyncIterator[Rig]:
-    """Runs a backend and a gateway in front of it."""
+async def running(settings: Settings | None = None) -> AsyncIterator[Rig]:
+    """Runs a backend, which lets everybody in, and a gateway in front of it."""
+    settings = settings or Settings(drain_seconds=5)
     backend = Backend()
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(backend.serve())
         backends = Backends(dict.fromkeys(SERVICES, backend.address))
         stack.push_async_callback(backends.close)
-        gateway = Gateway(backends, loopback=loopback, max_upload_bytes=max_upload_bytes)
-        server = Server(gateway, drain_seconds, signals=False)
+        gateway = Gateway(backends, settings)
+        stack.push_async_callback(gateway.close)
+        server = Server(gateway, settings, signals=False)
         listening = stack.enter_context(listen("127.0.0.1", 0))
         port = listening.getsockname()[1]
         stopped = asyncio.create_task(server.serve(sockets=[listening]))

@@ -8,55 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway import openapi
-from gateway.routes import ANY, Router, UnsafePath, bindings
+from gateway.routes import ANY
+from tests.fuzz.over_http import BINDINGS, ODD, PIECES, documented, odd_headers
 from tests.gateway_rig import Rig, running
 
-BINDINGS = list(bindings())
+GIVEN = {"Host": "localhost", "Content-Type": "application/json"}
 NUM_REQUESTS = 3000
 METHODS = ("GET", "GET", "HEAD", "POST", "POST", "PATCH", "DELETE", "PUT")
-ROUTER = Router(BINDINGS)
-DOCUMENTED = {
-    operation["operationId"]: {int(code) for code in operation["responses"]}
-    for path in openapi.document(BINDINGS)["paths"].values()
-    for operation in path.values()
-}
-PIECES = (
-    *("projects", "versions", "trainings", "v1", "x1", "..", ".", "", "%2e%2e", "%252e", "%5c"),
-    *(
-        "%2F",
-        "\\",
-        "%00",
-        "%FF",
-        ":watch",
-        ":stop",
-        "*",
-        "-",
-        "{name}",
-        "a:b",
-        "%ED%95%9C",
-        "x" * 300,
-    ),
-)
-ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 3, 2**31, 2**63, 2**70, 1e300, 0.5, "", "x", "1", "NaN", "READY"),
-    *("\ud800", "한국어", [], {}, [[]], [None], {"a": {"b": []}}, [{}], ["x"] * 200, "x" * 5000),
-)
-
-
-HEADERS = {
-    "Accept-Encoding": ("gzip", "gzip;q=x", "*", ""),
-    "Content-Type": ("application/json", "application/zip", "text/plain", "application/json; x"),
-    "If-Match": ("*", '"1"', 'W/"1"', '"', '"a", "b"', "\xff"),
-    "If-None-Match": ("*", '"1"', "\xff"),
-    "If-Range": ('"1"', "\xff"),
-    "Idempotency-Key": ("a", '"a b"', "", "\xff", "x" * 70),
-    "Last-Event-ID": ("1", "\xff"),
-    "Origin": ("http://localhost", "null", "https://evil.example"),
-    "Range": ("bytes=0-1", "bytes=5-", "bytes=-0", "bytes=99999-", "lines=1", "\xff"),
-    "Upload-Offset": ("0", "-1", "9" * 30),
-    "X-Request-Timeout": ("5", "0", "x"),
-}
 
 
 @pytest.fixture
@@ -84,7 +42,7 @@ def odd_path(rng: random.Random) -> str:
 def odd_body(rng: random.Random) -> bytes:
     if rng.random() < 0.1:
         return rng.randbytes(rng.randrange(40))
-    message = rng.choice([one for one in BINDINGS if one.body]).rpc.input_type
+    message = rng.choice(WITH_FIELDS).rpc.input_type
     body: dict[str, Any] = {}
     for _ in range(rng.randrange(4)):
         field = rng.choice(list(message.fields))
@@ -98,26 +56,6 @@ def odd_body(rng: random.Random) -> bytes:
     return json.dumps(rng.choice((body, body, body, rng.choice(ODD)))).encode()
 
 
-def odd_headers(rng: random.Random) -> str:
-    given = {"Host": "localhost", "Content-Type": "application/json"}
-    for name in rng.sample(sorted(HEADERS), rng.choice((0, 0, 1, 2))):
-        given[name] = rng.choice(HEADERS[name])
-    return "".join(f"{name}: {value}\r\n" for name, value in given.items())
-
-
-def documented(method: str, path: str) -> set[int]:
-    """The statuses that a request may be answered with."""
-    if not path.startswith("/v1/"):
-        return {200, 404, 405}  # the console has pages of its own
-    try:
-        match = ROUTER.find(method, path.partition("?")[0].encode())
-    except UnsafePath:
-        match = None
-    if match is None:
-        return {404}
-    return DOCUMENTED[match.binding.rpc.name] if match.binding else {405}
-
-
 async def test_odd_requests_get_answers_that_the_document_names(rig: Rig) -> None:
     rng = random.Random(20)
     counts: dict[int, int] = {}
@@ -126,7 +64,7 @@ async def test_odd_requests_get_answers_that_the_document_names(rig: Rig) -> Non
         method = rng.choice(METHODS)
         path = odd_path(rng)
         body = b"" if method in ("GET", "HEAD") else odd_body(rng)
-        head_sent = f"{method} {path} HTTP/1.1\r\n{odd_headers(rng)}"
+        head_sent = f"{method} {path} HTTP/1.1\r\n{odd_headers(rng, GIVEN)}"
         writer.write(
             head_sent.encode("latin-1") + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
         )

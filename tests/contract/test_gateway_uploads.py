@@ -10,6 +10,7 @@ import pytest
 
 from detflow import errors
 from detflow.v1 import dataset_pb2, prediction_pb2, weights_pb2
+from detflow.settings import Settings
 from gateway import upload
 from tests.gateway_rig import Rig, details, running
 
@@ -23,7 +24,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
-    async with running(max_upload_bytes=100 * MIB) as one:
+    async with running(Settings(max_upload_bytes=100 * MIB)) as one:
         yield one
 
 

@@ -35,7 +35,7 @@ class Process:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "gateway"),
-            env=environment | {"DETFLOW_HTTP_LISTEN": "127.0.0.1:0"},
+            env=environment | {"DETFLOW_HTTP_LISTEN": "127.0.0.1:0", "DETFLOW_ACCESS": "open"},
             stderr=asyncio.subprocess.PIPE,
         )
         assert self.process.stderr is not None
@@ -118,7 +118,7 @@ async def test_bad_address_is_one_line_and_no_traceback() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "gateway"),
-        env=os.environ | {"DETFLOW_HTTP_LISTEN": "nowhere"},
+        env=os.environ | {"DETFLOW_HTTP_LISTEN": "nowhere", "DETFLOW_SERVICE_TOKEN": "s" * 32},
         stderr=asyncio.subprocess.PIPE,
     )
     _, text = await process.communicate()
