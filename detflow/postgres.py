@@ -28,7 +28,8 @@ else:
 log = telemetry.get_logger(__name__)
 
 _SHARED_MIGRATIONS = Path(__file__).parent / "migrations"
-_MIGRATION_LOCK = 0x646574666C6F77  # "detflow"
+MIGRATION_LOCK = 0x646574666C6F77
+"""Advisory lock ("detflow") of whoever makes or changes tables."""
 
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
@@ -165,7 +166,7 @@ class Database:
     async def migrate(self, folder: Path | None) -> None:
         """Brings the schema up to date: shared tables (outbox, inbox), then the service's own."""
         async with self.connection() as conn:
-            await conn.execute("select pg_advisory_lock($1)", _MIGRATION_LOCK)
+            await conn.execute("select pg_advisory_lock($1)", MIGRATION_LOCK)
             try:
                 # `create schema if not exists` asks for the right to create it in any case.
                 if not await conn.fetchval("select to_regnamespace($1)", self.schema):
@@ -174,11 +175,10 @@ class Database:
                     "create table if not exists migration (name text primary key,"
                     " apply_time timestamptz not null default now())"
                 )
-                for source in [_SHARED_MIGRATIONS, *([folder] if folder else [])]:
-                    for path in sorted(source.glob("*.sql")):
-                        await self._apply(conn, f"{source.parent.name}/{path.name}", path)
+                for name, path in migration_files(folder):
+                    await self._apply(conn, name, path)
             finally:
-                await conn.execute("select pg_advisory_unlock($1)", _MIGRATION_LOCK)
+                await conn.execute("select pg_advisory_unlock($1)", MIGRATION_LOCK)
 
     @staticmethod
     async def _apply(conn: Connection, name: str, path: Path) -> None:
@@ -187,6 +187,15 @@ class Database:
                 return
             await conn.execute(path.read_text())  # noqa: ASYNC240  # once, at start
             await conn.execute("insert into migration (name) values ($1)", name)
+
+
+def migration_files(folder: Path | None) -> list[tuple[str, Path]]:
+    """Returns the name and file of each migration in their order: the shared ones, a service's."""
+    return [
+        (f"{source.parent.name}/{path.name}", path)
+        for source in [_SHARED_MIGRATIONS, *([folder] if folder else [])]
+        for path in sorted(source.glob("*.sql"))
+    ]
 
 
 async def _keep(connection: Connection) -> None:

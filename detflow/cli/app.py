@@ -5,6 +5,7 @@ import typer
 from detflow.cli import (
     access,
     audit,
+    backup,
     catalogue,
     compare,
     datasets,
@@ -70,5 +71,6 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.add_typer(members.app, name="members")
 app.command("audit")(audit.audit)
+app.add_typer(backup.app, name="backup")
 app.command("models")(catalogue.models)
 app.command("hyperparameters")(catalogue.hyperparameters)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from detflow import telemetry
+from detflow.deletions import deleting
 from detflow.errors import DetflowError
 from detflow.postgres import Connection, Database
 from detflow.store import ObjectStore
@@ -59,8 +60,10 @@ class GarbageCollector:
             await wait(never, _POLL_SECONDS)
 
     async def collect_one(self) -> bool:
-        """Deletes the object that has been due longest; False if none is."""
-        async with self._db.transaction() as conn:
+        """Deletes the object that has been due longest; False if none is, or none may be now."""
+        async with deleting(self._db) as allowed, self._db.transaction() as conn:
+            if not allowed:
+                return False
             # Whoever marks the object again waits until it is gone.
             key = await conn.fetchval(
                 """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from obstore.exceptions import BaseError
 
 from detflow import telemetry
+from detflow.deletions import deleting
 from detflow.postgres import Database
 from detflow.store import ObjectStore
 from services.preprocess import garbage_store as sql
@@ -39,6 +41,13 @@ class GarbageCollector:
                 await delete_expired_uploads(conn)
         async with self._db.connection() as conn:
             prefixes = await sql.list_garbage(conn)
+        if prefixes:
+            async with deleting(self._db) as allowed:
+                if allowed:
+                    await self._delete(prefixes)
+        return False
+
+    async def _delete(self, prefixes: Sequence[str]) -> None:
         for prefix in prefixes:
             try:
                 if prefix.startswith(SHARED):
@@ -50,7 +59,6 @@ class GarbageCollector:
                 break
             async with self._db.connection() as conn:
                 await sql.delete_garbage(conn, prefix)
-        return False
 
     async def _delete_unused(self, key: str) -> None:
         """Deletes an object that versions share, unless one of them uses it."""

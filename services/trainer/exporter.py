@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from detflow import faults, telemetry
+from detflow.deletions import deleting
 from detflow.errors import Aborted, DetflowError, Internal, Unavailable, failure
 from detflow.events import Bus
 from detflow.names import last_segment, new_id
@@ -157,8 +158,9 @@ class Exporter:
         for export in deleted:
             if self._making is not None and self._making.id == export.id:
                 continue  # its job may still write
-            if not await self._discard(export.folder):
-                return
+            async with deleting(self._db) as allowed:
+                if not allowed or not await self._discard(export.folder):
+                    return
             async with self._db.transaction() as conn:
                 await exports.delete_export(conn, export.id)
 

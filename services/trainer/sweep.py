@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 
 from detflow import telemetry
+from detflow.deletions import deleting
 from detflow.postgres import Database
 from detflow.store import ObjectStore
 from services.trainer import attempts, checkpoints, purge, weights
@@ -38,7 +39,12 @@ class Sweeper:
         self._tries_listed = float("-inf")
 
     async def sweep(self) -> None:
-        """Deletes what there is, at most some hundred objects."""
+        """Deletes what there is, at most some hundred objects; nothing while a backup is made."""
+        async with deleting(self._db) as allowed:
+            if allowed:
+                await self._sweep()
+
+    async def _sweep(self) -> None:
         async with self._db.connection() as conn:
             unused = await checkpoints.list_unused(conn)
             unstored = await weights.list_unstored(conn)
