@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import grpc
 import prometheus_client
 import uvloop
 from google.protobuf.internal import api_implementation
@@ -16,9 +17,9 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from detflow import access, channels, faults, telemetry
+from detflow import access, channels, faults, telemetry, tls
 from detflow.audit import Audit
-from detflow.errors import DetflowError, Unavailable
+from detflow.errors import DetflowError, InvalidArgument, Unavailable
 from detflow.events import Bus
 from detflow.guard import Guard
 from detflow.identities import Identify, asking
@@ -102,6 +103,7 @@ class Service:
         faults.arm(self.settings)
         self.settings.require("database_url", "nats_url", "store_url")
         access.check_settings(self.settings)
+        self._shown = _certificate(self.settings)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self._connect()
@@ -180,13 +182,20 @@ class Service:
         )
         host = self.settings.listen.rsplit(":", 1)[0]
         try:
-            port = self._server.add_insecure_port(self.settings.listen)
+            if self._shown is None:
+                port = self._server.add_insecure_port(self.settings.listen)
+            else:
+                port = self._server.add_secure_port(self.settings.listen, self._shown)
         except RuntimeError as error:
             raise Unavailable(
                 f"cannot listen on {self.settings.listen}: is it in use? set DETFLOW_LISTEN",
                 reason="PORT_IN_USE",
             ) from error
         self.address = f"{host}:{port}"
+        if self._shown is None and not access.is_loopback(self.settings.listen):
+            log.warning(
+                "tokens travel unencrypted: set DETFLOW_TLS_CERT_FILE", address=self.address
+            )
         if self.settings.metrics_listen:
             metrics_host, metrics_port = self.settings.metrics_listen.rsplit(":", 1)
             prometheus_client.start_http_server(int(metrics_port), metrics_host)
@@ -230,6 +239,28 @@ class Service:
             for name in ("", *self._service_names):
                 await self._health.set(name, status)
             await wait(self._stop, _HEALTH_SECONDS)
+
+
+def _certificate(settings: Settings) -> grpc.ServerCredentials | None:
+    """Returns what a service shows, and asks for, where it serves with TLS.
+
+    Raises:
+        InvalidArgument: A setting is missing, or a file cannot be used.
+    """
+    if not settings.tls_cert_file:
+        if settings.tls_key_file or settings.tls_client_ca_file:
+            raise InvalidArgument(
+                "set DETFLOW_TLS_CERT_FILE too: without it nothing is served with TLS",
+                reason="MISSING_SETTING",
+            )
+        return None
+    # The services call each other, and what serves with TLS is called with TLS.
+    settings.require("tls_ca_file")
+    return tls.server_credentials(
+        cert_file=settings.tls_cert_file,
+        key_file=settings.tls_key_file,
+        client_ca_file=settings.tls_client_ca_file,
+    )
 
 
 async def _patiently(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from detflow import tls
+from detflow.access import is_loopback
 from detflow.channels import OPTIONS
 from detflow.errors import InvalidArgument
 from detflow.local.running import default_data_dir, owner_token, running
@@ -92,13 +92,13 @@ class Credentials:
             channel = grpc.secure_channel(target, self._tls, options=OPTIONS)
         else:
             channel = grpc.insecure_channel(target, options=OPTIONS)
-        host, _, port = target.rpartition(":")
+        port = int(target.rpartition(":")[2])
         if not self._token:
             return channel
         if self._own_ports is not None:
-            if not _is_loopback(host) or int(port) not in self._own_ports:
+            if not is_loopback(target) or port not in self._own_ports:
                 return channel
-        elif self._tls is None and not self._may_be_insecure and not _is_loopback(host):
+        elif self._tls is None and not self._may_be_insecure and not is_loopback(target):
             raise InvalidArgument(
                 f"a token is not sent to {target} without TLS, where others could read it: say"
                 " https://, or set DETFLOW_INSECURE=1 if nobody else is on this network",
@@ -144,15 +144,6 @@ def read_token(path: str) -> str:
 
 def _names_of(port: int) -> tuple[str, ...]:
     return f"127.0.0.1:{port}", f"localhost:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class _Details(NamedTuple):
