@@ -12,6 +12,7 @@ from gateway.routes import ANY
 from tests.fuzz.over_http import BINDINGS, ODD, PIECES, documented, odd_headers
 from tests.gateway_rig import Rig, running
 
+WITH_FIELDS = [one for one in BINDINGS if one.body and one.rpc.input_type.fields]
 GIVEN = {"Host": "localhost", "Content-Type": "application/json"}
 NUM_REQUESTS = 3000
 METHODS = ("GET", "GET", "HEAD", "POST", "POST", "PATCH", "DELETE", "PUT")
