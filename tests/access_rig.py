@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc.aio
@@ -84,3 +84,16 @@ async def version_service(settings: Settings) -> AsyncIterator[Rig]:
         yield Rig(service, channel)
     service.stop()
     await process
+
+
+@contextlib.asynccontextmanager
+async def running(
+    make_database_url: Callable[[str], Awaitable[str]],
+    nats_url: str,
+    folder: Path,
+    **more: object,
+) -> AsyncIterator[Rig]:
+    """Runs a version service on a database of its own."""
+    url = await make_database_url("version")
+    async with version_service(settings(url, nats_url, folder, **more)) as rig:
+        yield rig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from detflow import channels
 from detflow.errors import InvalidArgument
 from detflow.server import Service, run
 from detflow.v1 import access_pb2_grpc, dataset_pb2_grpc, project_pb2_grpc, version_pb2_grpc
-from services.version import consumer
+from services.version import audit_log, consumer, upkeep
 from services.version.access_service import AccessService
+from services.version.oidc import make_issuer
 from services.version.projects import ProjectService
 from services.version.purge import Purger
 from services.version.service import VersionService
@@ -21,12 +23,18 @@ _MAX_TRASH_DAYS = 36_500
 
 
 async def serve(service: Service) -> None:
-    """Serves projects and versions until the process is told to stop."""
+    """Serves projects, versions and access until the process is told to stop."""
+    if service.settings.access == "required":
+        service.settings.require("owner_token")
+    issuer = make_issuer(service.settings)
     async with (
         service as s,
+        contextlib.AsyncExitStack() as closing,
         channels.channel(s.settings.preprocess_address, s.settings) as preprocess,
     ):
-        tokens = Tokens(s.db, s.settings.owner_token)
+        if issuer is not None:
+            closing.push_async_callback(issuer.close)
+        tokens = Tokens(s.db, s.settings.owner_token, issuer)
         s.identify = tokens.identify
         s.add(access_pb2_grpc.add_AccessServiceServicer_to_server, AccessService(s.db, tokens))
         datasets = dataset_pb2_grpc.DatasetServiceStub(preprocess)
@@ -36,7 +44,9 @@ async def serve(service: Service) -> None:
             VersionService(s.db, s.watcher, datasets, trash_time(s.settings.trash_days)),
         )
         s.spawn(consumer.projection(s.bus, s.db).run(), "projection")
+        s.spawn(audit_log.consumer(s.bus, s.db).run(), "audit")
         s.spawn(Purger(s.db).run(), "purge")
+        s.spawn(upkeep.run(s.db), "upkeep")
         await s.serve()
 
 

@@ -10,16 +10,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from detflow import access, telemetry
 from detflow.access import EVERYWHERE, Role
-from detflow.errors import bad_field
+from detflow.errors import Unauthenticated, bad_field
 from detflow.masks import check_mask
 from detflow.names import check_display_name, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
 from detflow.postgres import Connection, Database
 from detflow.times import timestamp
 from detflow.v1 import access_pb2, access_pb2_grpc
-from services.version import access_store, project_store
+from services.version import access_store, audit_log, project_store, sessions
 from services.version.access_store import ApiKey, Member
-from services.version.tokens import API_KEY, Tokens, new_token
+from services.version.tokens import API_KEY, SESSION, Tokens, new_token
 
 log = telemetry.get_logger(__name__)
 
@@ -31,7 +31,7 @@ _MEMBER_NAME = re.compile(_PROJECT + r"/members/([a-z0-9]{1,63})")
 
 
 class AccessService(access_pb2_grpc.AccessServiceServicer):
-    """Serves principals, keys and members.
+    """Serves principals, keys, members, sessions and the audit log.
 
     Who gets here has the role that the policy table says, ADMIN where something is given out: so
     nobody gives a role that is higher than the caller's own.
@@ -188,6 +188,73 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
             await access_store.delete_member(conn, member.id)
         log.info("member deleted", member=member.name)
         return access_pb2.DeleteMemberResponse()
+
+    async def CreateLoginLink(  # noqa: D102
+        self, request: access_pb2.CreateLoginLinkRequest, context: Context
+    ) -> access_pb2.LoginLink:
+        holder, ticket = self._tokens.holder(access.current()), new_token("")
+        async with self._db.transaction() as conn:
+            end = await sessions.insert_ticket(conn, access.hash_token(ticket), holder)
+        return access_pb2.LoginLink(path=f"/login?ticket={ticket}", expire_time=timestamp(end))
+
+    async def CreateSession(  # noqa: D102
+        self, request: access_pb2.CreateSessionRequest, context: Context
+    ) -> access_pb2.Session:
+        token, holder = new_token(SESSION), None
+        if request.id_token:
+            holder = await self._tokens.holder_of_id_token(request.id_token, request.nonce)
+        async with self._db.transaction() as conn:
+            if request.ticket:
+                holder = await sessions.delete_ticket(conn, access.hash_token(request.ticket))
+            if holder is None:
+                raise _bad_ticket()
+            session = await sessions.insert_session(conn, access.hash_token(token), holder)
+            principal = await self._tokens.principal(conn, session)
+            if principal is None:
+                raise _bad_ticket()
+        log.info("session begun", subject=principal.subject)
+        return access_pb2.Session(
+            token=token,
+            principal=access.to_proto(principal),
+            expire_time=timestamp(session.expire_time),
+        )
+
+    async def DeleteSession(  # noqa: D102
+        self, request: access_pb2.DeleteSessionRequest, context: Context
+    ) -> access_pb2.DeleteSessionResponse:
+        async with self._db.transaction() as conn:
+            await sessions.delete_session(conn, access.hash_token(request.token))
+        return access_pb2.DeleteSessionResponse()
+
+    async def ListAuditEntries(  # noqa: D102
+        self, request: access_pb2.ListAuditEntriesRequest, context: Context
+    ) -> access_pb2.ListAuditEntriesResponse:
+        query = repr(("audit", request.parent, request.subject, request.resource))
+        key = decode_token(request.page_token, query)
+        size = page_size(request.page_size)
+        project_id = project_of(request.parent)
+        async with self._db.connection() as conn:
+            await _check_project(conn, project_id)
+            entries = await audit_log.list_entries(
+                conn,
+                project_id,
+                subject=request.subject,
+                resource=request.resource,
+                before=str(key[0]) if key else None,
+                limit=size + 1,
+            )
+        more = len(entries) > size
+        return access_pb2.ListAuditEntriesResponse(
+            audit_entries=entries[:size],
+            next_page_token=encode_token(query, entries[size - 1].id) if more else "",
+        )
+
+
+def _bad_ticket() -> Unauthenticated:
+    return Unauthenticated(
+        "the link was used already or has ended; make another with 'detflow open'",
+        reason="BAD_TICKET",
+    )
 
 
 async def _check_project(conn: Connection, project_id: str) -> None:

@@ -49,8 +49,8 @@ class Member:
 
 
 def user_key(user: str) -> str:
-    """Returns what two spellings of a user have in common."""
-    return user.strip().casefold()
+    """Returns what a user is compared by: of an e-mail address, its spelling does not matter."""
+    return user.casefold() if "@" in user else user
 
 
 async def insert_api_key(
@@ -241,9 +241,13 @@ async def delete_member(conn: Connection, member_id: str) -> None:
     await conn.execute("delete from member where id = $1", member_id)
 
 
-async def list_roles(conn: Connection, key: str) -> dict[str, Role.ValueType]:
-    """Reads a user's roles by project."""
-    rows = await conn.fetch("select project_id, role from member where user_key = $1", key)
+async def list_roles(conn: Connection, keys: Sequence[str]) -> dict[str, Role.ValueType]:
+    """Reads the roles by project of a user who is known by several keys; the highest counts."""
+    rows = await conn.fetch(
+        "select project_id, max(role) as role from member where user_key = any($1::text[])"
+        " group by project_id",
+        list(keys),
+    )
     return {row["project_id"]: row["role"] for row in rows}
 
 

@@ -148,12 +148,14 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Project:
-    """A group of datasets and versions; `position` orders projects by age."""
+    """A group of datasets and versions; `position` orders projects by age, 0 is no limit."""
 
     id: str
     display_name: str
     position: int
     create_time: datetime
+    max_storage_bytes: int = 0
+    max_running_trainings: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

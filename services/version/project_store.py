@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import asyncpg
 
 from detflow.errors import AlreadyExists, not_found
@@ -9,7 +11,14 @@ from detflow.postgres import Connection
 from services.version.domain import AUTOMATIC_NAME, Project
 
 
-async def insert_project(conn: Connection, project_id: str, display_name: str) -> Project:
+async def insert_project(
+    conn: Connection,
+    project_id: str,
+    display_name: str,
+    *,
+    max_storage_bytes: int = 0,
+    max_running_trainings: int = 0,
+) -> Project:
     """Adds a project.
 
     Raises:
@@ -17,9 +26,12 @@ async def insert_project(conn: Connection, project_id: str, display_name: str) -
     """
     try:
         (row,) = await conn.fetch(
-            "insert into project (id, display_name) values ($1, $2) returning *",
+            "insert into project (id, display_name, max_storage_bytes, max_running_trainings)"
+            " values ($1, $2, $3, $4) returning *",
             project_id,
             display_name,
+            max_storage_bytes,
+            max_running_trainings,
         )
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != "project_pkey":
@@ -46,12 +58,38 @@ async def get_project(conn: Connection, project_id: str, *, lock: bool = False) 
     return _project(row)
 
 
-async def list_projects(conn: Connection, after: int, limit: int) -> list[Project]:
-    """Reads at most `limit` projects, oldest first, beginning after position `after`."""
+async def list_projects(
+    conn: Connection, visible: Sequence[str] | None, after: int, limit: int
+) -> list[Project]:
+    """Reads at most `limit` projects, oldest first, beginning after position `after`.
+
+    Args:
+        conn: Connection.
+        visible: Ids of those that the caller may see; None: all.
+        after: Position.
+        limit: How many.
+    """
     rows = await conn.fetch(
-        "select * from project where position > $1 order by position limit $2", after, limit
+        "select * from project where position > $1 and ($3::text[] is null or id = any($3))"
+        " order by position limit $2",
+        after,
+        limit,
+        visible,
     )
     return [_project(row) for row in rows]
+
+
+async def update_project(conn: Connection, project: Project) -> Project:
+    """Writes the name and the limits of a project that is locked."""
+    (row,) = await conn.fetch(
+        "update project set display_name = $2, max_storage_bytes = $3, max_running_trainings = $4"
+        " where id = $1 returning *",
+        project.id,
+        project.display_name,
+        project.max_storage_bytes,
+        project.max_running_trainings,
+    )
+    return _project(row)
 
 
 async def take_display_name(conn: Connection, project_id: str) -> str:
@@ -81,4 +119,6 @@ def _project(row: asyncpg.Record) -> Project:
         display_name=row["display_name"],
         position=row["position"],
         create_time=row["create_time"],
+        max_storage_bytes=row["max_storage_bytes"],
+        max_running_trainings=row["max_running_trainings"],
     )

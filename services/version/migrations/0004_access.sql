@@ -28,27 +28,25 @@ create index member_by_user on member (user_key);
 -- Whom a ticket or a session stands for: the owner, while the owner's token is the one it was; an API key; a user.
 create table login_ticket (
   token_sha256 bytea primary key,
-  kind         int not null,                              -- detflow.v1.Principal.Kind
   owner_sha256 bytea,
   api_key_id   text collate "C" references api_key on delete cascade,
-  user_key     text collate "C",
+  user_keys    text[],                                    -- by which the user may be a member; the subject first
   display_name text not null,
   expire_time  timestamptz not null,
-  constraint login_ticket_whose check (num_nonnulls(owner_sha256, api_key_id, user_key) = 1)
+  constraint login_ticket_whose check (num_nonnulls(owner_sha256, api_key_id, user_keys) = 1)
 );
 create index login_ticket_by_api_key on login_ticket (api_key_id);
 create index login_ticket_by_end on login_ticket (expire_time);
 
 create table session (
   token_sha256 bytea primary key,
-  kind         int not null,
   owner_sha256 bytea,
   api_key_id   text collate "C" references api_key on delete cascade,
-  user_key     text collate "C",
+  user_keys    text[],
   display_name text not null,
   expire_time  timestamptz not null,                      -- moves on with use, up to end_time
   end_time     timestamptz not null,
-  constraint session_whose check (num_nonnulls(owner_sha256, api_key_id, user_key) = 1)
+  constraint session_whose check (num_nonnulls(owner_sha256, api_key_id, user_keys) = 1)
 );
 create index session_by_api_key on session (api_key_id);
 create index session_by_end on session (expire_time);
