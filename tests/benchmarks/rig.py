@@ -59,7 +59,7 @@ async def running(*, idle_worker: bool = False) -> AsyncIterator[Rig]:
             for program in make(data_dir, port, cluster, server)
         ]
 
-    port = _free_base_port()
+    port = free_base_port()
     with tempfile.TemporaryDirectory(prefix="detflow-bench-") as name:
         folder = Path(name)
         with mock.patch.object(stack, "_services", services):
@@ -77,7 +77,8 @@ def _make_version(client: Client, folder: Path) -> str:
     return str(client.versions.wait(created.name).name)
 
 
-def _free_base_port() -> int:
+def free_base_port() -> int:
+    """Returns a free port with four free ones after it."""
     while True:
         base = free_port()
         if base < 65000 and all(is_free(base + number) for number in range(5)):
