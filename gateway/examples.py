@@ -127,4 +127,5 @@ def curl(method: str, path: str, operation: Json) -> str:
     for header in headers:
         options += ["-H", header]
     query = f"?{'&'.join(pairs)}" if pairs else ""
-    return shlex.join(["curl", *options, f"{SERVER}{path}{query}", *body_options])
+    rest = shlex.join([*options, f"{SERVER}{path}{query}", *body_options])
+    return f'curl -H "Authorization: Bearer $DETFLOW_TOKEN" {rest}'

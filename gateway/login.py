@@ -9,7 +9,6 @@ Where a sign-in leads to is always the console: no address is taken from the req
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qsl
 
@@ -18,13 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from detflow import telemetry
-from detflow.errors import (
-    DetflowError,
-    InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    Unauthenticated,
-)
+from detflow.errors import DetflowError, InvalidArgument, Unauthenticated
 from detflow.settings import Settings
 from detflow.v1 import access_pb2
 from gateway import body, credentials, oidc, pages, security
@@ -37,6 +30,9 @@ Page = Callable[[Request], Awaitable[Response]]
 CALLBACK = "/login/callback"
 """Where the issuer sends a browser back to."""
 
+_COOKIE_SECONDS = 7 * 86400
+"""How long a browser keeps a session's token: as long as a session that is used can last. Whether
+it counts is said by the version service, which moves the end of a session on."""
 _TICKET = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _MAX_PARAMETERS = 20
 _PAGE_HEADERS = {
@@ -62,7 +58,6 @@ class Login:
         self._address = address
         self._issuer: oidc.Issuer | None = None
         if settings.oidc_issuer:
-            settings.require("oidc_client_id")
             if not (address.public or address.loopback):
                 settings.require("public_url")
             self._issuer = oidc.Issuer(settings)
@@ -102,9 +97,9 @@ class Login:
             return self._problem(request, 400, "link")
         try:
             return await self._begin(request, access_pb2.CreateSessionRequest(ticket=ticket))
-        except (InvalidArgument, NotFound, PermissionDenied, Unauthenticated):
-            return self._problem(request, 410, "link")
         except DetflowError as error:
+            if error.reason == "BAD_TICKET":
+                return self._problem(request, 410, "link")
             return self._away(request, error)
 
     async def _list_options(self, _request: Request) -> Response:
@@ -138,7 +133,7 @@ class Login:
                 return self._away(request, error)
             log.warning("no sign-in", error=str(error))
             answer = self._problem(request, 403, "refused")
-        except (InvalidArgument, NotFound, PermissionDenied, Unauthenticated) as error:
+        except (InvalidArgument, Unauthenticated) as error:
             log.warning("no sign-in", error=error.message, reason=error.reason)
             answer = self._problem(request, 403, "refused")
         except DetflowError as error:
@@ -156,8 +151,7 @@ class Login:
 
     async def _begin(self, request: Request, proof: access_pb2.CreateSessionRequest) -> Response:
         session = await self._sessions.begin(proof, request.scope["detflow.request_id"])
-        seconds = max(int(session.expire_time.seconds - time.time()), 0)
-        return self._redirect("/", credentials.SESSION, session.token, seconds)
+        return self._redirect("/", credentials.SESSION, session.token, _COOKIE_SECONDS)
 
     def _redirect_uri(self, request: Request) -> str:
         """Returns the address to come back to; without a public URL the Host is one of loopback."""

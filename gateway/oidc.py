@@ -22,6 +22,7 @@ import aiohttp
 import orjson
 
 from detflow import telemetry
+from detflow.errors import InvalidArgument
 from detflow.settings import Settings
 from gateway.security import is_loopback
 
@@ -64,9 +65,18 @@ class Issuer:
 
     Args:
         settings: With its URL, and what this installation is there.
+
+    Raises:
+        InvalidArgument: MISSING_SETTING or BAD_SETTING.
     """
 
     def __init__(self, settings: Settings) -> None:
+        settings.require("oidc_client_id")
+        if not _is_trusted(settings.oidc_issuer):
+            raise InvalidArgument(
+                f"DETFLOW_OIDC_ISSUER must be an https:// URL, not {settings.oidc_issuer!r}",
+                reason="BAD_SETTING",
+            )
         self._url = settings.oidc_issuer.rstrip("/")
         self._issuer = settings.oidc_issuer
         self._client_id = settings.oidc_client_id
@@ -158,20 +168,12 @@ class Issuer:
             )
         methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         self._endpoints = _Endpoints(
-            authorization=self._trusted(document.get("authorization_endpoint")),
-            token=self._trusted(document.get("token_endpoint")),
+            authorization=_endpoint(document.get("authorization_endpoint")),
+            token=_endpoint(document.get("token_endpoint")),
             uses_post="client_secret_post" in methods and "client_secret_basic" not in methods,
         )
         self._endpoints_time = now
         return self._endpoints
-
-    def _trusted(self, url: Any) -> str:
-        """Takes HTTPS only, except from an issuer on this machine."""
-        parts = urlsplit(url if isinstance(url, str) else "")
-        plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
-        if not parts.hostname or not (parts.scheme == "https" or plain):
-            raise OidcError(f"discovery names {url!r}, which is no https:// address")
-        return str(url)
 
     async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any]]:
         if self._http is None:
@@ -191,6 +193,19 @@ class Issuer:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise OidcError(f"the issuer does not answer as it should: {error!r}") from error
         return response.status, value if isinstance(value, dict) else {}
+
+
+def _is_trusted(url: str) -> bool:
+    """Whether an address has HTTPS, or is one of this machine."""
+    parts = urlsplit(url)
+    plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
+    return bool(parts.hostname) and (parts.scheme == "https" or plain)
+
+
+def _endpoint(url: Any) -> str:
+    if not isinstance(url, str) or not _is_trusted(url):
+        raise OidcError(f"discovery names {url!r}, which is no https:// address")
+    return url
 
 
 def nonce_of(secret: str) -> str:

@@ -17,7 +17,9 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from buf.validate import validate_pb2
-from gateway import conditions, download, examples, upload
+from detflow import policy
+from detflow.v1 import access_pb2
+from gateway import conditions, credentials, download, examples, upload
 from gateway.routes import ANY, Binding
 
 Json = dict[str, Any]
@@ -59,14 +61,15 @@ _UPLOAD_HEADERS: Json = {
 }
 _ERRORS = {
     "400": "The request is wrong, or the resource is in a state that does not allow it.",
-    "401": "The caller has not shown who it is.",
-    "404": "There is no such resource.",
+    "401": "The token is missing or does not count.",
+    "403": "The caller's role does not allow it, or it was sent by a page of another origin.",
+    "404": "There is no such resource, or not for this caller.",
     "409": "It exists already, or somebody else changed it first.",
     "421": "The Host header names no host that this gateway answers to.",
-    "429": "A limit is reached.",
+    "429": "A limit is reached; Retry-After says when to come back, where that helps.",
     "500": "The server failed, or stored data is damaged; details name the request id for the log.",
     "501": "The running service does not have this method; upgrade it.",
-    "503": "A service is away; Retry-After says when to come back.",
+    "503": "A service is away, or too much is under way; Retry-After says when to come back.",
     "504": "The answer took too long.",
 }
 _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
@@ -115,6 +118,20 @@ _CONTENT_RANGE: Json = {
     "description": "First and last byte that are sent, and the size of the file.",
     "schema": {"type": "string"},
 }
+_SECURITY: Json = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, the owner's token, or an ID token of the OIDC issuer.",
+    },
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": credentials.SESSION,
+        "description": "A browser that is signed in; over HTTPS the name begins with __Host-. What"
+        " changes something has to say where it comes from (Sec-Fetch-Site or Origin).",
+    },
+}
 _ID_PATTERN = "^[a-z0-9-]{1,63}$"
 
 
@@ -146,8 +163,22 @@ def document(bindings: Iterable[Binding]) -> Json:
             {"name": name, "description": texts.get(full, "")} for full, name in services.items()
         ],
         "paths": paths,
-        "components": {"schemas": dict(sorted(schemas.all().items())), "responses": _responses()},
+        "security": [{name: []} for name in _SECURITY],
+        "components": {
+            "schemas": dict(sorted(schemas.all().items())),
+            "responses": _responses(),
+            "securitySchemes": _SECURITY,
+        },
     }
+
+
+def _role_text(binding: Binding) -> str:
+    """Says who may call, as the policy table has it."""
+    rule = policy.RULES[binding.grpc_path]
+    if rule.role == access_pb2.ROLE_UNSPECIFIED:
+        return "Takes a token, whatever its role."
+    where = "in the project" if rule.field else "in all projects"
+    return f"Takes the role {access_pb2.Role.Name(rule.role)} {where}."
 
 
 def _load_descriptions() -> dict[str, str]:
@@ -188,15 +219,13 @@ def _operation(
         "operationId": rpc.name,
         "tags": [rpc.containing_service.name],
         "summary": text.partition(". ")[0].rstrip("."),
-        "description": text,
+        "description": f"{text} {_role_text(binding)}",
         "parameters": parameters + list(_query(binding, schemas, texts)),
         "responses": {code: {"$ref": f"#/components/responses/{code}"} for code in _ERRORS},
     }
     if rpc.client_streaming or binding.body:
         _add_body(operation, binding, schemas)
     _add_conditions(operation, binding)
-    if binding.http_method != "GET":
-        operation["responses"]["403"] = {"$ref": "#/components/responses/403"}
     if binding.is_download:
         _add_file(operation, rpc.name)
         return operation
@@ -480,7 +509,6 @@ def _error_schema() -> Json:
 
 def _responses() -> dict[str, Json]:
     texts = _ERRORS | {
-        "403": "A page of another origin cannot change anything here.",
         "408": "The body came too slowly.",
         "412": "It is not what the caller saw: read it again.",
         "413": "The body is too large.",
