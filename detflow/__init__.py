@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 # Every child process of detflow begins a new program, so gRPC need not survive a fork; its fork
 # handlers can crash a child between fork and exec. It reads this when it is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Otherwise it prints a line for every handshake that fails, which the error says as well.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 __all__ = ["AsyncClient", "Client"]
 

@@ -263,11 +263,7 @@ class Connection:
         # A service that answers says why it cannot serve; only the transport gives no details.
         if isinstance(translated, Unavailable) and translated.reason == "UNAVAILABLE":
             if not _has_details(error):
-                return Unavailable(
-                    f"cannot reach detflow at {self.address}: start it with `detflow up`, or name"
-                    " another with --address",
-                    reason="UNREACHABLE",
-                )
+                return self._unreachable(error)
         if isinstance(translated, Unimplemented) and not _has_details(error):
             return Unimplemented(
                 f"what answers at {self.address} is not this version of detflow: name the host:port"
@@ -282,6 +278,12 @@ class Connection:
         if isinstance(translated, Unauthenticated):
             return self._unknown(translated)
         return translated
+
+    def _unreachable(self, error: grpc.RpcError) -> Unavailable:
+        # What was reached before has the right certificates, and is away for another reason.
+        why = "" if self._was_there else self._credentials.explain(error)
+        why = why or "start it with `detflow up`, or name another with --address"
+        return Unavailable(f"cannot reach detflow at {self.address}: {why}", reason="UNREACHABLE")
 
     def _unknown(self, error: Unauthenticated) -> Unauthenticated:
         if self._credentials.has_token:

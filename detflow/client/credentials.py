@@ -15,6 +15,33 @@ from detflow.channels import OPTIONS
 from detflow.errors import InvalidArgument
 from detflow.local.running import default_data_dir, owner_token, running
 
+_TLS_TROUBLE = (
+    (
+        "certificate has expired",
+        True,
+        "its certificate has expired; whoever runs it has to renew it",
+    ),
+    (
+        "Hostname Verification Check failed",
+        True,
+        "its certificate is for another name; call it by the name in its certificate",
+    ),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        True,
+        "the authority of its certificate is not trusted; name the file with that authority in"
+        " DETFLOW_TLS_CA_FILE",
+    ),
+    ("WRONG_VERSION_NUMBER", True, "it has no TLS; leave https:// away"),
+    (
+        "Socket closed",
+        True,
+        "it takes no client without a certificate that counts; name yours in DETFLOW_TLS_CERT_FILE"
+        " and DETFLOW_TLS_KEY_FILE",
+    ),
+    ("Socket closed", False, "it hangs up; if it has TLS, say https:// before its address"),
+)
+"""What stands in gRPC's words, whether the client speaks TLS, and what that means."""
 _Continuation = Callable[[grpc.ClientCallDetails, Any], Any]
 
 
@@ -105,6 +132,19 @@ class Credentials:
                 reason="INSECURE",
             )
         return grpc.intercept_channel(channel, _Bearer(self._token))
+
+    def explain(self, error: grpc.RpcError) -> str:
+        """Says what about TLS keeps a server from being reached, and the remedy; "" if nothing."""
+        call: Any = error  # an RpcError is also its call
+        details = call.details() or ""
+        if not details.startswith("failed to connect"):
+            return ""
+        found = (
+            why
+            for sign, is_secure, why in _TLS_TROUBLE
+            if sign in details and is_secure == (self._tls is not None)
+        )
+        return next(found, "")
 
     def _of_local_stack(self, address: str, environ: Mapping[str, str]) -> str:
         data_dir = default_data_dir(environ)
