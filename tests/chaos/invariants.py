@@ -1,5 +1,6 @@
 """Checkers of the invariants of a deployment, from its databases, event stream and object store."""
 
+import asyncio
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping
@@ -91,6 +92,20 @@ def check_attempts(events: Events) -> None:
                     assert event.epoch.attempt == current, resource
                 case "predictions":
                     assert event.predictions.attempt == current, resource
+
+
+async def until_published(database_urls: Mapping[str, str]) -> None:
+    """Waits until no outbox has an event that is not in the stream."""
+    for service, url in database_urls.items():
+        conn = await asyncpg.connect(url, server_settings={"search_path": service})
+        try:
+            async with asyncio.timeout(30):
+                while await conn.fetchval(  # noqa: ASYNC110  # another process
+                    "select count(*) from outbox where publish_time is null"
+                ):
+                    await asyncio.sleep(0.05)
+        finally:
+            await conn.close()
 
 
 async def check_outboxes(database_urls: Mapping[str, str], events: Events) -> None:
