@@ -68,7 +68,8 @@ async def test_key_can_be_listed_changed_and_deleted_but_its_token_is_shown_once
     assert len({key.token for key in keys}) == 3
     assert all(key.token.startswith("dfk_") and len(key.token) == 47 for key in keys)
     assert keys[0].creator == "owner"
-    listed, token = [], ""
+    listed: list[access_pb2.ApiKey] = []
+    token = ""
     while True:
         page = await rig.access.ListApiKeys(
             access_pb2.ListApiKeysRequest(parent="projects/default", page_size=2, page_token=token),
