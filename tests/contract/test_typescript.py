@@ -77,7 +77,9 @@ async def list_models(_request: Any, _context: Any) -> Any:
     return trainer_pb2.ListModelsResponse(models=[model])
 
 
-async def get_training(request: Any, _context: Any) -> Any:
+async def get_training(request: Any, context: Any) -> Any:
+    if request.name.endswith("/shown"):
+        return training_pb2.Training(model=shown_in(context))
     if request.name.endswith("/failed"):
         training = training_pb2.Training(name=request.name)
         detail = AnyMessage()
@@ -92,6 +94,11 @@ async def get_training(request: Any, _context: Any) -> Any:
     )
 
 
+def shown_in(context: Any) -> str:
+    """Returns who a call says it is from."""
+    return str(dict(context.invocation_metadata()).get("authorization", "nobody"))
+
+
 class Watches:
     """Answers watches as the last part of their training's name says."""
 
@@ -99,8 +106,11 @@ class Watches:
         self._rig = rig
         self._cut: set[str] = set()
 
-    async def reply(self, request: Any, _context: Any) -> AsyncIterator[Any]:
+    async def reply(self, request: Any, context: Any) -> AsyncIterator[Any]:
         what = request.name.rpartition("/")[2]
+        if what == "shown":
+            yield trainer_pb2.WatchTrainingResponse(cursor=shown_in(context))
+            return
         if what == "gone":
             raise errors.NotFound("there is no such training", reason="GONE")
         if what == "expired" and request.cursor:

@@ -4,6 +4,7 @@ import { createClient as connect, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
 
 import { translate } from "./errors.js";
+import { AccessService } from "./gen/detflow/v1/access_pb.js";
 import { AnalysisService } from "./gen/detflow/v1/analysis_pb.js";
 import { ComparisonService } from "./gen/detflow/v1/comparison_pb.js";
 import { DatasetService } from "./gen/detflow/v1/dataset_pb.js";
@@ -19,16 +20,25 @@ import { VersionService } from "./gen/detflow/v1/version_pb.js";
 import { WebhookService } from "./gen/detflow/v1/webhook_pb.js";
 import { WeightsService } from "./gen/detflow/v1/weights_pb.js";
 import { file_google_rpc_error_details } from "./gen/google/rpc/error_details_pb.js";
+import { bearer, type Token } from "./token.js";
 import { watch, type WatchOptions } from "./watch.js";
 
 export { Code } from "@connectrpc/connect";
 export { DetflowError, type Violation } from "./errors.js";
+export type { Token } from "./token.js";
 export { watch, type Watched, type WatchOptions } from "./watch.js";
 
 /** How to reach a gateway. */
 export interface ClientOptions {
   /** E.g. `http://127.0.0.1:7100`. */
   baseUrl: string;
+  /**
+   * An API key that says who is calling, or what gives one before every call. Pages of the gateway's
+   * own need none: browsers that are signed in send their cookie.
+   */
+  token?: Token;
+  /** Whether the token may go over http:// to another machine. */
+  insecure?: boolean;
   /** Used in place of the global fetch. */
   fetch?: typeof globalThis.fetch;
   /** Whether messages are JSON, to be read in a network log, rather than binary. */
@@ -41,13 +51,14 @@ export interface ClientOptions {
 export type Client = ReturnType<typeof createClient>;
 
 /** Makes a client; nothing is sent yet. */
-export function createClient({ baseUrl, fetch, json = false, interceptors = [] }: ClientOptions) {
+export function createClient(options: ClientOptions) {
+  const { baseUrl, token, insecure = false, fetch, json = false, interceptors = [] } = options;
   const transport = createConnectTransport({
     baseUrl,
     useBinaryFormat: !json,
     // Stored failures hold details of any type.
     jsonOptions: { registry: createRegistry(file_google_rpc_error_details), ignoreUnknownFields: true },
-    interceptors: [translate, ...interceptors],
+    interceptors: [translate, ...(token ? [bearer(token, baseUrl, insecure)] : []), ...interceptors],
     ...(fetch && { fetch }),
   });
   const versions = connect(VersionService, transport);
@@ -71,6 +82,7 @@ export function createClient({ baseUrl, fetch, json = false, interceptors = [] }
     comparisons: connect(ComparisonService, transport),
     reports: connect(ReportService, transport),
     webhooks: connect(WebhookService, transport),
+    access: connect(AccessService, transport),
 
     /** Watches that survive a broken connection; see `watch`. */
     watch: {

@@ -79,6 +79,26 @@ test("a process that leaves a watch is not kept alive by its connection", () => 
   }
 });
 
+test("a token is shown with every call and every watch", async () => {
+  const shown = async (client) => (await client.trainer.getTraining({ name: name("shown") })).model;
+  assert.equal(await shown(createClient({ baseUrl })), "nobody");
+  const client = createClient({ baseUrl, token: "dfk_key" });
+  assert.equal(await shown(client), "Bearer dfk_key");
+  assert.deepEqual(await cursors(client.watch.training(name("shown"))), ["Bearer dfk_key"]);
+  let number = 0;
+  const renewing = createClient({ baseUrl, token: async () => `renewed-${++number}` });
+  assert.equal(await shown(renewing), "Bearer renewed-1");
+  assert.equal(await shown(renewing), "Bearer renewed-2");
+});
+
+test("a token does not go over a network unencrypted", () => {
+  const there = { baseUrl: "http://gpu-server:7100", token: "dfk_key" };
+  assert.throws(() => createClient(there), /https:\/\/, or set insecure/);
+  assert.ok(createClient({ ...there, insecure: true }));
+  assert.ok(createClient({ ...there, baseUrl: "https://gpu-server:7100" }));
+  assert.ok(createClient({ baseUrl: there.baseUrl }));
+});
+
 test("where nobody listens is said at once", async () => {
   const client = createClient({ baseUrl: "http://127.0.0.1:9" });
   const error = await failure(cursors(client.watch.training(name("t"))));

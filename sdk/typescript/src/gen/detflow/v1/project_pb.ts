@@ -4,15 +4,15 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file detflow/v1/project.proto.
  */
 export const file_detflow_v1_project: GenFile = /*@__PURE__*/
-  fileDesc("ChhkZXRmbG93L3YxL3Byb2plY3QucHJvdG8SCmRldGZsb3cudjEiXgoHUHJvamVjdBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRIvCgtjcmVhdGVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiUAoUQ3JlYXRlUHJvamVjdFJlcXVlc3QSEgoKcHJvamVjdF9pZBgBIAEoCRIkCgdwcm9qZWN0GAIgASgLMhMuZGV0Zmxvdy52MS5Qcm9qZWN0IiEKEUdldFByb2plY3RSZXF1ZXN0EgwKBG5hbWUYASABKAkiPAoTTGlzdFByb2plY3RzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJWChRMaXN0UHJvamVjdHNSZXNwb25zZRIlCghwcm9qZWN0cxgBIAMoCzITLmRldGZsb3cudjEuUHJvamVjdBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAky7QEKDlByb2plY3RTZXJ2aWNlEkYKDUNyZWF0ZVByb2plY3QSIC5kZXRmbG93LnYxLkNyZWF0ZVByb2plY3RSZXF1ZXN0GhMuZGV0Zmxvdy52MS5Qcm9qZWN0EkAKCkdldFByb2plY3QSHS5kZXRmbG93LnYxLkdldFByb2plY3RSZXF1ZXN0GhMuZGV0Zmxvdy52MS5Qcm9qZWN0ElEKDExpc3RQcm9qZWN0cxIfLmRldGZsb3cudjEuTGlzdFByb2plY3RzUmVxdWVzdBogLmRldGZsb3cudjEuTGlzdFByb2plY3RzUmVzcG9uc2ViBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("ChhkZXRmbG93L3YxL3Byb2plY3QucHJvdG8SCmRldGZsb3cudjEigAEKB1Byb2plY3QSDAoEbmFtZRgBIAEoCRIUCgxkaXNwbGF5X25hbWUYAiABKAkSLwoLY3JlYXRlX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiAKBXF1b3RhGAQgASgLMhEuZGV0Zmxvdy52MS5RdW90YSJBCgVRdW90YRIZChFtYXhfc3RvcmFnZV9ieXRlcxgBIAEoAxIdChVtYXhfcnVubmluZ190cmFpbmluZ3MYAiABKAUiUAoUQ3JlYXRlUHJvamVjdFJlcXVlc3QSEgoKcHJvamVjdF9pZBgBIAEoCRIkCgdwcm9qZWN0GAIgASgLMhMuZGV0Zmxvdy52MS5Qcm9qZWN0IiEKEUdldFByb2plY3RSZXF1ZXN0EgwKBG5hbWUYASABKAkiPAoTTGlzdFByb2plY3RzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJWChRMaXN0UHJvamVjdHNSZXNwb25zZRIlCghwcm9qZWN0cxgBIAMoCzITLmRldGZsb3cudjEuUHJvamVjdBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkibQoUVXBkYXRlUHJvamVjdFJlcXVlc3QSJAoHcHJvamVjdBgBIAEoCzITLmRldGZsb3cudjEuUHJvamVjdBIvCgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2sytQIKDlByb2plY3RTZXJ2aWNlEkYKDUNyZWF0ZVByb2plY3QSIC5kZXRmbG93LnYxLkNyZWF0ZVByb2plY3RSZXF1ZXN0GhMuZGV0Zmxvdy52MS5Qcm9qZWN0EkAKCkdldFByb2plY3QSHS5kZXRmbG93LnYxLkdldFByb2plY3RSZXF1ZXN0GhMuZGV0Zmxvdy52MS5Qcm9qZWN0ElEKDExpc3RQcm9qZWN0cxIfLmRldGZsb3cudjEuTGlzdFByb2plY3RzUmVxdWVzdBogLmRldGZsb3cudjEuTGlzdFByb2plY3RzUmVzcG9uc2USRgoNVXBkYXRlUHJvamVjdBIgLmRldGZsb3cudjEuVXBkYXRlUHJvamVjdFJlcXVlc3QaEy5kZXRmbG93LnYxLlByb2plY3RiBnByb3RvMw", [file_google_protobuf_field_mask, file_google_protobuf_timestamp]);
 
 /**
  * Groups the datasets and versions of one detection task.
@@ -40,6 +40,13 @@ export type Project = Message<"detflow.v1.Project"> & {
    * @generated from field: google.protobuf.Timestamp create_time = 3;
    */
   createTime?: Timestamp | undefined;
+
+  /**
+   * How much it may take up.
+   *
+   * @generated from field: detflow.v1.Quota quota = 4;
+   */
+  quota?: Quota | undefined;
 };
 
 /**
@@ -48,6 +55,34 @@ export type Project = Message<"detflow.v1.Project"> & {
  */
 export const ProjectSchema: GenMessage<Project> = /*@__PURE__*/
   messageDesc(file_detflow_v1_project, 0);
+
+/**
+ * How much a project may take up. What is there already stays where a limit is lowered.
+ *
+ * @generated from message detflow.v1.Quota
+ */
+export type Quota = Message<"detflow.v1.Quota"> & {
+  /**
+   * Bytes of its datasets, uploads and bundles; 0 means no limit. Who is above it can add no data.
+   *
+   * @generated from field: int64 max_storage_bytes = 1;
+   */
+  maxStorageBytes: bigint;
+
+  /**
+   * Trainings that may run at once; 0 means no limit. More of them wait in the queue.
+   *
+   * @generated from field: int32 max_running_trainings = 2;
+   */
+  maxRunningTrainings: number;
+};
+
+/**
+ * Describes the message detflow.v1.Quota.
+ * Use `create(QuotaSchema)` to create a new message.
+ */
+export const QuotaSchema: GenMessage<Quota> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_project, 1);
 
 /**
  * Request of CreateProject.
@@ -75,7 +110,7 @@ export type CreateProjectRequest = Message<"detflow.v1.CreateProjectRequest"> & 
  * Use `create(CreateProjectRequestSchema)` to create a new message.
  */
 export const CreateProjectRequestSchema: GenMessage<CreateProjectRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_project, 1);
+  messageDesc(file_detflow_v1_project, 2);
 
 /**
  * Request of GetProject.
@@ -96,7 +131,7 @@ export type GetProjectRequest = Message<"detflow.v1.GetProjectRequest"> & {
  * Use `create(GetProjectRequestSchema)` to create a new message.
  */
 export const GetProjectRequestSchema: GenMessage<GetProjectRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_project, 2);
+  messageDesc(file_detflow_v1_project, 3);
 
 /**
  * Request of ListProjects.
@@ -124,7 +159,7 @@ export type ListProjectsRequest = Message<"detflow.v1.ListProjectsRequest"> & {
  * Use `create(ListProjectsRequestSchema)` to create a new message.
  */
 export const ListProjectsRequestSchema: GenMessage<ListProjectsRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_project, 3);
+  messageDesc(file_detflow_v1_project, 4);
 
 /**
  * Response of ListProjects.
@@ -152,7 +187,35 @@ export type ListProjectsResponse = Message<"detflow.v1.ListProjectsResponse"> & 
  * Use `create(ListProjectsResponseSchema)` to create a new message.
  */
 export const ListProjectsResponseSchema: GenMessage<ListProjectsResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_project, 4);
+  messageDesc(file_detflow_v1_project, 5);
+
+/**
+ * Request of UpdateProject.
+ *
+ * @generated from message detflow.v1.UpdateProjectRequest
+ */
+export type UpdateProjectRequest = Message<"detflow.v1.UpdateProjectRequest"> & {
+  /**
+   * Its name, and the new values.
+   *
+   * @generated from field: detflow.v1.Project project = 1;
+   */
+  project?: Project | undefined;
+
+  /**
+   * Of display_name, quota, quota.max_storage_bytes, quota.max_running_trainings; required.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 2;
+   */
+  updateMask?: FieldMask | undefined;
+};
+
+/**
+ * Describes the message detflow.v1.UpdateProjectRequest.
+ * Use `create(UpdateProjectRequestSchema)` to create a new message.
+ */
+export const UpdateProjectRequestSchema: GenMessage<UpdateProjectRequest> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_project, 6);
 
 /**
  * Projects. Served by the version service.
@@ -181,7 +244,7 @@ export const ProjectService: GenService<{
     output: typeof ProjectSchema;
   },
   /**
-   * Lists projects, oldest first.
+   * Lists the projects that the caller may see, oldest first.
    *
    * @generated from rpc detflow.v1.ProjectService.ListProjects
    */
@@ -189,6 +252,16 @@ export const ProjectService: GenService<{
     methodKind: "unary";
     input: typeof ListProjectsRequestSchema;
     output: typeof ListProjectsResponseSchema;
+  },
+  /**
+   * Changes a project's name or quota.
+   *
+   * @generated from rpc detflow.v1.ProjectService.UpdateProject
+   */
+  updateProject: {
+    methodKind: "unary";
+    input: typeof UpdateProjectRequestSchema;
+    output: typeof ProjectSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_detflow_v1_project, 0);
