@@ -1,12 +1,14 @@
 // The console: the frame around every page, and which page a path shows.
-import { html, render, useEffect } from "./vendor/preact.js";
+import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { match, path } from "./router.js";
 import { chooseTheme, language, theme } from "./state/preferences.js";
+import { enter, principal, role, session } from "./state/session.js";
 import { said } from "./state/status.js";
 import { changeLanguage, t } from "./i18n/texts.js";
 import { useLoad } from "./state/load.js";
 import { get } from "./api/http.js";
-import { Empty, Skeleton } from "./ui/parts.js";
+import { Later } from "./ui/later.js";
+import { Empty, Problem, Skeleton } from "./ui/parts.js";
 
 /** Pages by path; a page is loaded when it is first shown. */
 const PAGES = [
@@ -21,6 +23,8 @@ const PAGES = [
   ["/p/:project/evaluate", () => import("./pages/evaluate.js")],
   ["/p/:project/evaluate/:version", () => import("./pages/evaluate.js")],
   ["/p/:project/compare", () => import("./pages/compare.js")],
+  ["/p/:project/settings", () => import("./pages/settings.js")],
+  ["/p/:project/settings/:tab", () => import("./pages/settings.js")],
   ["/system", () => import("./pages/system.js")],
 ];
 
@@ -33,14 +37,36 @@ function find(text) {
   return null;
 }
 
+const signIn = () => import("./ui/sign_in.js");
+
 function App() {
   const found = find(path.value);
   const project = found?.values.project;
+  const [error, setError] = useState(/** @type {any} */ (null));
+  const ask = () => {
+    setError(null);
+    get("/v1/principal").then(enter, (caught) => setError(caught.code === 401 ? null : caught));
+  };
+  useEffect(() => {
+    ask();
+    // Who signs in does so in another tab, or has just come back from there.
+    const look = () => document.hidden || session.peek() === "in" || ask();
+    document.addEventListener("visibilitychange", look);
+    return () => document.removeEventListener("visibilitychange", look);
+  }, []);
+  const known = principal.value;
   return html`
     <a class="skip" href="#content">${t("nav.skip")}</a>
-    <${Header} project=${project} />
+    <${Header} project=${known && project} />
+    ${session.value === "ended" && html`<${Later} load=${signIn} name="Ended" onRetry=${ask} />`}
     <main id="content" tabindex="-1">
-      ${found ? html`<${Page} load=${found.load} values=${found.values} />` : html`<${Empty} text=${t("error.noPage")}><a href="/projects">${t("nav.projects")}</a><//>`}
+      ${session.value === "out"
+        ? html`<${Later} load=${signIn} name="SignIn" onRetry=${ask} />`
+        : !known
+          ? html`<div class="page">${error ? html`<${Problem} error=${error} onRetry=${ask} />` : html`<${Skeleton} lines=${5} />`}</div>`
+          : found
+            ? html`<${Page} load=${found.load} values=${found.values} />`
+            : html`<${Empty} text=${t("error.noPage")}><a href="/projects">${t("nav.projects")}</a><//>`}
     </main>
     <div class="visually-hidden" role="status" aria-live="polite">${said.value}</div>
   `;
@@ -62,10 +88,11 @@ function Header({ project }) {
         [`/p/${project}/train`, "nav.train"],
         [`/p/${project}/evaluate`, "nav.evaluate"],
         [`/p/${project}/compare`, "nav.compare"],
+        [`/p/${project}/settings`, "nav.settings"],
       ]
     : [["/projects", "nav.projects"]];
   return html`<header class="top">
-    <a class="brand" href="/projects"><img src="/console/icon.svg" alt="" width="22" height="22" />detflow</a>
+    <a class="brand" href="/projects" aria-label="detflow"><img src="/console/icon.svg" alt="" width="22" height="22" /><span>detflow</span></a>
     ${project && html`<${ProjectName} project=${project} />`}
     <nav aria-label=${t("nav.label")}>
       ${links.map(([to, key]) => html`<a href=${to} aria-current=${path.value.startsWith(to) ? "page" : undefined}>${t(key)}</a>`)}
@@ -84,8 +111,23 @@ function Header({ project }) {
       >
         ${language.value === "ko" ? "English" : "한국어"}
       </button>
+      ${principal.value && html`<${Account} />`}
     </div>
   </header>`;
+}
+
+/** Who is signed in, with which role here, and the way out. */
+function Account() {
+  const who = principal.value;
+  const has = role();
+  return html`<details class="account">
+    <summary class="button plain" aria-label=${t("account.label", { name: who.displayName })}>${who.displayName}</summary>
+    <div class="help-text stack-small">
+      <strong class="path">${who.displayName}</strong>
+      ${has && html`<span class="muted small">${t("account.role", { role: t(`role.${has}`) })}</span>`}
+      <form method="post" action="/logout"><button class="button plain">${t("account.signOut")}</button></form>
+    </div>
+  </details>`;
 }
 
 /** @param {{project: string}} props */

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    StorageState,
+    sync_playwright,
+)
 
 from tests.stack_rig import Stack
 
@@ -28,12 +35,29 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def sign_in(page: Page, stack: Stack) -> None:
+    """Signs a browser in by a link from the command line, as its owner does."""
+    link = stack.detflow("open", "--no-browser", "--json").json["url"]
+    page.goto(link)
+    page.get_by_role("button").click()
+    page.wait_for_url(f"{stack.url}/")
+
+
+@pytest.fixture(scope="module")
+def owner(browser: Browser, stack: Stack) -> StorageState:
+    """Cookies of a browser in which the owner is signed in."""
+    with browser.new_context() as context:
+        sign_in(context.new_page(), stack)
+        return context.storage_state()
+
+
 @pytest.fixture
-def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]:
+def open_page(browser: Browser, stack: Stack, owner: StorageState) -> Iterator[Callable[..., Page]]:
     """`page = open_page("/projects", locale="ko-KR")`: a fresh profile on the stack.
 
-    No page may log an error, throw, ask in a dialog, break its policy or load from elsewhere; only
-    with `may_lose_connection` it may log that it could not reach the gateway.
+    The owner is signed in, unless `cookies` says otherwise. No page may log an error, throw, ask in
+    a dialog, break its policy or load from elsewhere; only with `may_log` it may log an error in
+    which that is found, such as a status that it is to be answered with.
     """
     contexts: list[BrowserContext] = []
     faults: list[str] = []
@@ -44,10 +68,12 @@ def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]:
         width: int = 1360,
         locale: str = "ko-KR",
         dark: bool = False,
-        may_lose_connection: bool = False,
+        cookies: StorageState | None = owner,
+        may_log: Sequence[str] = (),
     ) -> Page:
         context = browser.new_context(
             base_url=stack.url,
+            storage_state=cookies,
             viewport={"width": width, "height": 900},
             locale=locale,
             color_scheme="dark" if dark else "light",
@@ -57,8 +83,7 @@ def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]:
         page.set_default_timeout(20_000)
 
         def hear(message: ConsoleMessage) -> None:
-            is_lost = "net::ERR_" in message.text or "503" in message.text
-            if message.type == "error" and not (may_lose_connection and is_lost):
+            if message.type == "error" and not any(one in message.text for one in may_log):
                 faults.append(message.text)
 
         page.on("console", hear)

@@ -128,7 +128,7 @@ def test_a_lost_connection_is_said_and_what_happened_meanwhile_is_shown(
 ) -> None:
     stack.detflow("datasets", "import", str(archive), "--name", "lost")
     assert stack.detflow("versions", "create", "--dataset", "lost").code == 0
-    page = open_page("/p/default/train", may_lose_connection=True)
+    page = open_page("/p/default/train", may_log=("net::ERR_", "503"))
     expect(page.get_by_role("heading", name="V_0")).to_be_visible()
     expect(page.get_by_role("button", name="인공지능 학습 시작")).to_be_enabled()
     gateway = next(one for one in stack.processes() if "gateway" in one.cmdline())

@@ -15,6 +15,7 @@ from gateway.site import FOLDER, POLICY, Site
 MAX_SCRIPT_BYTES = 60_000
 _STATIC = r'^(?:import|export) (?:[^"]*from )?"([^"]+)";$'
 _LATER = r'import\("([^"]+)"\)'
+PARTS = ("frame", "help", "pages", "results", "settings")
 _TEXT = re.compile(r'^  ("(?:[^"\\]|\\.)+"): ("(?:[^"\\]|\\.)*"),$', re.MULTILINE)
 
 
@@ -34,7 +35,7 @@ def texts_of(language: str, part: str) -> dict[str, str]:
 
 
 def texts(language: str) -> dict[str, str]:
-    parts = [texts_of(language, part) for part in ("frame", "pages", "results")]
+    parts = [texts_of(language, part) for part in PARTS]
     return {key: text for part in parts for key, text in part.items()}
 
 
@@ -62,8 +63,8 @@ def test_every_text_that_is_named_is_there_and_every_text_is_named() -> None:
     assert not {key for key in named if "." in key} - known
     made = [re.escape(one) for one in re.findall(r"`([\w.]+\.)\$\{", code)]
     unnamed = {key for key in known if not re.match("|".join(made), key)} - named
-    paragraphs = set(re.findall(r'paragraphs\("([^"]+)"\)', code))
-    assert not unnamed - paragraphs
+    helps = set(re.findall(r'(?:help|text)="([\w.]+)"', code))
+    assert not helps - known and not unnamed - helps
 
 
 def imports(path: Path, pattern: str) -> list[Path]:
@@ -104,7 +105,7 @@ def loaded_by(page: str) -> set[Path]:
 def test_every_page_loads_the_texts_it_shows(page: str) -> None:
     needed = loaded_by(page)
     loaded = {*texts_of("en", "frame")}
-    for part in ("pages", "results"):
+    for part in ("pages", "results", "settings"):
         if FOLDER / "i18n" / f"{part}.js" in needed:
             loaded |= {*texts_of("en", part)}
     for path in needed - {FOLDER / "ui" / "parts.js"}:  # which has parts that other pages use
@@ -120,6 +121,8 @@ async def test_scripts_on_the_wire_stay_small(page: str) -> None:
     for user, used in (
         ("vision/chart.js", "vendor/uplot.js"),
         ("i18n/pages.js", "i18n/ko_pages.js"),
+        ("i18n/results.js", "i18n/ko_results.js"),
+        ("i18n/settings.js", "i18n/ko_settings.js"),
     ):
         if FOLDER / user in needed:
             needed.add(FOLDER / used)

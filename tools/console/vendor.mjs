@@ -12,9 +12,9 @@ const packages = ["preact", "@preact/signals", "@preact/signals-core", "htm", "u
 
 const entries = {
   "preact.js": `
-    export { Fragment, createContext, h, render } from "preact";
-    export { useContext, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-    export { batch, computed, effect, signal, untracked, useComputed, useSignal, useSignalEffect } from "@preact/signals";
+    export { render } from "preact";
+    export { useEffect, useRef, useState } from "preact/hooks";
+    export { effect, signal } from "@preact/signals";
     export { html } from "htm/preact";
   `,
   "uplot.js": `export { default } from "uplot";`,

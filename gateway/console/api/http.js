@@ -1,4 +1,5 @@
 // Calls of the HTTP API: JSON in and out, and every failure as an ApiError.
+import { expel } from "../state/session.js";
 
 /** What a call failed of: the `error` of an answer, or that there was none. */
 export class ApiError extends Error {
@@ -26,9 +27,9 @@ export class ApiError extends Error {
     return this.details.flatMap((one) => one.fieldViolations ?? []);
   }
 
-  /** Whether trying again later may help. */
+  /** Whether trying again later may help; a limit passes where the answer says when. */
   get passes() {
-    return this.code === 0 || this.code === 429 || this.code >= 502;
+    return this.code === 0 || this.code >= 502 || (this.code === 429 && this.details.some((one) => one.retryDelay));
   }
 }
 
@@ -88,6 +89,7 @@ export async function reach(address, init) {
 
 /** @param {Response} response */
 export async function failure(response) {
+  if (response.status === 401) expel();
   const id = response.headers.get("x-request-id") ?? "";
   const answer = await response.json().catch(() => ({}));
   return new ApiError(response.status, answer.error ?? {}, id);
@@ -116,31 +118,4 @@ export async function all(path, field, query = {}, signal) {
 export function newRequestId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-/**
- * Sends a file as the body of a POST, and tells how far it is: fetch cannot.
- *
- * @param {string} address
- * @param {Blob} file
- * @param {{contentType: string, onProgress: (share: number) => void, signal?: AbortSignal}} options
- * @returns {Promise<any>}
- */
-export function send(address, file, { contentType, onProgress, signal }) {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", address);
-    request.setRequestHeader("content-type", contentType);
-    request.responseType = "json";
-    request.upload.onprogress = (event) => onProgress(event.total ? event.loaded / event.total : 0);
-    request.onload = () => {
-      const answer = request.response ?? {};
-      if (request.status < 300) resolve(answer);
-      else reject(new ApiError(request.status, answer.error ?? {}, request.getResponseHeader("x-request-id") ?? ""));
-    };
-    request.onerror = () => reject(new ApiError(0, {}));
-    request.onabort = () => reject(new DOMException("aborted", "AbortError"));
-    signal?.addEventListener("abort", () => request.abort());
-    request.send(file);
-  });
 }

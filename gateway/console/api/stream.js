@@ -1,16 +1,19 @@
 // Streams of server-sent events: resumed by cursor, closed while the tab is hidden, and handed on at most ten times a
 // second in step with the screen.
+import { onSession } from "../state/session.js";
 import { ApiError, failure, url } from "./http.js";
+import { TURN_MS, takeSlot } from "./slots.js";
 
 const FLUSH_MS = 100;
 const FIRST_RETRY_MS = 500;
 const MAX_RETRY_MS = 10_000;
+const BETWEEN_TURNS_MS = 1000;
 
 /**
  * Follows a stream until it ends, fails for good, or is stopped.
  *
  * A browser allows six connections to a host: a hidden tab closes its own and goes on behind the last event when it is
- * shown again.
+ * shown again, and of many windows some take turns. A session that ends closes it until somebody has signed in again.
  *
  * @param {string} path
  * @param {{
@@ -26,6 +29,10 @@ const MAX_RETRY_MS = 10_000;
 export function watch(path, { query = {}, on, newest = [], onLink, onEnd, onError }) {
   /** @type {EventSource | null} */
   let source = null;
+  /** @type {import("./slots.js").Slot | null} */
+  let slot = null;
+  /** @type {AbortController | null} */
+  let waiting = null;
   let cursor = "";
   let stopped = false;
   let retryMs = FIRST_RETRY_MS;
@@ -57,15 +64,28 @@ export function watch(path, { query = {}, on, newest = [], onLink, onEnd, onErro
     setTimeout(() => requestAnimationFrame(flush), wait);
   }
 
-  function open() {
+  async function open() {
     clearTimeout(timer);
-    if (stopped || source || document.hidden) return;
+    if (stopped || source || waiting || document.hidden) return;
+    const asking = new AbortController();
+    waiting = asking;
+    const taken = await takeSlot(asking.signal);
+    if (waiting === asking) waiting = null;
+    if (asking.signal.aborted) taken?.release();
+    else {
+      slot = taken;
+      connect();
+    }
+  }
+
+  function connect() {
     const address = url(path, { ...query, cursor });
     const current = new EventSource(address);
     source = current;
     current.onopen = () => {
       retryMs = FIRST_RETRY_MS;
       onLink?.(true);
+      if (slot?.isTurn) timer = setTimeout(pass, TURN_MS);
     };
     for (const name of [...Object.keys(on), "heartbeat"]) {
       current.addEventListener(name, (event) => {
@@ -96,6 +116,12 @@ export function watch(path, { query = {}, on, newest = [], onLink, onEnd, onErro
     });
   }
 
+  /** Lets the next window have its turn. */
+  function pass() {
+    close();
+    timer = setTimeout(open, BETWEEN_TURNS_MS);
+  }
+
   /** Asks again for what was refused: an EventSource does not tell why. @param {string} address */
   async function explain(address) {
     const asking = new AbortController();
@@ -113,6 +139,8 @@ export function watch(path, { query = {}, on, newest = [], onLink, onEnd, onErro
   /** @param {ApiError} error */
   function refuse(error) {
     if (stopped) return;
+    // The connection is there; what is missing is said elsewhere, and waited for.
+    if (error.code === 401) return onLink?.(true);
     if (error.reason === "CURSOR_EXPIRED") cursor = "";
     else if (!error.passes && error.code >= 400 && error.code < 500) {
       stop();
@@ -130,25 +158,29 @@ export function watch(path, { query = {}, on, newest = [], onLink, onEnd, onErro
   }
 
   function close() {
+    clearTimeout(timer);
+    waiting?.abort();
+    waiting = null;
     source?.close();
     source = null;
+    slot?.release();
+    slot = null;
   }
 
   function onVisibility() {
-    if (document.hidden) {
-      clearTimeout(timer);
-      close();
-    } else open();
+    if (document.hidden) close();
+    else open();
   }
 
   function stop() {
     stopped = true;
-    clearTimeout(timer);
     close();
+    forget();
     document.removeEventListener("visibilitychange", onVisibility);
   }
 
   document.addEventListener("visibilitychange", onVisibility);
+  const forget = onSession((isIn) => (isIn ? open() : close()));
   open();
   return stop;
 }

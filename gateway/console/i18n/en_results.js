@@ -1,6 +1,16 @@
 // English: what a model found.
 export default {
+  "action.next": "Next",
+  "action.previous": "Previous",
   "boxes.shown": "The {shown} most confident of {total} boxes are drawn.",
+  "chart.class_loss": "Class loss",
+  "chart.cls_loss": "Class loss",
+  "chart.data_wait_share": "Share of time waiting for data",
+  "chart.dfl_loss": "Distribution focal loss",
+  "chart.images_per_second": "Images per second",
+  "chart.lr": "Learning rate",
+  "chart.val/precision": "Precision",
+  "chart.val/recall": "Recall",
   "charts.help": "The bounding box loss measures how far predicted boxes are from the true ones: the nearer to 0, the better. If the validation loss rises while the training loss falls, the model is learning the training images by heart.",
   "charts.smoothing": "Smoothing",
   "classes.all": "All classes",

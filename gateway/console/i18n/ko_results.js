@@ -1,6 +1,16 @@
 // 한국어: what a model found.
 export default {
+  "action.next": "다음",
+  "action.previous": "이전",
   "boxes.shown": "박스 {total}개 중 신뢰도가 높은 {shown}개만 표시합니다.",
+  "chart.class_loss": "Class Loss",
+  "chart.cls_loss": "Class Loss",
+  "chart.data_wait_share": "데이터 대기 비율",
+  "chart.dfl_loss": "Distribution Focal Loss",
+  "chart.images_per_second": "초당 이미지 수",
+  "chart.lr": "학습률",
+  "chart.val/precision": "정밀도",
+  "chart.val/recall": "재현율",
   "charts.help": "Bounding Box Loss는 모델이 예측한 경계 상자와 실제 경계 상자 사이의 차이로, 0에 가까울수록 예측이 잘 된 것입니다. 학습 손실은 내려가는데 검증 손실이 올라가면 과적합입니다.",
   "charts.smoothing": "평활화",
   "classes.all": "전체 클래스",

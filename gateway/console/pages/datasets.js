@@ -1,14 +1,15 @@
 // Datasets: import with progress, the list, and of one its figures.
 import { html, useEffect, useState } from "../vendor/preact.js";
-import { all, call, get, newRequestId, send } from "../api/http.js";
+import { all, call, get } from "../api/http.js";
 import { watch } from "../api/stream.js";
 import { go } from "../router.js";
 import "../i18n/pages.js";
 import { t } from "../i18n/texts.js";
-import { bytes, count, idOf, percent, when } from "../i18n/format.js";
-import { say } from "../state/status.js";
+import { count, idOf, when } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
-import { Button, Card, Chip, Dialog, Empty, Failed, Field, Figure, Loaded, Problem, Progress } from "../ui/parts.js";
+import { may } from "../state/session.js";
+import { ImportCard } from "../ui/import_card.js";
+import { Button, Card, Chip, Dialog, Empty, Failed, Figure, Loaded, Problem, Progress } from "../ui/parts.js";
 
 const TONES = { IMPORTING: "warn", READY: "ok", FAILED: "bad" };
 const FORMATS = { DATASET_FORMAT_YOLO: "YOLO", DATASET_FORMAT_VOC: "Pascal VOC", DATASET_FORMAT_COCO: "COCO" };
@@ -18,7 +19,7 @@ export function Page({ project, dataset }) {
   const list = useLoad((signal) => all(`/v1/projects/${project}/datasets`, "datasets", {}, signal), [project]);
   return html`<div class="page stack">
     <h1>${t("datasets.title")}</h1>
-    <${Import} project=${project} onDone=${list.reload} />
+    ${may("EDITOR") && html`<${ImportCard} project=${project} onDone=${list.reload} />`}
     <${Loaded} state=${list} lines=${4}>
       ${(/** @type {any[]} */ found) =>
         found.length
@@ -75,79 +76,6 @@ function Row({ project, one, onChange }) {
   </tr>`;
 }
 
-/** @param {File} file */
-function contentType(file) {
-  if (/\.(tar\.gz|tgz)$/i.test(file.name)) return "application/gzip";
-  return /\.tar$/i.test(file.name) ? "application/x-tar" : "application/zip";
-}
-
-/** @param {{project: string, onDone: () => void}} props */
-function Import({ project, onDone }) {
-  const [file, setFile] = useState(/** @type {File | null} */ (null));
-  const [name, setName] = useState("");
-  const [skip, setSkip] = useState(false);
-  const [share, setShare] = useState(/** @type {number | null} */ (null));
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const [stop, setStop] = useState(/** @type {AbortController | null} */ (null));
-  const take = (/** @type {File | undefined} */ chosen) => {
-    if (!chosen) return;
-    setFile(chosen);
-    setError(null);
-    setName(chosen.name.replace(/\.(zip|tar|tgz|tar\.gz)$/i, "").slice(0, 63));
-  };
-  const begin = async (/** @type {Event} */ event) => {
-    event.preventDefault();
-    if (!file) return;
-    const aborting = new AbortController();
-    setStop(aborting);
-    setError(null);
-    setShare(0);
-    try {
-      const upload = await send(`/v1/projects/${project}/uploads`, file, { contentType: contentType(file), onProgress: setShare, signal: aborting.signal });
-      const dataset = await call("POST", `/v1/projects/${project}/datasets`, {
-        body: { dataset: { displayName: name.trim() }, upload: upload.name, skipInvalid: skip, requestId: newRequestId() },
-      });
-      say(t("datasets.importStarted", { name }));
-      setFile(null);
-      onDone();
-      go(`/p/${project}/datasets/${idOf(dataset.name)}`);
-    } catch (caught) {
-      if (!aborting.signal.aborted) setError(caught);
-    }
-    setShare(null);
-    setStop(null);
-  };
-  return html`<${Card} title=${t("datasets.import")}>
-    <form class="stack" onSubmit=${begin}>
-      <label
-        class="drop"
-        onDragOver=${(/** @type {DragEvent} */ event) => event.preventDefault()}
-        onDrop=${(/** @type {DragEvent} */ event) => {
-          event.preventDefault();
-          take(event.dataTransfer?.files[0]);
-        }}
-      >
-        <input type="file" class="visually-hidden" accept=".zip,.tar,.tgz,.gz" onChange=${(/** @type {any} */ event) => take(event.target.files[0])} />
-        <strong>${file ? file.name : t("datasets.choose")}</strong>
-        <span class="muted small">${file ? bytes(file.size) : t("datasets.formats")}</span>
-      </label>
-      ${file &&
-      html`<div class="columns">
-          <${Field} label=${t("datasets.name")} for="dataset-name">
-            <input id="dataset-name" required maxlength="63" value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} />
-          <//>
-          <label class="check"><input type="checkbox" checked=${skip} onChange=${() => setSkip(!skip)} />${t("datasets.skip")}</label>
-        </div>
-        ${share !== null && html`<${Progress} value=${100 * share} label=${t("datasets.uploading")} /><p class="small number">${t("datasets.uploading")} ${percent(share, 0)}</p>`}
-        <div class="row">
-          <${Button} kind="primary" icon="upload" type="submit" busy=${share !== null}>${t("datasets.start")}<//>
-          ${stop && html`<${Button} onClick=${() => stop.abort()}>${t("action.cancel")}<//>`}
-        </div>`}
-      ${error && html`<${Problem} error=${error} />`}
-    </form>
-  <//>`;
-}
-
 /** @param {{project: string, name: string, state?: string, onChange: () => void}} props `state` is the one of the list */
 function Details({ project, name, state: listed, onChange }) {
   const state = useLoad((signal) => get(`/v1/${name}`, {}, signal), [name, listed]);
@@ -157,8 +85,9 @@ function Details({ project, name, state: listed, onChange }) {
       <${Card}
         title=${one.displayName}
         actions=${html`
-          ${one.state === "READY" && html`<a class="button primary" href=${`/p/${project}/versions/new?dataset=${idOf(name)}`}>${t("versions.create")}</a>`}
-          <${Button} kind="quiet" icon="bin" label=${t("datasets.delete")} onClick=${() => setDeleting(true)} />
+          ${may("EDITOR") &&
+          html`${one.state === "READY" && html`<a class="button primary" href=${`/p/${project}/versions/new?dataset=${idOf(name)}`}>${t("versions.create")}</a>`}
+            <${Button} kind="quiet" icon="bin" label=${t("datasets.delete")} onClick=${() => setDeleting(true)} />`}
         `}
       >
         ${one.state === "IMPORTING" && html`<p class="muted">${t("datasets.importing")}</p>`}

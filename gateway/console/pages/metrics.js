@@ -10,7 +10,7 @@ import { toSeries } from "../state/training.js";
 import { Chart } from "../vision/chart.js";
 import { Picture, colorOf } from "../vision/boxes.js";
 import { Button, Dialog, Empty, Loaded, SplitSwitch, Tabs, Threshold } from "../ui/parts.js";
-import { lossLines, lossNames } from "../ui/result_cards.js";
+import { lossLines, lossNames } from "../ui/loss_chart.js";
 
 const TABS = ["images", "charts", "classes", "errors"];
 const PAGE_SIZE = 12;

@@ -116,7 +116,7 @@ function Form({ project, datasets }) {
       <${Preview} project=${project} dataset=${dataset} recipe=${recipe} />
     </div>
     ${error && html`<${Problem} error=${error} />`}
-    <div class="row"><${Button} kind="primary" type="submit" busy=${busy}>${t("newVersion.make")}<//></div>
+    <div class="row"><${Button} kind="primary" type="submit" needs="EDITOR" busy=${busy}>${t("newVersion.make")}<//></div>
   </form>`;
 }
 

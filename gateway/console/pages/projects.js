@@ -14,7 +14,7 @@ export function Page() {
   return html`<div class="page stack">
     <div class="row spread">
       <h1>${t("projects.title")}</h1>
-      <${Button} kind="primary" icon="plus" onClick=${() => setCreating(true)}>${t("projects.new")}<//>
+      <${Button} kind="primary" icon="plus" needs="ADMIN" onClick=${() => setCreating(true)}>${t("projects.new")}<//>
     </div>
     <${Loaded} state=${projects}>
       ${(/** @type {any[]} */ found) =>
@@ -30,7 +30,7 @@ export function Page() {
               )}
             </ul>`
           : html`<${Empty} text=${t("projects.empty")}>
-              <${Button} kind="primary" onClick=${() => setCreating(true)}>${t("projects.new")}<//>
+              <${Button} kind="primary" needs="ADMIN" onClick=${() => setCreating(true)}>${t("projects.new")}<//>
             <//>`}
     <//>
     ${creating && html`<${Create} onClose=${() => setCreating(false)} />`}

@@ -4,16 +4,17 @@ import { call, get, newRequestId } from "../api/http.js";
 import { go, path } from "../router.js";
 import { t } from "../i18n/texts.js";
 import { idOf } from "../i18n/format.js";
+import { may } from "../state/session.js";
 import { say } from "../state/status.js";
 import { TONES, isLive, useVersions } from "../state/versions.js";
 import { useTraining } from "../state/training.js";
 import { Icon } from "../ui/icons.js";
 import { Later } from "../ui/later.js";
 import { Button, Chip, Empty, Failed, Problem, Skeleton } from "../ui/parts.js";
-import { PreprocessingCard, ProgressCard } from "../ui/progress_card.js";
+import { ProgressCard } from "../ui/progress_card.js";
 import { AugmentationCard, SplitCard } from "../ui/version_cards.js";
 import { HyperparametersCard, useHyperparameters } from "../ui/hyperparameters.js";
-import { LossChart, MetricsCard } from "../ui/result_cards.js";
+import { LossChart } from "../ui/loss_chart.js";
 
 /** @param {{project: string, version?: string}} props */
 export function Page({ project, version }) {
@@ -35,7 +36,7 @@ export function Page({ project, version }) {
       ${!versions && !error && html`<${Skeleton} lines=${6} />`}
       ${versions && !versions.length &&
       html`<${Empty} text=${t("versions.empty")}>
-        <a class="button primary" href=${`/p/${project}/versions/new`}>${t("versions.create")}</a>
+        ${may("EDITOR") && html`<a class="button primary" href=${`/p/${project}/versions/new`}>${t("versions.create")}</a>`}
       <//>`}
       ${versions && versions.length > 0 && version && !chosen && html`<${Empty} text=${t("versions.gone")} />`}
       ${chosen &&
@@ -61,9 +62,10 @@ function VersionList({ project, versions, current, onChange }) {
       <h2>${t("versions.title")}</h2>
       <div class="row">
         <${Button} kind="quiet" icon="restore" label=${t("trash.open")} onClick=${() => showTrash(true)} />
-        <a class="button quiet only-icon" href=${`/p/${project}/versions/new`} aria-label=${t("versions.create")} title=${t("versions.create")}>
+        ${may("EDITOR") &&
+        html`<a class="button quiet only-icon" href=${`/p/${project}/versions/new`} aria-label=${t("versions.create")} title=${t("versions.create")}>
           <${Icon} name="plus" />
-        </a>
+        </a>`}
       </div>
     </div>
     <ul>
@@ -127,27 +129,27 @@ function VersionView({ project, version, onChange, onPut, onStream, linked, onLi
   return html`
     <${TitleBar} project=${project} version=${version} onPut=${onPut} onChange=${onChange} linked=${linked}>
       ${training?.training?.weights && !live &&
-      html`<${Button} icon="download" onClick=${() => setExporting(true)}>${t("train.export")}<//>
+      html`<${Button} icon="download" needs="EDITOR" onClick=${() => setExporting(true)}>${t("train.export")}<//>
         <a class="button plain" href=${`/p/${project}/evaluate/${idOf(version.name)}`}>${t("train.evaluate")}</a>`}
       ${isNew &&
-      html`<${Button} kind="primary" icon="play" disabled=${version.state !== "READY"} busy=${starting} onClick=${start}>
+      html`<${Button} kind="primary" icon="play" needs="EDITOR" disabled=${version.state !== "READY"} busy=${starting} onClick=${start}>
         ${t(preprocessing ? "train.preprocessing" : "train.start")}
       <//>`}
     <//>
     ${startError && html`<${Problem} error=${startError} />`}
-    ${preprocessing && html`<${PreprocessingCard} version=${version} onLink=${onLink} onChange=${onChange} />`}
+    ${preprocessing && html`<${Later} load=${() => import("../ui/preprocessing_card.js")} name="PreprocessingCard" version=${version} onLink=${onLink} onChange=${onChange} />`}
     ${version.state === "FAILED" && isNew && version.failure && html`<${Failed} failure=${version.failure} />`}
     ${error && html`<${Problem} error=${error} />`}
     ${version.training && html`<${ProgressCard} live=${training} onChange=${onChange} />`}
     ${state === "SUCCEEDED" || state === "STOPPED"
-      ? html`<${MetricsCard} training=${version.training} onMore=${() => go(`/p/${project}/train/${idOf(version.name)}/metrics`)} />`
+      ? html`<${Later} load=${() => import("../ui/metrics_card.js")} name="MetricsCard" training=${version.training} onMore=${() => go(`/p/${project}/train/${idOf(version.name)}/metrics`)} />`
       : null}
     ${training && Object.keys(training.series).length > 0 && html`<${LossChart} series=${training.series} />`}
     <div class="columns">
       <${SplitCard} version=${version} />
       <${AugmentationCard} version=${version} />
     </div>
-    <${HyperparametersCard} values=${hyperparameters} readOnly=${!isNew} training=${training?.training} />
+    <${HyperparametersCard} values=${hyperparameters} readOnly=${!isNew || !may("EDITOR")} project=${project} training=${training?.training} />
     ${exporting && html`<${Later} load=${() => import("./export_dialog.js")} name="ExportDialog" training=${version.training} onClose=${() => setExporting(false)} />`}
     ${path.value.endsWith("/metrics") && version.training &&
     html`<${Later}
@@ -168,8 +170,9 @@ function TitleBar({ project, version, onPut, onChange, linked, children }) {
   return html`<div class="row spread title-bar">
     <div class="row">
       <h1>${version.displayName}</h1>
-      <${Button} kind="quiet" icon="pen" label=${t("version.rename")} onClick=${() => setDialog("rename")} />
-      <${Button} kind="quiet" icon="bin" label=${t("version.delete")} onClick=${() => setDialog("delete")} />
+      ${may("EDITOR") &&
+      html`<${Button} kind="quiet" icon="pen" label=${t("version.rename")} onClick=${() => setDialog("rename")} />
+        <${Button} kind="quiet" icon="bin" label=${t("version.delete")} onClick=${() => setDialog("delete")} />`}
       <${Chip} tone=${TONES[/** @type {keyof typeof TONES} */ (version.state)]}>${t(`state.${version.state}`)}<//>
       ${!linked && html`<${Chip} tone="warn">${t("link.lost")}<//>`}
     </div>

@@ -33,7 +33,7 @@ export function TrashDialog({ project, onChange, onClose }) {
               ${found.map(
                 (one) => html`<li class="row spread" key=${one.name}>
                   <span>${one.displayName} <span class="muted small">${t("trash.until", { time: when(one.purgeTime) })}</span></span>
-                  <${Button} icon="restore" onClick=${() => restore(one)}>${t("trash.restore")}<//>
+                  <${Button} icon="restore" needs="EDITOR" onClick=${() => restore(one)}>${t("trash.restore")}<//>
                 </li>`,
               )}
             </ul>`

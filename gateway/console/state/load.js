@@ -1,5 +1,6 @@
 // What a page reads once, and again when asked to.
 import { useEffect, useRef, useState } from "../vendor/preact.js";
+import { session } from "./session.js";
 
 /**
  * Reads something when a component appears and when `inputs` change; when it is read again, what is there stays until then.
@@ -16,14 +17,16 @@ export function useLoad(read, inputs) {
   // What was read for other inputs is not shown for these, not even once.
   const now = state.key === key ? state : { data: undefined, error: null, loading: true };
   useEffect(() => {
+    if (session.peek() === "ended" && now.data !== undefined) return undefined;
     const asking = new AbortController();
     setState({ ...now, key, error: null, loading: true });
     read(asking.signal).then(
       (data) => asking.signal.aborted || setState({ key, data, error: null, loading: false }),
-      (error) => asking.signal.aborted || setState({ key, data: now.data, error, loading: false }),
+      // Whose session has ended is told so above the page, and what is on it stays.
+      (error) => asking.signal.aborted || setState({ key, data: now.data, error: error.code === 401 ? null : error, loading: false }),
     );
     return () => asking.abort();
-  }, [key, turn]);
+  }, [key, turn, session.value === "in"]);
   return {
     data: now.data,
     error: now.error,
@@ -43,7 +46,9 @@ export function useEvery(act, seconds) {
   latest.current = act;
   useEffect(() => {
     if (!seconds) return undefined;
-    const timer = setInterval(() => document.hidden || latest.current(), 1000 * seconds);
+    const timer = setInterval(() => {
+      if (!document.hidden && session.peek() === "in") latest.current();
+    }, 1000 * seconds);
     return () => clearInterval(timer);
   }, [seconds]);
 }

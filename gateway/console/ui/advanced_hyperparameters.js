@@ -3,11 +3,15 @@ import { html } from "../vendor/preact.js";
 import { count } from "../i18n/format.js";
 import { language } from "../state/preferences.js";
 import { Field } from "./parts.js";
+import { Placing } from "./placing.js";
 
 /** @param {any} props */
-export function Advanced({ schema, model, values, readOnly, onChange }) {
+export function Advanced({ project, schema, model, state, readOnly }) {
   const shown = schema.filter((/** @type {any} */ one) => one.families.includes(model.family));
-  return html`<div class="advanced-fields">
+  const values = state.values.advanced;
+  const onChange = (/** @type {any} */ advanced) => state.set({ advanced });
+  return html`<${Placing} project=${project} state=${state} readOnly=${readOnly} />
+    <div class="advanced-fields">
       ${shown.map(
         (/** @type {any} */ one) => html`<${Hyperparameter}
           one=${one}
@@ -33,19 +37,19 @@ function Hyperparameter({ one, model, value, readOnly, onChange }) {
   const now = value ?? standard;
   const help = html`<p>${language.value === "ko" ? one.helpKo : one.helpEn}</p>`;
   if (one.type === "BOOLEAN") {
-    return html`<${Field} label=${html`<code>${one.name}</code>`} help=${help} for=${id}>
+    return html`<${Field} label=${html`<code>${one.name}</code>`} about=${one.name} help=${help} for=${id}>
       <label class="check"><input id=${id} type="checkbox" checked=${Boolean(now)} disabled=${readOnly} onChange=${(/** @type {any} */ event) => onChange(event.target.checked)} /></label>
     <//>`;
   }
   if (one.type === "CHOICE") {
-    return html`<${Field} label=${html`<code>${one.name}</code>`} help=${help} for=${id}>
+    return html`<${Field} label=${html`<code>${one.name}</code>`} about=${one.name} help=${help} for=${id}>
       <select id=${id} value=${now} disabled=${readOnly} onChange=${(/** @type {any} */ event) => onChange(event.target.value)}>
         ${one.choices.map((/** @type {string} */ choice) => html`<option value=${choice}>${choice}</option>`)}
       </select>
     <//>`;
   }
   const isText = typeof standard === "string";
-  return html`<${Field} label=${html`<code>${one.name}</code>`} help=${help} for=${id}
+  return html`<${Field} label=${html`<code>${one.name}</code>`} about=${one.name} help=${help} for=${id}
     hint=${range.minimum === undefined ? "" : `${short(range.minimum)} – ${short(range.maximum)}`}>
     <input
       id=${id}

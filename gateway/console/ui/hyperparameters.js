@@ -7,7 +7,7 @@ import { Later } from "./later.js";
 import { Card, Field, Loaded } from "./parts.js";
 
 const FAMILIES = ["yolov5", "yolov8", "efficientdet"];
-const DEFAULTS = { model: "yolov5s", batchSize: 16, epochs: 200 };
+const DEFAULTS = { model: "yolov5s", batchSize: 16, epochs: 200, advanced: {}, warmStart: "", priority: 0, numNodes: 1, numDevices: 1 };
 
 /**
  * What is chosen, or of a training that there is, what it was started with.
@@ -15,10 +15,19 @@ const DEFAULTS = { model: "yolov5s", batchSize: 16, epochs: 200 };
  * @param {any} training
  */
 export function useHyperparameters(training) {
-  const [values, setValues] = useState(/** @type {any} */ ({ ...DEFAULTS, advanced: {} }));
+  const [values, setValues] = useState(/** @type {any} */ (DEFAULTS));
   useEffect(() => {
     if (!training) return;
-    setValues({ model: training.model, batchSize: training.batchSize, epochs: training.epochs, advanced: training.hyperparameters ?? {} });
+    setValues({
+      model: training.model,
+      batchSize: training.batchSize,
+      epochs: training.epochs,
+      advanced: training.hyperparameters ?? {},
+      warmStart: training.warmStart?.training ?? training.warmStart?.weights ?? "",
+      priority: training.priority,
+      numNodes: training.resources?.numNodes || 1,
+      numDevices: training.resources?.numDevicesPerNode || 1,
+    });
   }, [training?.name]);
   return {
     values,
@@ -28,12 +37,15 @@ export function useHyperparameters(training) {
       batchSize: Number(values.batchSize),
       epochs: Number(values.epochs),
       hyperparameters: values.advanced,
+      warmStart: values.warmStart ? { [values.warmStart.includes("/trainings/") ? "training" : "weights"]: values.warmStart } : undefined,
+      priority: Number(values.priority),
+      resources: { numNodes: Number(values.numNodes), numDevicesPerNode: Number(values.numDevices) },
     }),
   };
 }
 
-/** @param {{values: ReturnType<typeof useHyperparameters>, readOnly: boolean, training?: any}} props */
-export function HyperparametersCard({ values: state, readOnly, training }) {
+/** @param {{project: string, values: ReturnType<typeof useHyperparameters>, readOnly: boolean, training?: any}} props */
+export function HyperparametersCard({ project, values: state, readOnly, training }) {
   const { values, set } = state;
   const loaded = useLoad(async (signal) => {
     const [models, schema] = await Promise.all([get("/v1/models", {}, signal), get("/v1/hyperparameterSchema", {}, signal)]);
@@ -62,14 +74,14 @@ export function HyperparametersCard({ values: state, readOnly, training }) {
             )}
           </fieldset>
           <div class="columns">
-            <${Number_} id="batch-size" label=${t("hyper.batch")} help=${html`<p>${t("hyper.batch.help")}</p>`} max=${1024}
+            <${Number_} id="batch-size" label=${t("hyper.batch")} help="hyper.batch.help" max=${1024}
               value=${values.batchSize} readOnly=${readOnly} onInput=${(/** @type {string} */ text) => set({ batchSize: text })} />
-            <${Number_} id="epochs" label=${t("hyper.epochs")} help=${html`<p>${t("hyper.epochs.help")}</p>`} max=${10000}
+            <${Number_} id="epochs" label=${t("hyper.epochs")} help="hyper.epochs.help" max=${10000}
               value=${values.epochs} readOnly=${readOnly} onInput=${(/** @type {string} */ text) => set({ epochs: text })} />
           </div>
           ${training?.stepBatchSize > 0 && training.stepBatchSize < training.batchSize &&
           html`<p class="muted small">${t("hyper.reduced", { size: training.stepBatchSize })}</p>`}
-          ${model && html`<${Advanced} schema=${data.schema} model=${model} values=${values.advanced} readOnly=${readOnly} onChange=${(/** @type {any} */ advanced) => set({ advanced })} />`}
+          ${model && html`<${Advanced} project=${project} schema=${data.schema} model=${model} state=${state} readOnly=${readOnly} />`}
         `;
       }}
     <//>
@@ -98,7 +110,7 @@ function Number_({ id, label, help, value, max, readOnly, onInput }) {
 /** @param {any} props */
 function Advanced(props) {
   const [opened, open] = useState(false);
-  const changed = Object.keys(props.values).length;
+  const changed = Object.keys(props.state.values.advanced).length;
   return html`<details class="advanced" onToggle=${(/** @type {any} */ event) => open(event.currentTarget.open)}>
     <summary>${t("hyper.advanced")} ${!props.readOnly && changed > 0 && html`<span class="muted small">${t("hyper.changed", { count: changed })}</span>`}</summary>
     ${opened && html`<${Later} load=${() => import("./advanced_hyperparameters.js")} name="Advanced" ...${props} />`}

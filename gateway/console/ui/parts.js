@@ -1,23 +1,26 @@
 // The small parts that every page is made of.
 import { html, useEffect, useRef, useState } from "../vendor/preact.js";
 import { percent } from "../i18n/format.js";
-import { t } from "../i18n/texts.js";
+import { need, t } from "../i18n/texts.js";
+import { may } from "../state/session.js";
 import { Icon } from "./icons.js";
 
 /**
  * @param {{kind?: "primary" | "plain" | "danger" | "quiet", busy?: boolean, disabled?: boolean, type?: string,
- *   onClick?: (event: Event) => void, icon?: any, label?: string, title?: string, children?: any, class?: string}} props
- *   `label` names a button without text
+ *   onClick?: (event: Event) => void, icon?: any, label?: string, needs?: import("../state/session.js").Role,
+ *   children?: any, class?: string}} props `label` names a button without text; `needs` is the role it takes
  */
-export function Button({ kind = "plain", busy = false, disabled = false, type = "button", icon, label, children, ...rest }) {
+export function Button({ kind = "plain", busy = false, disabled = false, type = "button", icon, label, needs, children, ...rest }) {
+  const lacks = needs && !may(needs) && t("role.needs", { role: t(`role.${needs}`) });
   return html`<button
     ...${rest}
     type=${type}
     class=${`button ${kind} ${label ? "only-icon" : ""} ${rest.class ?? ""}`}
-    disabled=${disabled || busy}
+    disabled=${disabled || busy || Boolean(lacks)}
     aria-busy=${busy}
     aria-label=${label}
-    title=${label}
+    aria-description=${lacks || undefined}
+    title=${lacks || label}
   >
     ${icon && html`<${Icon} name=${icon} />`}${children}
   </button>`;
@@ -128,18 +131,29 @@ export function Dialog({ title, onClose, children, wide = false }) {
   </dialog>`;
 }
 
-/** A question mark that opens an explanation. @param {{about: string, children?: any}} props */
-export function Help({ about, children }) {
-  return html`<details class="help">
+/**
+ * A question mark that opens an explanation.
+ *
+ * @param {{about: string, text: any}} props `text` is the key of a text, which is loaded when it is asked for, or content
+ */
+export function Help({ about, text }) {
+  const [shown, show] = useState(typeof text !== "string");
+  return html`<details class="help" onToggle=${() => shown || need("help").then(() => show(true))}>
     <summary aria-label=${t("help.about", { about })} title=${t("help.about", { about })}><${Icon} name="help" size=${16} /></summary>
-    <div class="help-text">${children}</div>
+    <div class="help-text">${typeof text !== "string" ? text : shown && paragraphs(text)}</div>
   </details>`;
 }
 
-/** @param {{label: any, help?: any, hint?: any, error?: any, children?: any, for: string}} props */
-export function Field({ label, help, hint, error, children, ...rest }) {
+/** @param {string} key */
+const paragraphs = (key) => t(key).split("\n").map((text) => html`<p>${text}</p>`);
+
+/**
+ * @param {{label: any, about?: string, help?: any, hint?: any, error?: any, children?: any, for: string}} props `help` as
+ *   the text of `Help`, which is named after the label or `about`
+ */
+export function Field({ label, about = label, help, hint, error, children, ...rest }) {
   return html`<div class="field">
-    <div class="row label"><label for=${rest.for}>${label}</label>${help && html`<${Help} about=${label}>${help}<//>`}</div>
+    <div class="row label"><label for=${rest.for}>${label}</label>${help && html`<${Help} about=${about} text=${help} />`}</div>
     ${children}
     ${hint && html`<p class="muted small" id=${`${rest.for}-hint`}>${hint}</p>`}
     ${error && html`<p class="bad small" role="alert">${error}</p>`}
@@ -191,7 +205,7 @@ export function SplitSwitch({ split, onChoose }) {
 /** A number with its name. @param {{label: any, value: any, help?: any, detail?: any, tone?: string}} props */
 export function Figure({ label, value, help, detail, tone = "" }) {
   return html`<div class=${`figure ${tone}`}>
-    <div class="row label"><span>${label}</span>${help && html`<${Help} about=${label}>${help}<//>`}</div>
+    <div class="row label"><span>${label}</span>${help && html`<${Help} about=${label} text=${help} />`}</div>
     <div class="value number">${value}</div>
     ${detail && html`<div class="muted small number">${detail}</div>`}
   </div>`;

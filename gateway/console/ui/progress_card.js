@@ -1,44 +1,16 @@
-// How far preprocessing and training are, and what can be done about it.
+// How far a training is, and what can be done about it.
 import { html, useEffect, useRef, useState } from "../vendor/preact.js";
 import { call } from "../api/http.js";
-import { watch } from "../api/stream.js";
 import { t } from "../i18n/texts.js";
 import { bytes, count, duration, percent, remaining } from "../i18n/format.js";
 import { say } from "../state/status.js";
-import { Button, Card, Chip, Dialog, Failed, Problem, Progress, Skeleton } from "./parts.js";
+import { Later } from "./later.js";
+import { Button, Card, Chip, Failed, Problem, Progress, Skeleton } from "./parts.js";
 
 const TONES = { QUEUED: "warn", PROVISIONING: "warn", RUNNING: "brand", EVALUATING: "brand", SUCCEEDED: "ok", FAILED: "bad", STOPPED: "", PAUSED: "warn" };
 
-/** @param {{version: any, onLink: (open: boolean) => void, onChange: () => void}} props */
-export function PreprocessingCard({ version, onLink, onChange }) {
-  const [progress, setProgress] = useState(/** @type {any} */ (null));
-  useEffect(
-    () =>
-      watch(`/v1/${version.name}/preprocessing:watch`, {
-        on: { preprocessing: () => {}, progress: (message) => setProgress(message.progress) },
-        newest: ["progress"],
-        onLink,
-        onEnd: onChange,
-        onError: onChange,
-      }),
-    [version.name],
-  );
-  return html`<${Card} title=${t("preprocessing.title")}>
-    <div class="row spread">
-      <${Chip} tone="warn">${t("state.PREPROCESSING")}<//>
-      ${progress &&
-      html`<span class="muted number">
-        ${t("preprocessing.images", { done: count(progress.numDone), total: count(progress.numTotal) })} ·
-        <strong>${Math.floor(progress.percent)}%</strong>
-      </span>`}
-    </div>
-    <${Progress} value=${progress?.percent} label=${t("preprocessing.title")} />
-    ${progress && html`<${Times} elapsed=${progress.elapsedSeconds} eta=${progress.etaSeconds} />`}
-  <//>`;
-}
-
 /** @param {{elapsed: number, eta?: number}} props */
-function Times({ elapsed, eta }) {
+export function Times({ elapsed, eta }) {
   return html`<dl class="times row small number">
     <div><dt>${t("progress.elapsed")}</dt><dd>${duration(elapsed)}</dd></div>
     <div><dt>${t("progress.remaining")}</dt><dd>${remaining(eta)}</dd></div>
@@ -72,7 +44,7 @@ export function ProgressCard({ live, onChange }) {
     ${running && progress && html`<${Times} elapsed=${progress.elapsedSeconds} eta=${progress.etaSeconds} />`}
     ${running && progress && html`<${Details} progress=${progress} />`}
     ${training.state === "FAILED" && training.failure && html`<${Failed} failure=${training.failure} />`}
-    ${training.preflight?.checks?.length > 0 && html`<${Preflight} preflight=${training.preflight} />`}
+    ${training.preflight?.checks?.length > 0 && html`<${Preflight} checks=${training.preflight.checks} />`}
     ${live.log.length > 0 &&
     html`<details class="log" open=${training.state === "FAILED"}>
       <summary>${t("progress.log")}</summary>
@@ -115,19 +87,12 @@ function Details({ progress }) {
   </dl>`;
 }
 
-/** @param {{preflight: any}} props */
-function Preflight({ preflight }) {
-  return html`<details>
-    <summary>${t("preflight.title", { count: preflight.checks.length })}</summary>
-    <div class="table-scroll">
-      <table class="small">
-        <tbody>
-          ${preflight.checks.map(
-            (/** @type {any} */ check) => html`<tr><td>${t(`preflight.${check.name}`) || check.name}</td><td>${check.detail}</td></tr>`,
-          )}
-        </tbody>
-      </table>
-    </div>
+/** @param {{checks: any[]}} props */
+function Preflight({ checks }) {
+  const [opened, open] = useState(false);
+  return html`<details onToggle=${(/** @type {any} */ event) => open(event.currentTarget.open)}>
+    <summary>${t("preflight.title", { count: checks.length })}</summary>
+    ${opened && html`<${Later} load=${() => import("./preflight.js")} name="Checks" checks=${checks} />`}
   </details>`;
 }
 
@@ -153,24 +118,12 @@ function Actions({ training, onChange }) {
   const stopping = training.stopMode && training.stopMode !== "STOP_MODE_UNSPECIFIED" && stoppable;
   return html`
     ${stopping && html`<span class="muted small">${t(`stop.${training.stopMode}.under`)}</span>`}
-    ${stoppable && html`<${Button} icon="stop" onClick=${() => setAsking(true)}>${t("action.stop")}<//>`}
+    ${stoppable && html`<${Button} icon="stop" needs="EDITOR" onClick=${() => setAsking(true)}>${t("action.stop")}<//>`}
     ${resumable &&
-    html`<${Button} kind="primary" icon="play" busy=${busy} onClick=${() => act("resume", {})}>
+    html`<${Button} kind="primary" icon="play" needs="EDITOR" busy=${busy} onClick=${() => act("resume", {})}>
       ${t(training.state === "FAILED" ? "action.retry" : "action.resume")}
     <//>`}
     ${error && !asking && html`<${Problem} error=${error} />`}
-    ${asking &&
-    html`<${Dialog} title=${t("stop.title")} onClose=${() => setAsking(false)}>
-      <div class="stack-small">
-        ${["STOP_MODE_PAUSE", "STOP_MODE_FINISH", "STOP_MODE_DISCARD"].map(
-          (mode) => html`<button type="button" class="choice" disabled=${busy} onClick=${() => act("stop", { mode })}>
-            <strong>${t(`stop.${mode}`)}</strong>
-            <span class="muted">${t(`stop.${mode}.help`)}</span>
-          </button>`,
-        )}
-      </div>
-      ${error && html`<${Problem} error=${error} />`}
-      <div class="dialog-actions"><${Button} onClick=${() => setAsking(false)}>${t("action.cancel")}<//></div>
-    <//>`}
+    ${asking && html`<${Later} load=${() => import("./stop_dialog.js")} name="StopDialog" busy=${busy} error=${error} onStop=${(/** @type {string} */ mode) => act("stop", { mode })} onClose=${() => setAsking(false)} />`}
   `;
 }

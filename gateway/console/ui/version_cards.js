@@ -10,7 +10,7 @@ const SPLITS = ["train", "val", "test"];
 export function SplitCard({ version }) {
   const counts = version.numImages;
   const ratio = version.recipe.split ?? { train: 70, val: 20, test: 10 };
-  return html`<${Card} title=${html`<span class="row">${t("split.title")}<${Help} about=${t("split.title")}><p>${t("split.help")}</p><//></span>`}>
+  return html`<${Card} title=${html`<span class="row">${t("split.title")}<${Help} about=${t("split.title")} text="split.help" /></span>`}>
     <div class="figures">
       ${SPLITS.map(
         (split) => html`<${Figure}

@@ -1,7 +1,9 @@
 // Line charts: drawn by uPlot, which is loaded when the first of them comes into view.
 import { html, useEffect, useRef, useState } from "../vendor/preact.js";
+import { path } from "../router.js";
 import { isDark, language, theme } from "../state/preferences.js";
 import { t } from "../i18n/texts.js";
+import { Later } from "../ui/later.js";
 
 const HEIGHT = 240;
 const EPOCH_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
@@ -45,16 +47,17 @@ function smoothed(/** @type {(number | null)[]} */ values, /** @type {number} */
 
 /**
  * @typedef {{label: string, x: number[], y: number[], dashed?: boolean, tone?: number}} Line
- * @param {{title: string, lines: Line[], xLabel: string, xRange?: [number, number], yRange?: [number, number],
- *   smoothing?: number, diagonal?: boolean}} props
+ * @param {{title: string, name?: string, lines: Line[], xLabel: string, xRange?: [number, number], yRange?: [number, number],
+ *   smoothing?: number}} props `name` is what its zoom is kept under, in any language
  */
-export function Chart({ title, lines, xLabel, xRange, yRange, smoothing = 0 }) {
+export function Chart({ title, name = title, lines, xLabel, xRange, yRange, smoothing = 0 }) {
   const place = useRef(/** @type {any} */ (null));
   const plot = useRef(/** @type {any} */ (null));
   const [seen, setSeen] = useState(false);
   const [table, setTable] = useState(false);
   const [hidden, setHidden] = useState(/** @type {string[]} */ ([]));
   const [at, setAt] = useState(/** @type {number | null} */ (null));
+  const [zoom, setZoom] = useZoom(`${path.value} ${name}`);
   const data = align(lines, smoothing);
   const names = lines.map((line) => line.label).join("\n");
 
@@ -74,7 +77,7 @@ export function Chart({ title, lines, xLabel, xRange, yRange, smoothing = 0 }) {
     let observer;
     load().then((UPlot) => {
       if (gone) return;
-      plot.current = new UPlot(options({ lines, xRange, yRange, hidden, onMove: setAt, width: element.clientWidth }), data, element);
+      plot.current = new UPlot(options({ lines, xRange, yRange, hidden, zoom, onZoom: setZoom, onMove: setAt, width: element.clientWidth }), data, element);
       observer = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height: HEIGHT }));
       observer.observe(element);
     });
@@ -86,18 +89,26 @@ export function Chart({ title, lines, xLabel, xRange, yRange, smoothing = 0 }) {
     };
   }, [seen, table, names, hidden.join("\n"), theme.value, language.value]);
 
-  useEffect(() => plot.current?.setData(data, plot.current.status === 0 || !zoomed(plot.current)), [lines, smoothing]);
+  useEffect(() => {
+    plot.current?.setData(data, !zoom);
+    if (zoom) plot.current?.setScale("x", { min: zoom[0], max: zoom[1] }); // draws what setData does not
+  }, [lines, smoothing]);
+  const whole = () => {
+    setZoom(null);
+    plot.current?.setData(data);
+  };
 
   const index = at ?? data[0].length - 1;
   return html`<figure class="chart">
     <figcaption class="row spread">
       <h3>${title}</h3>
+      ${zoom && !table && html`<button type="button" class="link small" onClick=${whole}>${t("chart.whole")}</button>`}
       <button type="button" class="link small" aria-pressed=${table} onClick=${() => setTable(!table)}>
         ${t(table ? "chart.asChart" : "chart.asTable")}
       </button>
     </figcaption>
     ${table
-      ? html`<${Values} lines=${lines} data=${data} xLabel=${xLabel} />`
+      ? html`<${Later} load=${() => import("./chart_table.js")} name="Values" lines=${lines} data=${data} xLabel=${xLabel} />`
       : html`<div class="plot" ref=${place} role="img" aria-label=${t("chart.of", { title })}></div>`}
     <div class="legend row small">
       <span class="muted number">${xLabel} ${data[0].length ? data[0][index] : "–"}</span>
@@ -119,11 +130,23 @@ export function Chart({ title, lines, xLabel, xRange, yRange, smoothing = 0 }) {
   </figure>`;
 }
 
-/** @param {any} plot */
-function zoomed(plot) {
-  const { min, max } = plot.scales.x;
-  const x = plot.data[0];
-  return x.length > 1 && (min > x[0] || max < x[x.length - 1]);
+/**
+ * What a chart shows of its x axis, if not all: kept while new values come, and when the page is loaded again.
+ *
+ * @param {string} name
+ * @returns {[[number, number] | null, (range: [number, number] | null) => void]}
+ */
+function useZoom(name) {
+  const key = `detflow.zoom ${name}`;
+  const [zoom, setZoom] = useState(() => JSON.parse(sessionStorage.getItem(key) ?? "null"));
+  return [
+    zoom,
+    (range) => {
+      if (range) sessionStorage.setItem(key, JSON.stringify(range));
+      else sessionStorage.removeItem(key);
+      setZoom(range);
+    },
+  ];
 }
 
 /** Puts lines on one axis. @param {Line[]} lines @param {number} smoothing @returns {any} */
@@ -140,7 +163,7 @@ function align(lines, smoothing) {
 }
 
 /** @param {any} wanted */
-function options({ lines, xRange, yRange, hidden, onMove, width }) {
+function options({ lines, xRange, yRange, hidden, zoom, onZoom, onMove, width }) {
   const axis = {
     stroke: color("--ink-2"),
     grid: { stroke: color("--line"), width: 1 },
@@ -155,7 +178,7 @@ function options({ lines, xRange, yRange, hidden, onMove, width }) {
     scales: { x: { time: false, range: xRange ? () => xRange : undefined }, y: yRange ? { range: () => yRange } : {} },
     // Without a range of its own the x axis counts epochs, which are whole.
     axes: [{ ...axis, size: 28, incrs: xRange ? undefined : EPOCH_STEPS }, { ...axis, size: 48 }],
-    cursor: { y: false, points: { size: 6 } },
+    cursor: { y: false, points: { size: 6 }, drag: { x: !xRange, y: false } },
     series: [
       {},
       ...lines.map((/** @type {Line} */ line, /** @type {number} */ index) => ({
@@ -168,31 +191,22 @@ function options({ lines, xRange, yRange, hidden, onMove, width }) {
         spanGaps: true,
       })),
     ],
-    hooks: { setCursor: [(/** @type {any} */ plot) => onMove(plot.cursor.idx ?? null)] },
+    hooks: {
+      setCursor: [(/** @type {any} */ plot) => onMove(plot.cursor.idx ?? null)],
+      // A stretch was marked with the pointer; a double click shows all of it again.
+      setSelect: [(/** @type {any} */ plot) => plot.select.width && onZoom([plot.posToVal(plot.select.left, "x"), plot.posToVal(plot.select.left + plot.select.width, "x")])],
+      ready: [
+        (/** @type {any} */ plot) => {
+          if (zoom) plot.setScale("x", { min: zoom[0], max: zoom[1] });
+          plot.over.addEventListener("dblclick", () => onZoom(null));
+        },
+      ],
+    },
   };
 }
 
-/** @param {{lines: Line[], data: any, xLabel: string}} props */
-function Values({ lines, data, xLabel }) {
-  return html`<div class="table-scroll values">
-    <table>
-      <thead>
-        <tr><th>${xLabel}</th>${lines.map((line) => html`<th class="end">${line.label}</th>`)}</tr>
-      </thead>
-      <tbody>
-        ${data[0].map(
-          (/** @type {number} */ x, /** @type {number} */ row) => html`<tr>
-            <td class="number">${x}</td>
-            ${lines.map((_, column) => html`<td class="end">${short(data[column + 1][row])}</td>`)}
-          </tr>`,
-        )}
-      </tbody>
-    </table>
-  </div>`;
-}
-
 /** @param {number | null | undefined} value */
-function short(value) {
+export function short(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   return size !== 0 && (size < 0.001 || size >= 10_000) ? value.toExponential(1) : String(Number(value.toPrecision(4)));

@@ -1,0 +1,118 @@
+// The settings of a project: its name and limits, and for admins who may use it and who is told of what.
+import { html, useState } from "../vendor/preact.js";
+import { call, get } from "../api/http.js";
+import { go } from "../router.js";
+import "../i18n/pages.js";
+import "../i18n/settings.js";
+import { t } from "../i18n/texts.js";
+import { idOf, when } from "../i18n/format.js";
+import { useLoad } from "../state/load.js";
+import { may } from "../state/session.js";
+import { say } from "../state/status.js";
+import { Later } from "../ui/later.js";
+import { Button, Card, Empty, Field, Loaded, Problem, Tabs } from "../ui/parts.js";
+
+/** What admins see, each loaded when it is opened. @type {Record<string, () => Promise<any>>} */
+const PARTS = {
+  keys: () => import("./keys.js"),
+  members: () => import("./members.js"),
+  webhooks: () => import("./webhooks.js"),
+  audit: () => import("./audit.js"),
+};
+
+/** @param {{project: string, tab?: string}} props */
+export function Page({ project, tab = "general" }) {
+  const tabs = ["general", ...Object.keys(PARTS)].map((id) => ({ id, label: t(`settings.${id}`) }));
+  return html`<div class="page stack">
+    <h1>${t("nav.settings")}</h1>
+    <${Tabs} tabs=${tabs} current=${tab} label=${t("nav.settings")} onChoose=${(/** @type {string} */ id) => go(`/p/${project}/settings${id === "general" ? "" : `/${id}`}`)} />
+    ${tab === "general"
+      ? html`<${General} key=${project} project=${project} />`
+      : !PARTS[tab]
+        ? html`<${Empty} text=${t("error.noPage")} />`
+        : may("ADMIN")
+          ? html`<${Later} key=${tab} load=${PARTS[tab]} name="Part" parent=${`projects/${project}`} />`
+          : html`<${Empty} text=${`${t("role.needs", { role: t("role.ADMIN") })}.`} />`}
+  </div>`;
+}
+
+/** @param {{project: string}} props */
+function General({ project }) {
+  const state = useLoad((signal) => get(`/v1/projects/${project}`, {}, signal), [project]);
+  return html`<${Loaded} state=${state}>
+    ${(/** @type {any} */ data) => html`<${Name} data=${data} onChange=${state.reload} /><${Limits} data=${data} onChange=${state.reload} />`}
+  <//>`;
+}
+
+/** Sends changes of a project, and what became of that. @param {any} data @param {() => void} onChange */
+function useUpdate(data, onChange) {
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState(/** @type {any} */ (null));
+  const update = async (/** @type {string} */ updateMask, /** @type {any} */ body) => {
+    setBusy(true);
+    setError(null);
+    try {
+      await call("PATCH", `/v1/${data.name}`, { query: { updateMask }, body });
+      say(t("settings.saved"));
+      onChange();
+    } catch (caught) {
+      setError(caught);
+    }
+    setBusy(false);
+  };
+  return { busy, error, update };
+}
+
+/** @param {{data: any, onChange: () => void}} props */
+function Name({ data, onChange }) {
+  const [name, setName] = useState(data.displayName);
+  const { busy, error, update } = useUpdate(data, () => {
+    document.title = `${name.trim()} · detflow`;
+    onChange();
+  });
+  const save = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    update("displayName", { displayName: name.trim() });
+  };
+  return html`<${Card} title=${t("settings.project")}>
+    <form class="stack" onSubmit=${save}>
+      <${Field} label=${t("settings.name")} hint=${t("settings.id", { id: idOf(data.name), time: when(data.createTime) })} for="project-name">
+        <input id="project-name" required maxlength="63" disabled=${!may("ADMIN")} value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} />
+      <//>
+      ${error && html`<${Problem} error=${error} />`}
+      <div class="row"><${Button} kind="primary" type="submit" needs="ADMIN" busy=${busy} disabled=${name.trim() === data.displayName}>${t("action.save")}<//></div>
+    </form>
+  <//>`;
+}
+
+const GIB = 2 ** 30;
+
+/** Limits protect the installation: who may set them is admin of all projects. @param {{data: any, onChange: () => void}} props */
+function Limits({ data, onChange }) {
+  const quota = data.quota ?? {};
+  const [storage, setStorage] = useState(String(Number(quota.maxStorageBytes ?? 0) / GIB || ""));
+  const [trainings, setTrainings] = useState(String(quota.maxRunningTrainings || ""));
+  const { busy, error, update } = useUpdate(data, onChange);
+  const fixed = !may("ADMIN", "-");
+  const save = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    update("quota", { quota: { maxStorageBytes: String(Math.round(Number(storage) * GIB)), maxRunningTrainings: Number(trainings) } });
+  };
+  return html`<${Card} title=${t("settings.limits")}>
+    <form class="stack" onSubmit=${save}>
+      <p class="muted small">${t("settings.limits.help")}</p>
+      <div class="columns">
+        <${Field} label=${t("settings.storage")} for="max-storage">
+          <input id="max-storage" type="number" min="0" step="any" disabled=${fixed} placeholder=${t("settings.unlimited")} value=${storage} onInput=${(/** @type {any} */ event) => setStorage(event.target.value)} />
+        <//>
+        <${Field} label=${t("settings.trainings")} for="max-trainings">
+          <input id="max-trainings" type="number" min="0" step="1" disabled=${fixed} placeholder=${t("settings.unlimited")} value=${trainings} onInput=${(/** @type {any} */ event) => setTrainings(event.target.value)} />
+        <//>
+      </div>
+      ${error && html`<${Problem} error=${error} />`}
+      ${fixed
+        ? html`<p class="muted small">${t("settings.limits.fixed")}</p>`
+        : html`<div class="row"><${Button} kind="primary" type="submit" busy=${busy}>${t("action.save")}<//></div>`}
+    </form>
+  <//>`;
+}
