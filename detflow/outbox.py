@@ -188,6 +188,11 @@ class Relay:
         self._next_housekeeping = now + _HOUSEKEEPING_SECONDS
         await conn.execute("delete from outbox where publish_time < now() - interval '7 days'")
         await conn.execute("delete from inbox where receive_time < now() - interval '30 days'")
+        # Each call that changes something is a resource of its own, after which nothing comes.
+        await conn.execute(
+            "delete from outbox_seq s where resource like 'audit.%'"
+            " and not exists (select from outbox o where o.resource = s.resource)"
+        )
 
     async def _follow_stream(self, conn: asyncpg.Connection[asyncpg.Record]) -> None:
         """Publishes everything retained again if the stream was wiped and made anew."""
