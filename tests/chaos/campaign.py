@@ -39,11 +39,11 @@ PLACES: Mapping[str, Mapping[str, int]] = {
     "version": _COMMON,
     "preprocess": {
         **_COMMON,
-        "store.before_put": 4,
-        "store.half_put": 4,
-        "store.after_put": 4,
-        "upload.before_part": 4,
-        "upload.after_part": 4,
+        "store.before_put": 16,
+        "store.half_put": 16,
+        "store.after_put": 16,
+        "upload.before_part": 12,
+        "upload.after_part": 12,
     },
     "trainer": {
         **_COMMON,
@@ -69,7 +69,7 @@ _MILD = {
     "spool.before_publish": ("delay", "stop"),
 }
 _MILD_SHARE = 0.15
-_TARGETS = {"worker": 8, "nats": 3, "postgres": 1, "gateway": 3, **dict.fromkeys(SERVICES, 1)}
+_TARGETS = {"worker": 12, "nats": 3, "postgres": 1, "gateway": 3, **dict.fromkeys(SERVICES, 1)}
 _FROZEN_SECONDS = 3.0
 _PAUSE_SECONDS = 0.8  # at most, between two blows from outside
 

@@ -19,8 +19,10 @@ from detflow import faults
 from detflow.local.stack import stack
 from detflow.local.supervisor import Program, Supervisor
 from detflow.v1 import export_pb2_grpc
+from services.trainer.attempt import Deadlines
 from tests.chaos.nursery import ROOT, Nursery, open_nursery
 from tests.chaos.proxy import Proxy
+from tests.chaos.trainer_process import LEASE_SECONDS
 from tests.deployment_rig import SERVICES, Deployment, eventually
 from tests.stack_rig import free_base_port
 
@@ -57,6 +59,10 @@ class Plans:
         self._collect(name)
         self.now[name] = self.next(name)
         return self.now[name]
+
+    def happened(self, name: str) -> set[str]:
+        """Returns which faults have happened in a service and its workers."""
+        return set(self._happened[name])
 
     def points(self) -> Counter[str]:
         """Returns how often something happened at each place."""
@@ -149,7 +155,10 @@ class System(Deployment):
 
 @contextlib.asynccontextmanager
 async def hurt(
-    folder: Path, plans: Plans, networks: Mapping[str, Proxy] | None = None
+    folder: Path,
+    plans: Plans,
+    networks: Mapping[str, Proxy] | None = None,
+    lease_seconds: float = Deadlines().lease,
 ) -> AsyncIterator[System]:
     """Runs the system whose services fail as planned.
 
@@ -157,6 +166,7 @@ async def hurt(
         folder: Of everything it keeps.
         plans: Asked at each start of a service.
         networks: Stand between services and "postgres", "nats"; opened here.
+        lease_seconds: After which a training whose trainer is silent goes to another.
     """
     port = free_base_port()
     data_dir = folder / "data"
@@ -168,7 +178,7 @@ async def hurt(
             return program
         name = program.name
         known[name] = program
-        environment = {**program.environment, **_SETTINGS}
+        environment = {**program.environment, **_SETTINGS, LEASE_SECONDS: str(lease_seconds)}
         for network, proxy in (networks or {}).items():
             url = environment.get(_ADDRESSES[network], "")
             if port := urlsplit(url).port:

@@ -15,6 +15,7 @@ from detflow.events import Bus
 from detflow.local import postgres
 from detflow.local.demo_data import write_dataset
 from detflow.local.process import is_free
+from detflow.local.running import owner_token
 from detflow.local.stack import stack
 from detflow.store import ObjectStore
 from detflow.v1 import (
@@ -81,7 +82,7 @@ async def test_twenty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> N
     data_dir = tmp_path / "data"
     port = next(p for p in range(23000, 33000, 5) if all(is_free(p + k) for k in range(5)))
     async with stack(data_dir, port=port) as supervisor:
-        deployment = Deployment(supervisor, port)
+        deployment = Deployment(supervisor, port, token=owner_token(data_dir))
         try:
             await _cause_trouble(deployment, chance, archive, data_dir)
         finally:

@@ -406,7 +406,7 @@ async def replica_of_trainer(deployment: Deployment, folder: Path) -> AsyncItera
         env=environment,
         stdout=asyncio.subprocess.DEVNULL,
     )
-    replica = Deployment(deployment.supervisor, port)
+    replica = Deployment(deployment.supervisor, port, token=deployment.token)
     try:
         await eventually(lambda: replica.health("trainer"), lambda serving: serving)
         yield replica

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import sys
 
 from detflow import server
@@ -11,6 +12,7 @@ from services.trainer.attempt import Deadlines
 from services.trainer.executors.local import LocalExecutor
 from services.trainer.jobs import run_job
 
+LEASE_SECONDS = "CHAOS_LEASE_SECONDS"
 PLAYER = (sys.executable, "-m", "tests.chaos.player")
 
 
@@ -22,7 +24,7 @@ async def start() -> None:
     await trainer.serve(
         server.Service("trainer", migrations=trainer.MIGRATIONS, settings=settings),
         LocalExecutor(settings, command=PLAYER),
-        dataclasses.replace(Deadlines(), queued=0.0),
+        dataclasses.replace(Deadlines(), queued=0.0, lease=float(os.environ[LEASE_SECONDS])),
         run_job=job,
         run_queued=job,
     )

@@ -114,16 +114,13 @@ class Users:
 
     async def train(self, number: int) -> None:
         """Makes a version, trains it and does with the training what comes to mind."""
-        version = await self._make_version(f"version {number}")
-        if version.state == V.FAILED:
-            return
         plan = self._chance.choice(["see", "see", "pause", "finish", "discard", "delete"])
+        if plan == "see":
+            await self.see(number)
+            return
+        version = await self._make_version(f"version {number}")
         training = await self._start(version.name, number)
         match plan:
-            case "see":
-                training = await self._see_through(training)
-                if training.state == State.SUCCEEDED:
-                    await self._export(training.name, number)
             case "pause":
                 await self._stop(training.name, training_pb2.STOP_MODE_PAUSE)
                 await self._see_through(await self._until_rest(training.name))
@@ -134,6 +131,13 @@ class Users:
             case "delete":
                 await self._delete(version.name)
                 await self._until_rest(training.name)
+
+    async def see(self, number: int) -> None:
+        """Makes a version, trains it to the end and exports the model."""
+        version = await self._make_version(f"version {number}")
+        training = await self._see_through(await self._start(version.name, number))
+        if training.state == State.SUCCEEDED:
+            await self._export(training.name, number)
 
     async def upload(self, number: int) -> None:
         """Uploads a file in two streams, wherever it has to go on."""
@@ -168,6 +172,7 @@ class Users:
                     lambda: stubs.GetUpload(dataset_pb2.GetUploadRequest(name=name))
                 )
         self.promised.uploads[name] = sha256
+        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
 
     async def ask(self, number: int) -> None:
         """Reads through the gateway: what is away is 503 or 504, and never 500."""
@@ -250,12 +255,14 @@ class Users:
         self.promised.versions[version.name] = display_name
         again = await self.call(lambda: self._system.versions.CreateVersion(request))
         assert again.name == version.name  # as if the reply had been lost
-        return await self._until(
+        made: version_pb2.Version = await self._until(
             lambda: self._system.versions.GetVersion(
                 version_pb2.GetVersionRequest(name=version.name)
             ),
             lambda found: found.state != V.PREPROCESSING,
         )
+        assert made.state != V.FAILED, made
+        return made
 
     async def _start(self, version: str, number: int) -> training_pb2.Training:
         training = training_pb2.Training(model="yolov8n", batch_size=4, epochs=EPOCHS)
