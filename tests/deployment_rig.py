@@ -18,8 +18,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from detflow import channels
 from detflow.errors import Unavailable
 from detflow.local.demo_data import write_dataset
+from detflow.local.running import owner_token
 from detflow.local.stack import stack
 from detflow.local.supervisor import Program, Supervisor
+from detflow.settings import Settings
 from detflow.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -42,15 +44,25 @@ SERVICES = ("version", "preprocess", "trainer", "metrics")
 class Deployment:
     """The stack under test and how a patient user calls it.
 
+    Args:
+        supervisor: Of the stack.
+        port: Of its gateway.
+        told: What the supervisor has said of processes that ended; it adds to it.
+        token: As whom the user calls.
+
     Attributes:
         told: What the supervisor said of processes that ended.
     """
 
-    def __init__(self, supervisor: Supervisor, port: int, told: Sequence[str] = ()) -> None:
+    def __init__(
+        self, supervisor: Supervisor, port: int, told: Sequence[str] = (), *, token: str = ""
+    ) -> None:
         self.supervisor = supervisor
         self.port = port
         self.told = told
-        channel = [channels.channel(f"127.0.0.1:{port + k}") for k in range(5)]
+        self.token = token
+        calling = Settings(service_token=token)
+        channel = [channels.channel(f"127.0.0.1:{port + k}", calling) for k in range(5)]
         self.versions: Any = version_pb2_grpc.VersionServiceStub(channel[1])
         self.datasets: Any = dataset_pb2_grpc.DatasetServiceStub(channel[2])
         self.preprocess: Any = preprocess_pb2_grpc.PreprocessServiceStub(channel[2])
@@ -183,7 +195,7 @@ async def deployed(
         if gates is not None:
             patch.setattr("detflow.local.stack.Supervisor", gates.supervisor)
         async with stack(data_dir, port=port, on_event=told.append) as supervisor:
-            deployment = Deployment(supervisor, port, told)
+            deployment = Deployment(supervisor, port, told, token=owner_token(data_dir))
             try:
                 yield deployment
             finally:

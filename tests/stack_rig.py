@@ -13,7 +13,9 @@ from typing import Any
 
 import psutil
 
+from detflow.client import Client
 from detflow.local.process import free_port, is_free
+from detflow.local.running import owner_token
 
 _PORTS = 5
 
@@ -50,6 +52,20 @@ class Stack:
     def detflow(self, *arguments: str, seconds: float = 120.0) -> Done:
         """Runs a command against it and returns what it printed."""
         return detflow(self.data_dir, *arguments, seconds=seconds)
+
+    @property
+    def token(self) -> str:
+        """Token of its owner."""
+        return owner_token(self.data_dir)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an HTTP request shows as its owner."""
+        return {"authorization": f"Bearer {self.token}"}
+
+    def client(self) -> Client:
+        """Returns a client that calls as its owner."""
+        return Client(f"127.0.0.1:{self.port}", environ={}, token=self.token)
 
     @property
     def url(self) -> str:

@@ -77,7 +77,8 @@ def _measure(rig: Rig, folder: Path, num_rounds: int, image_size: int) -> dict[s
 
     def by_http() -> Iterator[object]:
         url = f"http://127.0.0.1:{rig.port}/v1/{training}:predict"
-        with httpx.Client(headers={"content-type": "image/jpeg"}) as http:
+        headers = {"content-type": "image/jpeg", "authorization": f"Bearer {rig.token}"}
+        with httpx.Client(headers=headers) as http:
             for path in todo:
                 answer = http.post(url, content=path.read_bytes()).raise_for_status()
                 yield json_format.ParseDict(answer.json(), prediction_pb2.Prediction())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import grpc.aio
+
+from detflow import channels
 from detflow.client import Client
 from detflow.local import stack
 from detflow.local.demo_data import write_dataset
 from detflow.local.nats import NatsServer
 from detflow.local.process import free_port, is_free
+from detflow.local.running import owner_token
 from detflow.local.supervisor import Program
+from detflow.settings import Settings
 
 _IDLE_TRAINER = Path(__file__).parent / "idle_trainer.py"
 
@@ -30,14 +36,21 @@ class Rig:
     Attributes:
         port: Port of the gateway; version, preprocess, trainer and metrics follow.
         client: SDK client; its calls block.
+        token: Token of the stack's owner.
         nats_url: Address of NATS, with its token.
         version: Resource name of a READY version of a few images.
     """
 
     port: int
     client: Client
+    token: str
     nats_url: str
     version: str
+
+    def channel(self, service: int) -> grpc.aio.Channel:
+        """Opens a channel to a service, 1 to 4 in the order of `port`, as the owner."""
+        calling = Settings(service_token=self.token)
+        return channels.channel(f"127.0.0.1:{self.port + service}", calling)
 
 
 @contextlib.asynccontextmanager
@@ -62,11 +75,17 @@ async def running(*, idle_worker: bool = False) -> AsyncIterator[Rig]:
     port = free_base_port()
     with tempfile.TemporaryDirectory(prefix="detflow-bench-") as name:
         folder = Path(name)
-        with mock.patch.object(stack, "_services", services):
+        # One caller loads it as many would.
+        no_limits = {"DETFLOW_CALLS_PER_SECOND": "0", "DETFLOW_OPEN_CALLS": "0"}
+        with (
+            mock.patch.object(stack, "_services", services),
+            mock.patch.dict(os.environ, no_limits),
+        ):
             async with stack.stack(folder / "data", port=port):
-                client = Client(f"127.0.0.1:{port}", environ={})
+                token = owner_token(folder / "data")
+                client = Client(f"127.0.0.1:{port}", environ={}, token=token)
                 version = await asyncio.to_thread(_make_version, client, folder / "shapes")
-                yield Rig(port=port, client=client, nats_url=urls[0], version=version)
+                yield Rig(port=port, client=client, token=token, nats_url=urls[0], version=version)
                 client.close()
 
 

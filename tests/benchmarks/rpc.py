@@ -10,7 +10,6 @@ from typing import Any
 
 import psutil
 
-from detflow import channels
 from detflow.v1 import version_pb2, version_pb2_grpc
 from tests.benchmarks import rig
 
@@ -50,7 +49,7 @@ async def _run(seconds: float) -> dict[str, Any]:
 
 
 async def _grpc(stack: rig.Rig, seconds: float) -> dict[str, float]:
-    async with channels.channel(f"127.0.0.1:{stack.port + 1}") as channel:
+    async with stack.channel(1) as channel:
         stub = version_pb2_grpc.VersionServiceStub(channel)
         request = version_pb2.GetVersionRequest(name=stack.version)
 
@@ -65,7 +64,10 @@ async def _grpc(stack: rig.Rig, seconds: float) -> dict[str, float]:
 
 
 async def _http(stack: rig.Rig, seconds: float) -> dict[str, float]:
-    request = (f"GET /v1/{stack.version} HTTP/1.1\r\nHost: 127.0.0.1:{stack.port}\r\n\r\n").encode()
+    request = (
+        f"GET /v1/{stack.version} HTTP/1.1\r\nHost: 127.0.0.1:{stack.port}\r\n"
+        f"Authorization: Bearer {stack.token}\r\n\r\n"
+    ).encode()
 
     async def call(until: float) -> list[float]:
         reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)

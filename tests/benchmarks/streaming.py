@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from detflow import channels
 from detflow.events import Bus
 from detflow.names import last_segment
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2, worker_pb2
@@ -67,11 +66,11 @@ async def _run(count: int) -> dict[str, Any]:
         bus = await Bus.connect(stack.nats_url, "benchmark")
         try:
             worker = _Worker(bus, started.name)
-            await worker.begin(stack.port)
+            await worker.begin(stack)
             sides = {"gRPC": _Watched(), "SSE": _Watched()}
             watchers = [
-                asyncio.create_task(_watch_grpc(stack.port, started.name, sides["gRPC"])),
-                asyncio.create_task(_watch_sse(stack.port, started.name, sides["SSE"])),
+                asyncio.create_task(_watch_grpc(stack, started.name, sides["gRPC"])),
+                asyncio.create_task(_watch_sse(stack, started.name, sides["SSE"])),
             ]
             await asyncio.gather(*(side.opened.wait() for side in sides.values()))
             for number in range(1, 6):  # until everything is imported and cached
@@ -111,9 +110,9 @@ class _Worker:
         self._seq = 0
         self._step = 0
 
-    async def begin(self, port: int) -> None:
+    async def begin(self, stack: rig.Rig) -> None:
         """Waits until the trainer has started the worker process, then says it is running."""
-        async with channels.channel(f"127.0.0.1:{port + 3}") as channel:
+        async with stack.channel(3) as channel:
             stub = trainer_pb2_grpc.TrainerServiceStub(channel)
             async for message in stub.WatchTraining(
                 trainer_pb2.WatchTrainingRequest(name=self._training)
@@ -164,8 +163,8 @@ class _Worker:
         )
 
 
-async def _watch_grpc(port: int, training: str, into: _Watched) -> None:
-    async with channels.channel(f"127.0.0.1:{port + 3}") as channel:
+async def _watch_grpc(stack: rig.Rig, training: str, into: _Watched) -> None:
+    async with stack.channel(3) as channel:
         stub = trainer_pb2_grpc.TrainerServiceStub(channel)
         async for message in stub.WatchTraining(trainer_pb2.WatchTrainingRequest(name=training)):
             now = time.perf_counter()
@@ -176,8 +175,8 @@ async def _watch_grpc(port: int, training: str, into: _Watched) -> None:
                 into.add("record", now - float(message.log.lines[0]))
 
 
-async def _watch_sse(port: int, training: str, into: _Watched) -> None:
-    async with _get(port, f"/v1/{training}:watch") as reader:
+async def _watch_sse(stack: rig.Rig, training: str, into: _Watched) -> None:
+    async with _get(stack, f"/v1/{training}:watch") as reader:
         while line := await reader.readline():
             if not line.startswith(b"data: "):  # chunk sizes, id:, event:, blank lines
                 continue
@@ -191,10 +190,13 @@ async def _watch_sse(port: int, training: str, into: _Watched) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _get(port: int, path: str) -> AsyncIterator[asyncio.StreamReader]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+async def _get(stack: rig.Rig, path: str) -> AsyncIterator[asyncio.StreamReader]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", stack.port, limit=1 << 22)
     try:
-        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream"
+        head = (
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{stack.port}\r\nAccept: text/event-stream"
+            f"\r\nAuthorization: Bearer {stack.token}"
+        )
         writer.write(f"{head}\r\n\r\n".encode())
         status = await reader.readline()
         if b" 200 " not in status:

@@ -7,7 +7,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from detflow.client import Client
 from detflow.errors import DetflowError
 from detflow.local.demo_data import write_dataset
 from detflow.local.running import running
@@ -20,13 +19,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def test_killed_stack_leaves_nothing_and_starts_again_with_its_data(tmp_path: Path) -> None:
     port = free_base_port()
     first = start(tmp_path, port)
-    with Client(f"127.0.0.1:{port}") as client:
+    with first.client() as client:
         client.projects.create("kept")
     end(first, signal.SIGKILL)
     assert running(tmp_path) is None
     second = start(tmp_path, port)
     try:
-        with Client(f"127.0.0.1:{port}") as client:
+        with second.client() as client:
             assert client.projects.get("kept").display_name == "kept"
             assert len(client.models()) >= 10
     finally:
@@ -38,7 +37,7 @@ def test_training_goes_on_after_the_whole_stack_was_killed(tmp_path: Path) -> No
     write_dataset(tmp_path / "shapes", 24)
     port = free_base_port()
     first = start(tmp_path / "data", port)
-    with Client(f"127.0.0.1:{port}") as client:
+    with first.client() as client:
         dataset = client.datasets.import_(tmp_path / "shapes")
         version = client.versions.wait(client.versions.create(dataset.name).name)
         training = client.trainings.start(
@@ -54,7 +53,7 @@ def test_training_goes_on_after_the_whole_stack_was_killed(tmp_path: Path) -> No
     end(first, signal.SIGKILL)  # checks that the worker is gone too
     second = start(tmp_path / "data", port)
     try:
-        with Client(f"127.0.0.1:{port}") as client:
+        with second.client() as client:
             for message in client.trainings.watch(training.name):
                 if message.HasField("epoch") and message.epoch.attempt == 2:
                     assert message.epoch.epoch >= 2  # not all epochs are saved, but the first is
@@ -75,7 +74,7 @@ def test_killed_service_is_started_again_and_watches_go_on(tmp_path: Path) -> No
     stack = start(tmp_path, port)
     try:
         victims = [p for p in stack.processes() if "services.version" in p.cmdline()]
-        with Client(f"127.0.0.1:{port}") as client:
+        with stack.client() as client:
             watch = client.versions.watch()
             assert next(watch).HasField("snapshot")
             os.kill(victims[0].pid, signal.SIGKILL)

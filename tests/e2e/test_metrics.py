@@ -88,8 +88,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         done = stack.detflow("train", "V_0", *LITTLE, "--epochs", "6", "--json", seconds=280.0)
         assert done.code == 0, done.err
         with (
-            httpx.Client(base_url=stack.url, timeout=60) as http,
-            Client(f"127.0.0.1:{stack.port}", environ={}) as client,
+            httpx.Client(base_url=stack.url, headers=stack.headers, timeout=60) as http,
+            stack.client() as client,
         ):
             best = done.json["evaluations"][0]["bestF1"]["confidenceThreshold"]
             yield Trained(
@@ -179,7 +179,8 @@ def test_examples_of_the_documentation_run(trained: Trained) -> None:
         exec(textwrap.dedent(example.split("\n\n")[0]), dict(with_names))
     page = (ROOT / "docs" / "how-to" / "metrics.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(example.replace("Client()", f'Client("{trained.client.address}", environ={{}})'), {})
+    here = f'Client("{trained.client.address}", token="{trained.stack.token}")'
+    exec(example.replace("Client()", here), {})
 
 
 def test_counts_are_those_of_the_images_behind_them(trained: Trained) -> None:

@@ -35,6 +35,7 @@ def test_page_about_python_runs_from_top_to_bottom(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETFLOW_DATA_DIR", str(stack.data_dir))
     write_dataset(tmp_path / "cells", 40)
     shutil.make_archive("cells", "zip", tmp_path / "cells")
     first, second, *_ = sorted((tmp_path / "cells").rglob("*.jpg"))

@@ -60,7 +60,9 @@ def test_the_whole_job_by_command_line(stack: Stack, shapes: Path, tmp_path: Pat
     assert exported.code == 0, exported.err
     stored = exported.json["object"]
     assert hashlib.sha256(model.read_bytes()).hexdigest() == stored["sha256"]
-    downloaded = httpx.get(f"{stack.url}/v1/{exported.json['name']}:download")
+    downloaded = httpx.get(
+        f"{stack.url}/v1/{exported.json['name']}:download", headers=stack.headers
+    )
     assert downloaded.content == model.read_bytes()
     assert f'filename="{exported.json["fileName"]}"' in downloaded.headers["content-disposition"]
 
@@ -130,7 +132,9 @@ def test_waiting_trainings_are_checked_prioritised_and_begin_with_weights(
 
 def test_the_whole_job_by_http(stack: Stack, shapes: Path, tmp_path: Path) -> None:
     archive = shutil.make_archive(str(tmp_path / "shapes"), "zip", shapes)
-    with httpx.Client(base_url=f"{stack.url}/v1/projects/default", timeout=30) as http:
+    with httpx.Client(
+        base_url=f"{stack.url}/v1/projects/default", headers=stack.headers, timeout=30
+    ) as http:
         upload = http.post(
             "uploads",
             content=Path(archive).read_bytes(),
@@ -192,7 +196,7 @@ def test_a_paused_training_is_resumed_and_a_deleted_version_ends_it(
     assert started["state"] == "QUEUED"
     early = stack.detflow("train", "paused", *tiny)
     assert early.code == 1 and started["name"] in early.err
-    with httpx.Client(timeout=60) as http:
+    with httpx.Client(headers=stack.headers, timeout=60) as http:
         for message in _messages(http, f"{stack.url}/v1/{started['name']}:watch"):
             if message.get("epoch", {}).get("epoch") == 1:
                 break
