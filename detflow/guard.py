@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from types import TracebackType
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ class Guard:
     """
 
     def __init__(self, settings: Settings, audit: Audit, identify: Identify) -> None:
-        self._service_token = settings.service_token
+        self._service_token = access.hash_token(settings.service_token)
         self._identities = Identities(identify)
         self.limits = Limits(settings.calls_per_second, settings.open_calls)
         self.audit = audit
@@ -47,7 +48,7 @@ class Guard:
             Unauthenticated: BAD_TOKEN.
             Unavailable: ACCESS_AWAY.
         """
-        if access.same_token(access.hash_token(token), self._service_token):
+        if hmac.compare_digest(access.hash_token(token), self._service_token):
             return access.SERVICE
         return await self._identities.identify(token)
 
