@@ -730,19 +730,23 @@ class WatchVersionsRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_SIZE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """projects/{project}"""
     cursor: _builtins.str
     """Cursor of the last message seen; empty starts with a snapshot."""
+    snapshot_size: _builtins.int
+    """The snapshot holds this many of the newest versions at most; 0 means all."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         cursor: _builtins.str = ...,
+        snapshot_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "parent", b"parent", "snapshot_size", b"snapshot_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,8 +802,11 @@ class VersionsSnapshot(_message.Message):
 
     VERSIONS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """The next message goes on with the snapshot; only its last part has a cursor."""
+    truncated: _builtins.bool
+    """There are older versions than those in the snapshot, which was to be no larger; ListVersions lists them."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]:
         """Newest first; at most 500 in one message."""
@@ -809,10 +816,11 @@ class VersionsSnapshot(_message.Message):
         *,
         versions: _abc.Iterable[Global___Version] | None = ...,
         more: _builtins.bool = ...,
+        truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "truncated", b"truncated", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,9 +35,11 @@ from services.trainer.messages import to_message
 
 M = TypeVar("M", bound=Message)
 
+# Not `exists`: of that Postgres may make one scan of all attempts there are.
 COLUMNS = """
-  training.*, exists (select from attempt a where a.training_id = training.id
-    and a.attempt = training.attempt and a.predictions is not null) as predictions_written
+  training.*, coalesce((select a.predictions is not null from attempt a
+    where a.training_id = training.id and a.attempt = training.attempt), false)
+    as predictions_written
 """
 
 

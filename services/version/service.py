@@ -226,13 +226,13 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
         items = self._watcher.follow(
             subjects=["detflow.v1.version.>"],
             cursor=request.cursor,
-            snapshot=lambda: self._snapshots.get(project_id),
+            snapshot=lambda: self._snapshots.get((project_id, request.snapshot_size)),
             matches=of_this_project,
         )
         async with contextlib.aclosing(items):
             async for item in items:
                 if isinstance(item, Snapshot):
-                    for part in _parts(item.value, item.cursor):
+                    for part in _parts(item.value, request.snapshot_size, item.cursor):
                         yield part
                     continue
                 response = version_pb2.WatchVersionsResponse(cursor=item.cursor)
@@ -242,10 +242,16 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
                     response.heartbeat.SetInParent()
                 yield response
 
-    async def _snapshot(self, project_id: str) -> Snapshot[list[version_pb2.Version]]:
-        """Reads all versions of a project, and which of their events that includes."""
+    async def _snapshot(self, which: tuple[str, int]) -> Snapshot[list[version_pb2.Version]]:
+        """Reads the newest versions of a project, and which of their events that includes.
+
+        Args:
+            which: Id of the project, and how many are asked for: one more is read, which shows that
+                there are more; 0 reads all.
+        """
+        project_id, size = which
         async with self._db.transaction(isolation="repeatable_read") as conn:
-            versions = await store.list_versions(conn, project_id)
+            versions = await store.list_versions(conn, project_id, limit=size + 1 if size else None)
             # Of older changes no event is still under way; deleted ones are not in the list.
             recent = await store.list_recent_version_ids(conn, project_id, _RECENT)
             seqs = await outbox.last_seqs(conn, [f"version.{id_}" for id_ in recent])
@@ -303,15 +309,18 @@ class VersionService(version_pb2_grpc.VersionServiceServicer):
 
 
 def _parts(
-    versions: list[version_pb2.Version], cursor: str
+    found: list[version_pb2.Version], size: int, cursor: str
 ) -> Iterator[version_pb2.WatchVersionsResponse]:
     """Cuts a snapshot into messages that fit; only after the last can the watch be resumed."""
+    versions = found[:size] if size else found
     for start in range(0, max(len(versions), 1), _PART):
         more = start + _PART < len(versions)
         yield version_pb2.WatchVersionsResponse(
             cursor="" if more else cursor,
             snapshot=version_pb2.VersionsSnapshot(
-                versions=versions[start : start + _PART], more=more
+                versions=versions[start : start + _PART],
+                more=more,
+                truncated=len(versions) < len(found),
             ),
         )
 

@@ -181,11 +181,13 @@ class Stack:
             )
 
     async def watch(
-        self, cursor: str = "", parent: str = PARENT
+        self, cursor: str = "", parent: str = PARENT, snapshot_size: int = 0
     ) -> AsyncIterator[version_pb2.WatchVersionsResponse]:
         with channels.translate():
             async for item in self.versions.WatchVersions(
-                version_pb2.WatchVersionsRequest(parent=parent, cursor=cursor)
+                version_pb2.WatchVersionsRequest(
+                    parent=parent, cursor=cursor, snapshot_size=snapshot_size
+                )
             ):
                 yield item
 
@@ -697,6 +699,17 @@ async def test_watch_gives_a_snapshot_and_then_every_change(stack: Stack) -> Non
     assert items[1].version.HasField("delete_time")
     second = await stack.create()
     assert [i.version for i in await upto(watch, lambda v: True)] == [second]
+
+
+async def test_snapshot_of_a_watch_holds_the_newest_where_asked_for_few(stack: Stack) -> None:
+    names = [(await stack.create()).name for _ in range(3)]
+    for size, shown, truncated in ((2, names[:0:-1], True), (3, names[::-1], False)):
+        watch = stack.watch(snapshot_size=size)
+        snapshot = (await anext(watch)).snapshot
+        assert [version.name for version in snapshot.versions] == shown
+        assert (snapshot.truncated, snapshot.more) == (truncated, False)
+        renamed = await stack.rename(names[0], f"n{size}")  # one that was left out
+        assert [item.version for item in await upto(watch, lambda v: True)] == [renamed]
 
 
 async def test_watch_resumed_at_any_cursor_gives_the_exact_suffix(stack: Stack) -> None:
