@@ -174,7 +174,9 @@ def document(bindings: Iterable[Binding]) -> Json:
 
 def _role_text(binding: Binding) -> str:
     """Says who may call, as the policy table has it."""
-    rule = policy.RULES[binding.grpc_path]
+    rule = policy.RULES.get(binding.grpc_path)
+    if rule is None or rule.services_only:
+        return "Takes the token of the services."
     if rule.role == access_pb2.ROLE_UNSPECIFIED:
         return "Takes a token, whatever its role."
     where = "in the project" if rule.field else "in all projects"
@@ -286,7 +288,7 @@ def _add_file(operation: Json, rpc: str) -> None:
                 "schema": {"type": "integer"},
             },
         },
-        "content": {kind: _TEXT if kind.startswith("text/") else _BINARY for kind in kinds},
+        "content": {kind: _file_content(kind) for kind in kinds},
     }
     operation["responses"]["200"] = file
     if rpc in download.IN_PARTS:
@@ -298,6 +300,12 @@ def _add_file(operation: Json, rpc: str) -> None:
         operation["responses"]["304"] = {"description": "It has not changed."}
         operation["responses"]["416"] = {"$ref": "#/components/responses/416"}
         operation["parameters"] += (_IF_NONE_MATCH, _RANGE, _IF_RANGE)
+
+
+def _file_content(kind: str) -> Json:
+    if kind == "application/json":
+        return {"schema": {}}  # whatever the file holds
+    return _TEXT if kind.startswith("text/") else _BINARY
 
 
 def _add_body(operation: Json, binding: Binding, schemas: _Schemas) -> None:
