@@ -7,6 +7,8 @@ import datetime
 import errno
 import hashlib
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # it is a type of a stub file only
 
 _CHUNK_BYTES = 1 << 20
 _DISK_FULL = f"(os error {errno.ENOSPC})"  # it has no class of its own
+_UNFINISHED = re.compile(r"#[0-9]+$")  # how obstore names what it is writing
 _BEYOND_THE_END = ("Range Not Satisfiable", "range was invalid")
 _RETRIES: RetryConfig = {"max_retries": 6, "retry_timeout": datetime.timedelta(seconds=30)}
 
@@ -142,6 +145,28 @@ class ObjectStore:
             for batch in obstore.list(self._store, prefix):
                 for meta in batch:
                     yield str(meta["path"])
+
+    def remove_unfinished(self, older_than_seconds: float) -> int:
+        """Deletes what is left in a folder of puts whose process was killed; a bucket keeps none.
+
+        Args:
+            older_than_seconds: Since the last byte: younger ones may still be written.
+
+        Returns:
+            How many there were.
+        """
+        if self._is_remote:
+            return 0
+        num_removed = 0
+        oldest = time.time() - older_than_seconds
+        for folder, _, names in os.walk(urlsplit(self.url).path):
+            for name in filter(_UNFINISHED.search, names):
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # its put has just ended
+                    if path.stat().st_mtime < oldest:
+                        path.unlink()
+                        num_removed += 1
+        return num_removed
 
     def _begin_put(self, key: str, data: bytes | Path) -> None:
         """Marks the places before an object is there; half of one is what a kill leaves."""

@@ -22,6 +22,7 @@ SHARED = "bundles/"
 """What the keys of objects begin with that several versions may use."""
 
 _OLD_UPLOADS_SECONDS = 600.0
+_UNFINISHED_SECONDS = 3600.0
 
 
 class GarbageCollector:
@@ -31,6 +32,7 @@ class GarbageCollector:
         self._db = db
         self._store = store
         self._next_old_uploads = 0.0
+        self._next_unfinished = 0.0
         self.loop = WorkLoop("garbage", self.step)
 
     async def step(self) -> bool:
@@ -39,6 +41,9 @@ class GarbageCollector:
             self._next_old_uploads = time.monotonic() + _OLD_UPLOADS_SECONDS
             async with self._db.transaction() as conn:
                 await delete_expired_uploads(conn)
+        if time.monotonic() >= self._next_unfinished:
+            self._next_unfinished = time.monotonic() + _UNFINISHED_SECONDS
+            await self._remove_unfinished()
         async with self._db.connection() as conn:
             prefixes = await sql.list_garbage(conn)
         if prefixes:
@@ -46,6 +51,18 @@ class GarbageCollector:
                 if allowed:
                     await self._delete(prefixes)
         return False
+
+    async def _remove_unfinished(self) -> None:
+        """Deletes what writers of any service, killed in the middle of an object, have left."""
+        try:
+            num_removed = await asyncio.to_thread(
+                self._store.remove_unfinished, _UNFINISHED_SECONDS
+            )
+        except OSError as error:
+            log.warning("unfinished objects not removed", error=str(error))
+            return
+        if num_removed:
+            log.info("unfinished objects removed", num_objects=num_removed)
 
     async def _delete(self, prefixes: Sequence[str]) -> None:
         for prefix in prefixes:
