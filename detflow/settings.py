@@ -19,6 +19,9 @@ BASE_PORT = 7100
 class Settings:
     """What a process is told from outside: `DETFLOW_` + the upper-case field name.
 
+    What is secret (URLs with passwords, tokens) may be in a file instead, named by the variable
+    with `_FILE` after it, such as DETFLOW_SERVICE_TOKEN_FILE.
+
     Attributes:
         database_url: postgresql:// URL; each service uses the schema of its name in it.
         nats_url: nats:// URL with its token, or several separated by commas.
@@ -142,13 +145,16 @@ class Settings:
         """Reads the settings.
 
         Raises:
-            InvalidArgument: A variable has a value of the wrong type; the message names it.
+            InvalidArgument: A variable has a value of the wrong type, or names a file that cannot
+                be read; the message names it.
         """
         values: dict[str, object] = {}
         for one in dataclasses.fields(cls):
             variable = f"DETFLOW_{one.name.upper()}"
             if variable in environ:
                 values[one.name] = _parse(variable, environ[variable], type(one.default))
+            elif not one.repr and (path := environ.get(f"{variable}_FILE")):
+                values[one.name] = _read(f"{variable}_FILE", path)
         return cls(**values)  # type: ignore[arg-type]
 
     def require(self, *names: str) -> None:
@@ -160,6 +166,15 @@ class Settings:
         missing = [f"DETFLOW_{name.upper()}" for name in names if not getattr(self, name)]
         if missing:
             raise InvalidArgument(f"set {', '.join(missing)}", reason="MISSING_SETTING")
+
+
+def _read(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(
+            f"cannot read {path}, which {variable} names: {error}", reason="BAD_SETTING"
+        ) from error
 
 
 def _parse(variable: str, text: str, kind: type) -> object:
