@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(wildcard protos/detflow/v1/*.proto)
 
-.PHONY: help setup demo up test cluster models fuzz check protos lock bench clean
+.PHONY: help setup demo up test cluster models fuzz check protos lock bench scale clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -63,6 +63,9 @@ lock: $(READY)  ## resolve pyproject.toml into requirements.lock again
 
 bench: $(READY)  ## measure what docs/performance.md reports
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+scale: $(READY)  ## fill a system with a million versions and measure it: ten minutes, 10 GB
+	$(BIN)/python -m tests.scale $(ARGS)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -31,14 +31,21 @@ from tests.scale.measure import Times, measure
 def main() -> None:
     """Fills in three steps, measures after each and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale", description=__doc__)
-    parser.add_argument("--versions", type=int, default=1_000_000, help="when it is full")
+    parser.add_argument(
+        "--versions", type=int, default=1_000_000, help="when it is full: 100,000 or more"
+    )
     parser.add_argument("--calls", type=int, default=300, help="of each kind")
     arguments = parser.parse_args()
-    asyncio.run(run(arguments.versions, arguments.calls))
+    sizes = [arguments.versions // part for part in (100, 10, 1)]
+    asyncio.run(run(sizes, arguments.calls))
 
 
-async def run(num_versions: int, num_calls: int) -> dict[int, dict[str, Times]]:
-    """Measures with a hundredth, a tenth and all of the versions.
+async def run(sizes: Sequence[int], num_calls: int) -> dict[int, dict[str, Times]]:
+    """Fills and measures step by step.
+
+    Args:
+        sizes: Versions there are in each step: more than before, a multiple of ten.
+        num_calls: Calls of each kind.
 
     Returns:
         By number of versions what each kind of call took.
@@ -53,7 +60,7 @@ async def run(num_versions: int, num_calls: int) -> dict[int, dict[str, Times]]:
             async with connected(data_dir) as connections:
                 await make_projects(connections)
                 full = 0
-                for size in (num_versions // 100, num_versions // 10, num_versions):
+                for size in sizes:
                     start = time.monotonic()
                     await fill(connections, sample, full + 1, size)
                     print(
@@ -62,7 +69,7 @@ async def run(num_versions: int, num_calls: int) -> dict[int, dict[str, Times]]:
                     full = size
                     found[size] = await measure(port, token, size, num_calls)
                 show(found)
-                await show_sizes(connections, num_versions)
+                await show_sizes(connections, full)
     return found
 
 
@@ -116,7 +123,7 @@ async def show_sizes(connections: Connections, num_versions: int) -> None:
         total = ", ".join(f"{row['relname']} {row['size'] / 1e6:.0f} MB" for row in rows)
         print(f"{service}: {total}")
     num_series: int = await connections["metrics"].fetchval(
-        "select cardinality(names) from series_names limit 1"
+        "select cardinality(values) from epoch_row limit 1"
     )
     points = num_versions // VERSIONS_PER_TRAINING * NUM_EPOCHS * num_series
     print(f"{num_series} series of {NUM_EPOCHS} epochs each: {points:,} points")
