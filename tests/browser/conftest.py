@@ -13,11 +13,16 @@ from playwright.sync_api import (
     ConsoleMessage,
     Page,
     StorageState,
+    expect,
     sync_playwright,
 )
 
 from tests.stack_rig import Stack
 
+SECONDS = 20
+"""How long a page may take to do anything, on a machine that is busy with a training."""
+
+expect.set_options(timeout=1000 * SECONDS)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 _ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -80,7 +85,7 @@ def open_page(browser: Browser, stack: Stack, owner: StorageState) -> Iterator[C
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(1000 * SECONDS)
 
         def hear(message: ConsoleMessage) -> None:
             if message.type == "error" and not any(one in message.text for one in may_log):
