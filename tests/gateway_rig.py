@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,29 +147,49 @@ def echo(request: Message, response: Message) -> Message:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings | None = None) -> AsyncIterator[Rig]:
-    """Runs a backend, which lets everybody in, and a gateway in front of it."""
-    settings = settings or Settings(drain_seconds=5)
-    backend = Backend()
+async def in_front_of(
+    addresses: Mapping[str, str], settings: Settings, **client: Any
+) -> AsyncIterator[tuple[Gateway, Server, httpx.AsyncClient, asyncio.Task[None]]]:
+    """Runs a gateway in front of services, by key of SERVICES, with a client of it.
+
+    Args:
+        addresses: gRPC addresses by key of SERVICES.
+        settings: Of the gateway, which listens on loopback in any case.
+        client: What the client is made with.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(backend.serve())
-        backends = Backends(dict.fromkeys(SERVICES, backend.address))
+        backends = Backends(addresses)
         stack.push_async_callback(backends.close)
         gateway = Gateway(backends, settings)
         stack.push_async_callback(gateway.close)
         server = Server(gateway, settings, signals=False)
         listening = stack.enter_context(listen("127.0.0.1", 0))
-        port = listening.getsockname()[1]
+        scheme = "https" if settings.tls_cert_file else "http"
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         stopped = asyncio.create_task(server.serve(sockets=[listening]))
         http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=TERMINAL_SECONDS)
+            httpx.AsyncClient(base_url=url, timeout=TERMINAL_SECONDS, **client)
         )
-        rig = Rig(backend, gateway, server, port, http, stopped)
         try:
-            yield rig
+            yield gateway, server, http, stopped
         finally:
             server.should_exit = True
             await stopped
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings | None = None) -> AsyncIterator[Rig]:
+    """Runs a backend, which lets everybody in, and a gateway in front of it."""
+    settings = settings or Settings(drain_seconds=5)
+    backend = Backend()
+    async with (
+        backend.serve(),
+        in_front_of(dict.fromkeys(SERVICES, backend.address), settings) as running,
+    ):
+        gateway, server, http, stopped = running
+        port = http.base_url.port
+        assert port is not None
+        yield Rig(backend, gateway, server, port, http, stopped)
 
 
 def failing(error: Exception) -> Callable[[Any, Any], Awaitable[Any]]:
