@@ -72,11 +72,13 @@ class TrainingEvents:
                 columns={column.name: column.values for column in event.steps.columns},
             )
         elif what == "predictions":
+            is_wanted = _is_wanted(training, event.predictions.attempt)
             training = _with_attempt(training, event.predictions.attempt)
-            await _queue(
-                conn, training, event.predictions, delivered.carrier.get("traceparent", "")
-            )
-            bell = self._jobs
+            if is_wanted:
+                await _queue(
+                    conn, training, event.predictions, delivered.carrier.get("traceparent", "")
+                )
+                bell = self._jobs
         await store.update_training(
             conn, dataclasses.replace(training, applied=training.applied.add(delivered.seq))
         )
@@ -93,18 +95,28 @@ async def _apply_state(
     conn: Connection, training: Training, reported: training_pb2.Training
 ) -> Training:
     training = _with_attempt(training, reported.attempt)
-    if reported.revision <= training.revision:
-        return training
     state = TrainingState(reported.state)
     if state.is_at_rest:
-        # Nobody waits for these figures any more; finished ones stay.
+        # Nobody waits for these figures any more, even if this comes late; finished ones stay.
         await store.delete_jobs(conn, training_id=training.id, up_to_attempt=reported.attempt)
+    if reported.revision <= training.revision:
+        return training
     return dataclasses.replace(
         training,
         state=state,
         revision=reported.revision,
         message=reported.SerializeToString(deterministic=True),
     )
+
+
+def _is_wanted(training: Training, attempt: int) -> bool:
+    """Says whether somebody waits for the figures of an attempt: not if it is known to have ended.
+
+    Its predictions may come after its end, when an event is delivered for the second time.
+    """
+    if not training.state.is_at_rest:
+        return True
+    return attempt > training_pb2.Training.FromString(training.message).attempt
 
 
 def _with_attempt(training: Training, attempt: int) -> Training:
