@@ -110,6 +110,7 @@ _TABLE: Final[Mapping[str, Mapping[str, Rule]]] = {
         "PreviewVersion": _sees("parent", "dataset"),
         "GetLeakReport": _sees("name"),
         "DownloadReplay": _sees("name"),
+        "GetStorageUsage": _sees("name"),
     },
     "TrainerService": {
         "ListModels": _ANYBODY,

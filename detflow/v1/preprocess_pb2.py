@@ -32,7 +32,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64\x65tflow/v1/preprocess.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x18\x64\x65tflow/v1/version.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x03\n\rPreprocessing\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.detflow.v1.Preprocessing.State\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12+\n\nnum_images\x18\x04 \x01(\x0b\x32\x17.detflow.v1.SplitCounts\x12*\n\x08manifest\x18\x05 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12$\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.detflow.v1.Failure\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\r\n\tSUCCEEDED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x12\r\n\tCANCELLED\x10\x05\"\x87\x04\n\nLeakReport\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12%\n\x08group_by\x18\x02 \x01(\x0e\x32\x13.detflow.v1.GroupBy\x12\x12\n\nnum_groups\x18\x03 \x01(\x03\x12\x1a\n\x12num_grouped_images\x18\x04 \x01(\x03\x12\x1a\n\x12num_leaking_groups\x18\x05 \x01(\x03\x12,\n\x06groups\x18\x06 \x03(\x0b\x32\x1c.detflow.v1.LeakReport.Group\x12,\n\x0bnum_sources\x18\x07 \x01(\x0b\x32\x17.detflow.v1.SplitCounts\x12\x1c\n\x14num_augmented_copies\x18\x08 \x01(\x03\x12\x33\n\x12num_boxes_by_class\x18\t \x03(\x0b\x32\x17.detflow.v1.SplitCounts\x1ax\n\x05Group\x12 \n\x05split\x18\x01 \x01(\x0e\x32\x11.detflow.v1.Split\x12\x12\n\nnum_images\x18\x02 \x01(\x03\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x19\n\x0cmax_distance\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_distance:I\xea\x41\x46\n\x12\x64\x65tflow/LeakReport\x12\x30projects/{project}/versions/{version}/leakReport\"\xe3\x01\n\x15PreviewVersionRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12O\n\x07\x64\x61taset\x18\x02 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\x12\"\n\x06recipe\x18\x03 \x01(\x0b\x32\x12.detflow.v1.Recipe\x12\x1e\n\x0bnum_samples\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x0c(\x00\"\xce\x03\n\x16PreviewVersionResponse\x12+\n\nnum_images\x18\x01 \x01(\x0b\x32\x17.detflow.v1.SplitCounts\x12+\n\x0bleak_report\x18\x02 \x01(\x0b\x32\x16.detflow.v1.LeakReport\x12:\n\x07samples\x18\x03 \x03(\x0b\x32).detflow.v1.PreviewVersionResponse.Sample\x1al\n\x07Picture\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x10\n\x08width_px\x18\x02 \x01(\x05\x12\x11\n\theight_px\x18\x03 \x01(\x05\x12\x0c\n\x04jpeg\x18\x04 \x01(\x0c\x12\r\n\x05\x62oxes\x18\x05 \x03(\x01\x12\x11\n\tclass_ids\x18\x06 \x03(\x05\x1a\xaf\x01\n\x06Sample\x12\x0c\n\x04path\x18\x01 \x01(\t\x12 \n\x05split\x18\x02 \x01(\x0e\x32\x11.detflow.v1.Split\x12:\n\x06\x62\x65\x66ore\x18\x03 \x01(\x0b\x32*.detflow.v1.PreviewVersionResponse.Picture\x12\x39\n\x05\x61\x66ter\x18\x04 \x03(\x0b\x32*.detflow.v1.PreviewVersionResponse.Picture\"o\n\x14GetLeakReportRequest\x12W\n\x04name\x18\x01 \x01(\tBI\xe2\x41\x01\x02\xbaHBr@2>^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/leakReport$\"e\n\x15\x44ownloadReplayRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"j\n\x17GetPreprocessingRequest\x12O\n\x07version\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"\x86\x01\n\x19WatchPreprocessingRequest\x12O\n\x07version\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xbe\x01\n\x1aWatchPreprocessingResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x32\n\rpreprocessing\x18\x02 \x01(\x0b\x32\x19.detflow.v1.PreprocessingH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.detflow.v1.ProgressH\x00\x12*\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what2\xd9\x05\n\x11PreprocessService\x12\x8d\x01\n\x10GetPreprocessing\x12#.detflow.v1.GetPreprocessingRequest\x1a\x19.detflow.v1.Preprocessing\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{version=projects/*/versions/*}/preprocessing\x12\xa6\x01\n\x12WatchPreprocessing\x12%.detflow.v1.WatchPreprocessingRequest\x1a&.detflow.v1.WatchPreprocessingResponse\"?\x82\xd3\xe4\x93\x02\x39\x12\x37/v1/{version=projects/*/versions/*}/preprocessing:watch0\x01\x12\x8c\x01\n\x0ePreviewVersion\x12!.detflow.v1.PreviewVersionRequest\x1a\".detflow.v1.PreviewVersionResponse\"3\x82\xd3\xe4\x93\x02-\"(/v1/{parent=projects/*}/versions:preview:\x01*\x12~\n\rGetLeakReport\x12 .detflow.v1.GetLeakReportRequest\x1a\x16.detflow.v1.LeakReport\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{name=projects/*/versions/*/leakReport}\x12|\n\x0e\x44ownloadReplay\x12!.detflow.v1.DownloadReplayRequest\x1a\x14.google.api.HttpBody\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/{name=projects/*/versions/*}:replay0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64\x65tflow/v1/preprocess.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x18\x64\x65tflow/v1/version.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x03\n\rPreprocessing\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.detflow.v1.Preprocessing.State\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12+\n\nnum_images\x18\x04 \x01(\x0b\x32\x17.detflow.v1.SplitCounts\x12*\n\x08manifest\x18\x05 \x01(\x0b\x32\x18.detflow.v1.StoredObject\x12$\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.detflow.v1.Failure\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\r\n\tSUCCEEDED\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\x12\r\n\tCANCELLED\x10\x05\"\x87\x04\n\nLeakReport\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12%\n\x08group_by\x18\x02 \x01(\x0e\x32\x13.detflow.v1.GroupBy\x12\x12\n\nnum_groups\x18\x03 \x01(\x03\x12\x1a\n\x12num_grouped_images\x18\x04 \x01(\x03\x12\x1a\n\x12num_leaking_groups\x18\x05 \x01(\x03\x12,\n\x06groups\x18\x06 \x03(\x0b\x32\x1c.detflow.v1.LeakReport.Group\x12,\n\x0bnum_sources\x18\x07 \x01(\x0b\x32\x17.detflow.v1.SplitCounts\x12\x1c\n\x14num_augmented_copies\x18\x08 \x01(\x03\x12\x33\n\x12num_boxes_by_class\x18\t \x03(\x0b\x32\x17.detflow.v1.SplitCounts\x1ax\n\x05Group\x12 \n\x05split\x18\x01 \x01(\x0e\x32\x11.detflow.v1.Split\x12\x12\n\nnum_images\x18\x02 \x01(\x03\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x19\n\x0cmax_distance\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_distance:I\xea\x41\x46\n\x12\x64\x65tflow/LeakReport\x12\x30projects/{project}/versions/{version}/leakReport\"\xd4\x01\n\x0cStorageUsage\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0cupload_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rdataset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x62undle_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11max_storage_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03::\xea\x41\x37\n\x14\x64\x65tflow/StorageUsage\x12\x1fprojects/{project}/storageUsage\"Z\n\x16GetStorageUsageRequest\x12@\n\x04name\x18\x01 \x01(\tB2\xe2\x41\x01\x02\xbaH+r)2\'^projects/[a-z0-9-]{1,63}/storageUsage$\"\xe3\x01\n\x15PreviewVersionRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1c\x32\x1a^projects/[a-z0-9-]{1,63}$\x12O\n\x07\x64\x61taset\x18\x02 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/datasets/[a-z0-9-]{1,63}$\x12\"\n\x06recipe\x18\x03 \x01(\x0b\x32\x12.detflow.v1.Recipe\x12\x1e\n\x0bnum_samples\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x0c(\x00\"\xce\x03\n\x16PreviewVersionResponse\x12+\n\nnum_images\x18\x01 \x01(\x0b\x32\x17.detflow.v1.SplitCounts\x12+\n\x0bleak_report\x18\x02 \x01(\x0b\x32\x16.detflow.v1.LeakReport\x12:\n\x07samples\x18\x03 \x03(\x0b\x32).detflow.v1.PreviewVersionResponse.Sample\x1al\n\x07Picture\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x10\n\x08width_px\x18\x02 \x01(\x05\x12\x11\n\theight_px\x18\x03 \x01(\x05\x12\x0c\n\x04jpeg\x18\x04 \x01(\x0c\x12\r\n\x05\x62oxes\x18\x05 \x03(\x01\x12\x11\n\tclass_ids\x18\x06 \x03(\x05\x1a\xaf\x01\n\x06Sample\x12\x0c\n\x04path\x18\x01 \x01(\t\x12 \n\x05split\x18\x02 \x01(\x0e\x32\x11.detflow.v1.Split\x12:\n\x06\x62\x65\x66ore\x18\x03 \x01(\x0b\x32*.detflow.v1.PreviewVersionResponse.Picture\x12\x39\n\x05\x61\x66ter\x18\x04 \x03(\x0b\x32*.detflow.v1.PreviewVersionResponse.Picture\"o\n\x14GetLeakReportRequest\x12W\n\x04name\x18\x01 \x01(\tBI\xe2\x41\x01\x02\xbaHBr@2>^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/leakReport$\"e\n\x15\x44ownloadReplayRequest\x12L\n\x04name\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"j\n\x17GetPreprocessingRequest\x12O\n\x07version\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\"\x86\x01\n\x19WatchPreprocessingRequest\x12O\n\x07version\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\xbe\x01\n\x1aWatchPreprocessingResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x32\n\rpreprocessing\x18\x02 \x01(\x0b\x32\x19.detflow.v1.PreprocessingH\x00\x12(\n\x08progress\x18\x03 \x01(\x0b\x32\x14.detflow.v1.ProgressH\x00\x12*\n\theartbeat\x18\x04 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what2\xd6\x06\n\x11PreprocessService\x12\x8d\x01\n\x10GetPreprocessing\x12#.detflow.v1.GetPreprocessingRequest\x1a\x19.detflow.v1.Preprocessing\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{version=projects/*/versions/*}/preprocessing\x12\xa6\x01\n\x12WatchPreprocessing\x12%.detflow.v1.WatchPreprocessingRequest\x1a&.detflow.v1.WatchPreprocessingResponse\"?\x82\xd3\xe4\x93\x02\x39\x12\x37/v1/{version=projects/*/versions/*}/preprocessing:watch0\x01\x12\x8c\x01\n\x0ePreviewVersion\x12!.detflow.v1.PreviewVersionRequest\x1a\".detflow.v1.PreviewVersionResponse\"3\x82\xd3\xe4\x93\x02-\"(/v1/{parent=projects/*}/versions:preview:\x01*\x12~\n\rGetLeakReport\x12 .detflow.v1.GetLeakReportRequest\x1a\x16.detflow.v1.LeakReport\"3\x82\xd3\xe4\x93\x02-\x12+/v1/{name=projects/*/versions/*/leakReport}\x12|\n\x0e\x44ownloadReplay\x12!.detflow.v1.DownloadReplayRequest\x1a\x14.google.api.HttpBody\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/{name=projects/*/versions/*}:replay0\x01\x12{\n\x0fGetStorageUsage\x12\".detflow.v1.GetStorageUsageRequest\x1a\x18.detflow.v1.StorageUsage\"*\x82\xd3\xe4\x93\x02$\x12\"/v1/{name=projects/*/storageUsage}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEAKREPORT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_LEAKREPORT']._loaded_options = None
   _globals['_LEAKREPORT']._serialized_options = b'\352AF\n\022detflow/LeakReport\0220projects/{project}/versions/{version}/leakReport'
+  _globals['_STORAGEUSAGE'].fields_by_name['name']._loaded_options = None
+  _globals['_STORAGEUSAGE'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_STORAGEUSAGE'].fields_by_name['upload_bytes']._loaded_options = None
+  _globals['_STORAGEUSAGE'].fields_by_name['upload_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_STORAGEUSAGE'].fields_by_name['dataset_bytes']._loaded_options = None
+  _globals['_STORAGEUSAGE'].fields_by_name['dataset_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_STORAGEUSAGE'].fields_by_name['bundle_bytes']._loaded_options = None
+  _globals['_STORAGEUSAGE'].fields_by_name['bundle_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_STORAGEUSAGE'].fields_by_name['max_storage_bytes']._loaded_options = None
+  _globals['_STORAGEUSAGE'].fields_by_name['max_storage_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_STORAGEUSAGE']._loaded_options = None
+  _globals['_STORAGEUSAGE']._serialized_options = b'\352A7\n\024detflow/StorageUsage\022\037projects/{project}/storageUsage'
+  _globals['_GETSTORAGEUSAGEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETSTORAGEUSAGEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\272H+r)2\'^projects/[a-z0-9-]{1,63}/storageUsage$'
   _globals['_PREVIEWVERSIONREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_PREVIEWVERSIONREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\036r\0342\032^projects/[a-z0-9-]{1,63}$'
   _globals['_PREVIEWVERSIONREQUEST'].fields_by_name['dataset']._loaded_options = None
@@ -71,6 +85,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPROCESSSERVICE'].methods_by_name['GetLeakReport']._serialized_options = b'\202\323\344\223\002-\022+/v1/{name=projects/*/versions/*/leakReport}'
   _globals['_PREPROCESSSERVICE'].methods_by_name['DownloadReplay']._loaded_options = None
   _globals['_PREPROCESSSERVICE'].methods_by_name['DownloadReplay']._serialized_options = b'\202\323\344\223\002)\022\'/v1/{name=projects/*/versions/*}:replay'
+  _globals['_PREPROCESSSERVICE'].methods_by_name['GetStorageUsage']._loaded_options = None
+  _globals['_PREPROCESSSERVICE'].methods_by_name['GetStorageUsage']._serialized_options = b'\202\323\344\223\002$\022\"/v1/{name=projects/*/storageUsage}'
   _globals['_PREPROCESSING']._serialized_start=274
   _globals['_PREPROCESSING']._serialized_end=700
   _globals['_PREPROCESSING_STATE']._serialized_start=602
@@ -79,24 +95,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEAKREPORT']._serialized_end=1222
   _globals['_LEAKREPORT_GROUP']._serialized_start=1027
   _globals['_LEAKREPORT_GROUP']._serialized_end=1147
-  _globals['_PREVIEWVERSIONREQUEST']._serialized_start=1225
-  _globals['_PREVIEWVERSIONREQUEST']._serialized_end=1452
-  _globals['_PREVIEWVERSIONRESPONSE']._serialized_start=1455
-  _globals['_PREVIEWVERSIONRESPONSE']._serialized_end=1917
-  _globals['_PREVIEWVERSIONRESPONSE_PICTURE']._serialized_start=1631
-  _globals['_PREVIEWVERSIONRESPONSE_PICTURE']._serialized_end=1739
-  _globals['_PREVIEWVERSIONRESPONSE_SAMPLE']._serialized_start=1742
-  _globals['_PREVIEWVERSIONRESPONSE_SAMPLE']._serialized_end=1917
-  _globals['_GETLEAKREPORTREQUEST']._serialized_start=1919
-  _globals['_GETLEAKREPORTREQUEST']._serialized_end=2030
-  _globals['_DOWNLOADREPLAYREQUEST']._serialized_start=2032
-  _globals['_DOWNLOADREPLAYREQUEST']._serialized_end=2133
-  _globals['_GETPREPROCESSINGREQUEST']._serialized_start=2135
-  _globals['_GETPREPROCESSINGREQUEST']._serialized_end=2241
-  _globals['_WATCHPREPROCESSINGREQUEST']._serialized_start=2244
-  _globals['_WATCHPREPROCESSINGREQUEST']._serialized_end=2378
-  _globals['_WATCHPREPROCESSINGRESPONSE']._serialized_start=2381
-  _globals['_WATCHPREPROCESSINGRESPONSE']._serialized_end=2571
-  _globals['_PREPROCESSSERVICE']._serialized_start=2574
-  _globals['_PREPROCESSSERVICE']._serialized_end=3303
+  _globals['_STORAGEUSAGE']._serialized_start=1225
+  _globals['_STORAGEUSAGE']._serialized_end=1437
+  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_start=1439
+  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_end=1529
+  _globals['_PREVIEWVERSIONREQUEST']._serialized_start=1532
+  _globals['_PREVIEWVERSIONREQUEST']._serialized_end=1759
+  _globals['_PREVIEWVERSIONRESPONSE']._serialized_start=1762
+  _globals['_PREVIEWVERSIONRESPONSE']._serialized_end=2224
+  _globals['_PREVIEWVERSIONRESPONSE_PICTURE']._serialized_start=1938
+  _globals['_PREVIEWVERSIONRESPONSE_PICTURE']._serialized_end=2046
+  _globals['_PREVIEWVERSIONRESPONSE_SAMPLE']._serialized_start=2049
+  _globals['_PREVIEWVERSIONRESPONSE_SAMPLE']._serialized_end=2224
+  _globals['_GETLEAKREPORTREQUEST']._serialized_start=2226
+  _globals['_GETLEAKREPORTREQUEST']._serialized_end=2337
+  _globals['_DOWNLOADREPLAYREQUEST']._serialized_start=2339
+  _globals['_DOWNLOADREPLAYREQUEST']._serialized_end=2440
+  _globals['_GETPREPROCESSINGREQUEST']._serialized_start=2442
+  _globals['_GETPREPROCESSINGREQUEST']._serialized_end=2548
+  _globals['_WATCHPREPROCESSINGREQUEST']._serialized_start=2551
+  _globals['_WATCHPREPROCESSINGREQUEST']._serialized_end=2685
+  _globals['_WATCHPREPROCESSINGRESPONSE']._serialized_start=2688
+  _globals['_WATCHPREPROCESSINGRESPONSE']._serialized_end=2878
+  _globals['_PREPROCESSSERVICE']._serialized_start=2881
+  _globals['_PREPROCESSSERVICE']._serialized_end=3735
 # @@protoc_insertion_point(module_scope)

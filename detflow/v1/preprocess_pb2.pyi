@@ -216,6 +216,66 @@ class LeakReport(_message.Message):
 Global___LeakReport: _TypeAlias = LeakReport  # noqa: Y015
 
 @_typing.final
+class StorageUsage(_message.Message):
+    """What a project has stored, as its quota counts it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    DATASET_BYTES_FIELD_NUMBER: _builtins.int
+    BUNDLE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_STORAGE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/storageUsage"""
+    upload_bytes: _builtins.int
+    """Bytes of archives that are being received or were, but not imported; as far as their sizes are known."""
+    dataset_bytes: _builtins.int
+    """Bytes of the images of datasets."""
+    bundle_bytes: _builtins.int
+    """Bytes of the shards of bundles; one that several versions have counts once."""
+    max_storage_bytes: _builtins.int
+    """Project.quota.max_storage_bytes; 0 means no limit."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        upload_bytes: _builtins.int = ...,
+        dataset_bytes: _builtins.int = ...,
+        bundle_bytes: _builtins.int = ...,
+        max_storage_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_bytes", b"bundle_bytes", "dataset_bytes", b"dataset_bytes", "max_storage_bytes", b"max_storage_bytes", "name", b"name", "upload_bytes", b"upload_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageUsage: _TypeAlias = StorageUsage  # noqa: Y015
+
+@_typing.final
+class GetStorageUsageRequest(_message.Message):
+    """Request of GetStorageUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """projects/{project}/storageUsage"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStorageUsageRequest: _TypeAlias = GetStorageUsageRequest  # noqa: Y015
+
+@_typing.final
 class PreviewVersionRequest(_message.Message):
     """Request of PreviewVersion."""
 

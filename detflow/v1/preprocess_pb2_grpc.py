@@ -61,6 +61,11 @@ class PreprocessServiceStub:
                 request_serializer=detflow_dot_v1_dot_preprocess__pb2.DownloadReplayRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.GetStorageUsage = channel.unary_unary(
+                '/detflow.v1.PreprocessService/GetStorageUsage',
+                request_serializer=detflow_dot_v1_dot_preprocess__pb2.GetStorageUsageRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_preprocess__pb2.StorageUsage.FromString,
+                _registered_method=True)
 
 
 class PreprocessServiceServicer:
@@ -103,6 +108,13 @@ class PreprocessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStorageUsage(self, request, context):
+        """Gets how much of its storage quota a project has used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PreprocessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +142,11 @@ def add_PreprocessServiceServicer_to_server(servicer, server):
                     servicer.DownloadReplay,
                     request_deserializer=detflow_dot_v1_dot_preprocess__pb2.DownloadReplayRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetStorageUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStorageUsage,
+                    request_deserializer=detflow_dot_v1_dot_preprocess__pb2.GetStorageUsageRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_preprocess__pb2.StorageUsage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +285,33 @@ class PreprocessService:
             '/detflow.v1.PreprocessService/DownloadReplay',
             detflow_dot_v1_dot_preprocess__pb2.DownloadReplayRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStorageUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.PreprocessService/GetStorageUsage',
+            detflow_dot_v1_dot_preprocess__pb2.GetStorageUsageRequest.SerializeToString,
+            detflow_dot_v1_dot_preprocess__pb2.StorageUsage.FromString,
             options,
             channel_credentials,
             insecure,

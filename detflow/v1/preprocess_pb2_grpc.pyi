@@ -46,6 +46,8 @@ class PreprocessServiceStub:
     """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
     the commands. JSON.
     """
+    GetStorageUsage: _grpc.UnaryUnaryMultiCallable[_preprocess_pb2.GetStorageUsageRequest, _preprocess_pb2.StorageUsage]
+    """Gets how much of its storage quota a project has used."""
 
 @_typing.type_check_only
 class PreprocessServiceAsyncStub(PreprocessServiceStub):
@@ -64,6 +66,8 @@ class PreprocessServiceAsyncStub(PreprocessServiceStub):
     """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
     the commands. JSON.
     """
+    GetStorageUsage: _aio.UnaryUnaryMultiCallable[_preprocess_pb2.GetStorageUsageRequest, _preprocess_pb2.StorageUsage]  # type: ignore[assignment]
+    """Gets how much of its storage quota a project has used."""
 
 class PreprocessServiceServicer(metaclass=_abc_1.ABCMeta):
     """The making of bundles. Served by the preprocess service; work starts by the version's event, not by a call."""
@@ -109,5 +113,13 @@ class PreprocessServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gets all that is needed to make a version again elsewhere: recipe, hashes, split of every image, library versions, and
         the commands. JSON.
         """
+
+    @_abc_1.abstractmethod
+    def GetStorageUsage(
+        self,
+        request: _preprocess_pb2.GetStorageUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_preprocess_pb2.StorageUsage, _abc.Awaitable[_preprocess_pb2.StorageUsage]]:
+        """Gets how much of its storage quota a project has used."""
 
 def add_PreprocessServiceServicer_to_server(servicer: PreprocessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

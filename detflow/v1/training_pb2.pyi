@@ -106,6 +106,29 @@ class Training(_message.Message):
     PAUSED: Training.State.ValueType  # 8
     """The user paused it; ResumeTraining goes on from the last checkpoint."""
 
+    class _WaitReason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Training._WaitReason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        WAIT_REASON_UNSPECIFIED: Training._WaitReason.ValueType  # 0
+        """It does not wait."""
+        SLOT: Training._WaitReason.ValueType  # 1
+        """A free slot, once it is its turn."""
+        QUOTA: Training._WaitReason.ValueType  # 2
+        """That a training of its project ends: as many are under way as the project's quota allows. Others overtake it."""
+
+    class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
+        """What a training in the queue waits for."""
+
+    WAIT_REASON_UNSPECIFIED: Training.WaitReason.ValueType  # 0
+    """It does not wait."""
+    SLOT: Training.WaitReason.ValueType  # 1
+    """A free slot, once it is its turn."""
+    QUOTA: Training.WaitReason.ValueType  # 2
+    """That a training of its project ends: as many are under way as the project's quota allows. Others overtake it."""
+
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -127,6 +150,7 @@ class Training(_message.Message):
     WARM_START_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    WAIT_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """projects/{project}/versions/{version}/trainings/{training}"""
     state: Global___Training.State.ValueType
@@ -153,6 +177,8 @@ class Training(_message.Message):
     """Images per step in force; below batch_size after running out of memory: the gradients of several steps are then
     accumulated, so that an update of the weights still sees as many images.
     """
+    wait_reason: Global___Training.WaitReason.ValueType
+    """What it waits for, while QUEUED."""
     @_builtins.property
     def hyperparameters(self) -> _struct_pb2.Struct:
         """Advanced hyper-parameters by name (GetHyperparameterSchema); on output every one with its value in force."""
@@ -213,10 +239,11 @@ class Training(_message.Message):
         warm_start: Global___WarmStart | None = ...,
         resources: Global___Resources | None = ...,
         preflight: Global___Preflight | None = ...,
+        wait_reason: Global___Training.WaitReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "preflight", b"preflight", "resources", b"resources", "start_time", b"start_time", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "attempt", b"attempt", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "model", b"model", "name", b"name", "num_epochs_done", b"num_epochs_done", "preflight", b"preflight", "priority", b"priority", "queue_position", b"queue_position", "resources", b"resources", "revision", b"revision", "start_time", b"start_time", "state", b"state", "step_batch_size", b"step_batch_size", "stop_mode", b"stop_mode", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "attempt", b"attempt", "batch_size", b"batch_size", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "failure", b"failure", "hyperparameters", b"hyperparameters", "model", b"model", "name", b"name", "num_epochs_done", b"num_epochs_done", "preflight", b"preflight", "priority", b"priority", "queue_position", b"queue_position", "resources", b"resources", "revision", b"revision", "start_time", b"start_time", "state", b"state", "step_batch_size", b"step_batch_size", "stop_mode", b"stop_mode", "wait_reason", b"wait_reason", "warm_start", b"warm_start", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015

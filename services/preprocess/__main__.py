@@ -18,6 +18,7 @@ from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline, ShardPool
 from services.preprocess.pool import WorkerPool
 from services.preprocess.preprocess_service import PreprocessService
+from services.preprocess.quota import StorageQuota
 from services.preprocess.ray_pool import RayPool
 from services.preprocess.service import DatasetService
 from services.preprocess.sources import Sources
@@ -42,6 +43,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
         limits=limits,
         max_bytes=s.settings.max_upload_bytes,
     )
+    quota = StorageQuota(s.db, projects)
     importer = Importer(
         db=s.db,
         bus=s.bus,
@@ -49,10 +51,13 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
         pool=pool,
         scratch=scratch,
         sources=sources,
+        quota=quota,
         limits=limits,
     )
     shards: ShardPool = RayPool(s.settings) if s.settings.executor == "ray" else pool
-    pipeline = Pipeline(db=s.db, bus=s.bus, store=s.store, pool=shards, scratch=scratch)
+    pipeline = Pipeline(
+        db=s.db, bus=s.bus, store=s.store, pool=shards, scratch=scratch, quota=quota
+    )
     s.add(
         add_DatasetServiceServicer_to_server,
         DatasetService(
@@ -64,6 +69,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
                 db=s.db,
                 store=s.store,
                 projects=projects,
+                quota=quota,
                 max_bytes=s.settings.max_upload_bytes,
                 lifetime=timedelta(hours=s.settings.upload_idle_hours),
             ),
@@ -78,6 +84,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
             store=s.store,
             pool=pool,
             scratch=scratch,
+            quota=quota,
             watcher=s.watcher,
             created=pipeline.loop.bell,
         ),

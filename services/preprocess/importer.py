@@ -54,6 +54,7 @@ from services.preprocess.messages import refusal
 from services.preprocess.pool import WorkerPool
 from services.preprocess.problem_store import insert_problems
 from services.preprocess.progress import ProgressReporter
+from services.preprocess.quota import StorageQuota, check_quota, exceeded
 from services.preprocess.report_store import insert_statistics
 from services.preprocess.sources import Sources
 from services.preprocess.statistics import count_dataset
@@ -105,8 +106,10 @@ class Importer:
         pool: WorkerPool,
         scratch: Scratch,
         sources: Sources,
+        quota: StorageQuota,
         limits: Limits,
     ) -> None:
+        self._quota = quota
         self._db = db
         self._bus = bus
         self._store = store
@@ -213,13 +216,18 @@ class Importer:
                     scratch=folder,
                 )
 
-        num_done = 0
+        limit = await self._quota.limit(dataset.project_id)
+        room = await self._quota.room(dataset.project_id, limit, besides=dataset.upload_id)
+        num_done = num_bytes = 0
         await progress.update("check", 0, len(samples))
         async with aclosing(self._pool.map(check_samples, jobs())) as results:
             async for job, shard in results:
                 checked.extend(shard.images)
                 found.add(shard.problems)
                 num_done += len(job.samples)
+                num_bytes += sum(image.size_bytes for image in shard.images)
+                if room is not None and num_bytes > room:
+                    raise exceeded(dataset.project_id, limit - room + num_bytes, limit)
                 await progress.update("check", num_done, len(samples))
 
         fatal = ProblemList()
@@ -228,7 +236,7 @@ class Importer:
             raise refusal(fatal)
         if wrong.total and not dataset.skip_invalid:
             raise refusal(wrong, _SKIP_HINT)
-        await self._complete(dataset, claim, layout, checked, found)
+        await self._complete(dataset, claim, layout, checked, found, limit)
 
     async def _fetch(
         self, dataset: Dataset, folder: Path, progress: ProgressReporter
@@ -260,6 +268,7 @@ class Importer:
         layout: Layout,
         checked: list[CheckedImage],
         found: Findings,
+        limit: int,
     ) -> None:
         class_names, images = await asyncio.to_thread(number_classes, layout, checked)
         statistics = await asyncio.to_thread(describe, images, len(class_names))
@@ -279,6 +288,7 @@ class Importer:
             )
             if ready is None:
                 raise ClaimLost
+            await check_quota(conn, dataset.project_id, limit)
             await insert_problems(conn, dataset.id, problems, found.total)
             await insert_statistics(conn, dataset.id, counted)
             await append_dataset_event(conn, ready, "imported")

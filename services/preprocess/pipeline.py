@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from detflow import telemetry
 from detflow.errors import DetflowError, Unavailable, failure
 from detflow.events import Bus
-from detflow.names import new_id, project_of
+from detflow.names import last_segment, new_id, project_of
 from detflow.postgres import Database
 from detflow.scratch import Scratch
 from detflow.store import ObjectStore
@@ -51,6 +51,7 @@ from services.preprocess.leases import Claimed, ClaimLost, WorkLoop
 from services.preprocess.messages import num_copies, transform_of
 from services.preprocess.outlines import Outlines
 from services.preprocess.progress import ProgressReporter
+from services.preprocess.quota import StorageQuota, check_quota
 from services.preprocess.report_store import insert_leak_report, list_outlines
 
 log = telemetry.get_logger(__name__)
@@ -71,8 +72,16 @@ class Pipeline:
     """Makes bundles one after the other; several processes may do so side by side."""
 
     def __init__(
-        self, *, db: Database, bus: Bus, store: ObjectStore, pool: ShardPool, scratch: Scratch
+        self,
+        *,
+        db: Database,
+        bus: Bus,
+        store: ObjectStore,
+        pool: ShardPool,
+        scratch: Scratch,
+        quota: StorageQuota,
     ) -> None:
+        self._quota = quota
         self._db = db
         self._bus = bus
         self._store = store
@@ -154,7 +163,7 @@ class Pipeline:
         await progress.update("transform", num_done, num_total)
         async with aclosing(self._pool.map(make_shard, jobs())) as results:
             async for job, shard in results:
-                await self._record(preprocessing.version_id, claim, job.plan, shard)
+                await self._record(preprocessing.version_name, claim, job.plan, shard)
                 done[job.plan.split, job.plan.position] = shard
                 num_done += shard.num_images
                 await progress.update("transform", num_done, num_total)
@@ -197,19 +206,22 @@ class Pipeline:
         )
 
     async def _record(
-        self, version_id: str, claim: str, plan: ShardPlan, shard: StoredShard
+        self, version_name: str, claim: str, plan: ShardPlan, shard: StoredShard
     ) -> None:
+        project_id = project_of(version_name)
+        limit = await self._quota.limit(project_id)
         async with self._db.transaction() as conn:
             await lock_object(conn, shard.key)
             if not await sql.insert_shard(
                 conn,
-                version_id=version_id,
+                version_id=last_segment(version_name),
                 claim=claim,
                 split=plan.split,
                 position=plan.position,
                 shard=shard,
             ):
                 raise ClaimLost
+            await check_quota(conn, project_id, limit)
         await self._check_there(shard.key)
 
     async def _use(self, version_id: str, claim: str, key: str) -> None:

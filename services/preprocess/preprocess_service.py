@@ -26,6 +26,7 @@ from services.preprocess.domain import Preprocessing, PreprocessingState, Reason
 from services.preprocess.messages import preprocessing_message
 from services.preprocess.pool import WorkerPool
 from services.preprocess.preview import preview
+from services.preprocess.quota import StorageQuota, get_usage
 from services.preprocess.replay import replay
 from services.preprocess.report_store import get_leak_report
 
@@ -46,6 +47,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         store: Object store.
         pool: Processes that decode images.
         scratch: Where what is read for a replay lies meanwhile.
+        quota: Says what projects may store.
         watcher: Fan-out of events.
         created: Rung when a preprocessing was recorded.
     """
@@ -57,6 +59,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         store: ObjectStore,
         pool: WorkerPool,
         scratch: Scratch,
+        quota: StorageQuota,
         watcher: Watcher,
         created: Bell,
     ) -> None:
@@ -66,6 +69,23 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self._scratch = scratch
         self._watcher = watcher
         self._created = created
+        self._quota = quota
+
+    async def GetStorageUsage(
+        self, request: preprocess_pb2.GetStorageUsageRequest, context: Any
+    ) -> preprocess_pb2.StorageUsage:
+        """Reads how much of its quota a project has used."""
+        project_id = project_of(request.name)
+        limit = await self._quota.limit(project_id)
+        async with self._db.connection() as conn:
+            usage = await get_usage(conn, project_id)
+        return preprocess_pb2.StorageUsage(
+            name=request.name,
+            upload_bytes=usage.upload_bytes,
+            dataset_bytes=usage.dataset_bytes,
+            bundle_bytes=usage.bundle_bytes,
+            max_storage_bytes=limit,
+        )
 
     async def PreviewVersion(
         self, request: preprocess_pb2.PreviewVersionRequest, context: Any

@@ -268,7 +268,8 @@ async def complete_dataset(
         update dataset set state = 'READY', format = $3, class_names = $4, num_images = $5,
                num_boxes = $6, num_background_images = $7, num_boxes_by_class = $8, skipped = $9,
                num_skipped = $10, content_sha256 = $11, existing_split = $12,
-               num_crowd_boxes = $13, import_time = now(), claim = null, lease_expires = null
+               num_crowd_boxes = $13, num_bytes = $14, import_time = now(), claim = null,
+               lease_expires = null
         where id = $1 and claim = $2 and state = 'IMPORTING'
         returning {_DATASET}
         """,
@@ -285,6 +286,7 @@ async def complete_dataset(
         statistics.content_sha256,
         statistics.existing_split,
         statistics.num_crowd_boxes,
+        sum(image.size_bytes for image in images),
     )
     if row is None:
         return None

@@ -31,6 +31,7 @@ from detflow.v1 import dataset_pb2
 from detflow.v1.common_pb2 import StoredObject
 from services.preprocess import upload_store as sql
 from services.preprocess.domain import Reason, Upload, UploadState, upload_prefix
+from services.preprocess.quota import StorageQuota, check_quota
 
 log = telemetry.get_logger(__name__)
 
@@ -51,6 +52,7 @@ class Uploads:
         db: Database of the service.
         store: Object store.
         projects: The projects there are.
+        quota: How much they may store.
         max_bytes: Largest archive that is accepted.
         lifetime: How long an unfinished upload is kept after its last byte.
     """
@@ -61,9 +63,11 @@ class Uploads:
         db: Database,
         store: ObjectStore,
         projects: Projects,
+        quota: StorageQuota,
         max_bytes: int,
         lifetime: timedelta,
     ) -> None:
+        self._quota = quota
         self._db = db
         self._store = store
         self._projects = projects
@@ -75,7 +79,7 @@ class Uploads:
         """Begins an upload, or finds the one that this request began.
 
         Raises:
-            ResourceExhausted: ARCHIVE_LIMIT.
+            ResourceExhausted: ARCHIVE_LIMIT, QUOTA_EXCEEDED.
             InvalidArgument: REQUEST_ID_REUSED.
         """
         await self._projects.check(request.parent)
@@ -109,7 +113,7 @@ class Uploads:
 
         Raises:
             InvalidArgument: The stream is cut off, empty or out of order.
-            ResourceExhausted: ARCHIVE_LIMIT, DISK_FULL.
+            ResourceExhausted: ARCHIVE_LIMIT, QUOTA_EXCEEDED, DISK_FULL.
         """
         writer: PartWriter | None = None
 
@@ -117,7 +121,8 @@ class Uploads:
             nonlocal writer
             await self._projects.check(request.parent)
             upload = await self._insert(project_of(request.parent), None, "", "")
-            writer = PartWriter(self._db, self._store, upload, self._lifetime)
+            limit = await self._quota.limit(upload.project_id)
+            writer = PartWriter(self._db, self._store, upload, self._lifetime, limit)
 
         async def write(chunk: bytes) -> None:
             assert writer is not None
@@ -187,8 +192,9 @@ class Uploads:
     async def _insert(
         self, project_id: str, size_bytes: int | None, sha256: str, request_id: str
     ) -> Upload:
+        limit = await self._quota.limit(project_id)
         async with self._db.transaction() as conn:
-            return await sql.insert_upload(
+            upload = await sql.insert_upload(
                 conn,
                 upload_id=new_id(),
                 project_id=project_id,
@@ -197,6 +203,8 @@ class Uploads:
                 request_id=request_id,
                 lifetime=self._lifetime,
             )
+            await check_quota(conn, project_id, limit)
+            return upload
 
     async def _complete(self, writer: PartWriter) -> Upload:
         """Ends an upload that has all its bytes, unless they have another hash than was said."""
@@ -235,14 +243,28 @@ class Uploads:
 class PartWriter:
     """Stores the bytes that come behind those an upload has; one part while the next comes in.
 
+    Args:
+        db: Database of the service.
+        store: Object store.
+        upload: The upload.
+        lifetime: How long it is kept from each part on.
+        limit: Bytes that its project may have; 0 means no limit. Without effect where the
+            upload's size is counted since its beginning.
+
     Attributes:
         upload: The upload as it was.
         committed_bytes: How many bytes it has by now.
     """
 
     def __init__(
-        self, db: Database, store: ObjectStore, upload: Upload, lifetime: timedelta
+        self,
+        db: Database,
+        store: ObjectStore,
+        upload: Upload,
+        lifetime: timedelta,
+        limit: int = 0,
     ) -> None:
+        self._limit = limit
         self.upload = upload
         self.committed_bytes = upload.committed_bytes
         self._db = db
@@ -327,7 +349,8 @@ class PartWriter:
                 await sql.insert_part(
                     conn, self.upload.id, self.committed_bytes, part, self._lifetime
                 )
-        except Aborted:
+                await check_quota(conn, self.upload.project_id, self._limit)
+        except (Aborted, ResourceExhausted):
             await asyncio.to_thread(self._store.delete, key)
             raise
         self.committed_bytes += len(data)

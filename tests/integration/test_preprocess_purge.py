@@ -20,6 +20,7 @@ from services.preprocess import bundle_store as sql
 from services.preprocess.bundle import ShardPlan, StoredShard
 from services.preprocess.garbage import GarbageCollector
 from services.preprocess.pipeline import Pipeline
+from services.preprocess.quota import StorageQuota
 from tests.preprocess_rig import PROJECT, Rig, rig, until, version_of
 from tests.preprocess_samples import pack, yolo_files
 
@@ -81,6 +82,16 @@ async def test_purge_leaves_what_other_versions_have_and_the_last_one_leaves_not
     await until(lambda: not [*store.list("datasets")])
 
 
+class Unlimited(StorageQuota):
+    """No project has a quota."""
+
+    def __init__(self, db: Database) -> None:
+        super().__init__(db, cast(Any, None))
+
+    async def limit(self, project_id: str) -> int:
+        return 0
+
+
 class Unreliable(ObjectStore):
     """An object store that is slow to delete, and now and then fails before or after it did."""
 
@@ -103,7 +114,9 @@ async def test_no_object_of_a_live_version_is_lost_and_none_of_a_purged_one_kept
     unreliable = Unreliable(store.url)
     collectors = [GarbageCollector(db=db, store=unreliable) for _ in range(2)]
     anything = cast(Any, None)
-    pipeline = Pipeline(db=db, bus=anything, store=store, pool=anything, scratch=anything)
+    pipeline = Pipeline(
+        db=db, bus=anything, store=store, pool=anything, scratch=anything, quota=Unlimited(db)
+    )
     contents = [f"content {number}".encode() for number in range(7)]
     live: dict[str, set[str]] = {}
 
@@ -129,7 +142,9 @@ async def test_no_object_of_a_live_version_is_lost_and_none_of_a_purged_one_kept
                     if kind == "shards":
                         plan = ShardPlan(split="train", position=position, first=0, sources=())
                         shard = StoredShard(key, len(content), sha256, 1)
-                        await pipeline._record(version_id, "c", plan, shard)
+                        await pipeline._record(
+                            f"projects/p/versions/{version_id}", "c", plan, shard
+                        )
                     else:
                         await pipeline._use(version_id, "c", key)
                     break
