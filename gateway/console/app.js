@@ -3,7 +3,7 @@ import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { match, path } from "./router.js";
 import { chooseTheme, language, theme } from "./state/preferences.js";
 import { enter, principal, role, session } from "./state/session.js";
-import { said } from "./state/status.js";
+import { renames, said } from "./state/status.js";
 import { changeLanguage, t } from "./i18n/texts.js";
 import { useLoad } from "./state/load.js";
 import { get } from "./api/http.js";
@@ -132,7 +132,7 @@ function Account() {
 
 /** @param {{project: string}} props */
 function ProjectName({ project }) {
-  const state = useLoad((signal) => get(`/v1/projects/${project}`, {}, signal), [project]);
+  const state = useLoad((signal) => get(`/v1/projects/${project}`, {}, signal), [project, renames.value]);
   useEffect(() => {
     document.title = state.data ? `${state.data.displayName} · detflow` : "detflow";
   }, [state.data]);

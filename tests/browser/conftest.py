@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -42,10 +43,20 @@ def browser() -> Iterator[Browser]:
 
 def sign_in(page: Page, stack: Stack) -> None:
     """Signs a browser in by a link from the command line, as its owner does."""
-    link = stack.detflow("open", "--no-browser", "--json").json["url"]
+    enter(page, stack.detflow("open", "--no-browser", "--json").json["url"])
+
+
+def enter(page: Page, link: str) -> None:
+    """Follows a link that signs in."""
     page.goto(link)
     page.get_by_role("button").click()
-    page.wait_for_url(f"{stack.url}/")
+    page.wait_for_url(lambda url: "/login" not in url)
+
+
+def audit(page: Page) -> None:
+    """Fails on anything that axe finds."""
+    found = Axe().run(page).response["violations"]
+    assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
 
 
 @pytest.fixture(scope="module")

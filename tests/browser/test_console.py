@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from detflow.local.demo_data import write_dataset
+from tests.browser.conftest import audit
 from tests.stack_rig import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -25,12 +25,6 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive") / "shapes"
     write_dataset(folder, 60)
     return Path(shutil.make_archive(str(folder), "zip", folder))
-
-
-def audit(page: Page) -> None:
-    """Fails on anything that axe finds."""
-    found = Axe().run(page).response["violations"]
-    assert not [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
 
 
 def test_from_an_archive_to_a_model_and_its_errors(

@@ -8,7 +8,7 @@ import { t } from "../i18n/texts.js";
 import { idOf, when } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
 import { may } from "../state/session.js";
-import { say } from "../state/status.js";
+import { renames, say } from "../state/status.js";
 import { Later } from "../ui/later.js";
 import { Button, Card, Empty, Field, Loaded, Problem, Tabs } from "../ui/parts.js";
 
@@ -67,7 +67,7 @@ function useUpdate(data, onChange) {
 function Name({ data, onChange }) {
   const [name, setName] = useState(data.displayName);
   const { busy, error, update } = useUpdate(data, () => {
-    document.title = `${name.trim()} · detflow`;
+    renames.value += 1;
     onChange();
   });
   const save = (/** @type {Event} */ event) => {
