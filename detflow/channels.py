@@ -93,10 +93,10 @@ class _Unary(_Calling, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[ty
         return await continuation(self.details(client_call_details, timeout), request)
 
 
-class _Stream(_Calling, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
-    """Of calls with many answers."""
+class _Streams(_Calling):
+    """Of calls with many answers, or many requests."""
 
-    async def intercept_unary_stream(
+    async def _go_on(
         self,
         continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
         client_call_details: grpc.aio.ClientCallDetails,
@@ -104,6 +104,19 @@ class _Stream(_Calling, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[
     ) -> Any:
         details = self.details(client_call_details, client_call_details.timeout)
         return await continuation(details, request)
+
+
+# gRPC takes one object for one kind of calls only.
+class _UnaryStream(_Streams, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    intercept_unary_stream: Any = _Streams._go_on
+
+
+class _StreamUnary(_Streams, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
+    intercept_stream_unary: Any = _Streams._go_on
+
+
+class _StreamStream(_Streams, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
+    intercept_stream_stream: Any = _Streams._go_on
 
 
 def credentials(settings: Settings) -> grpc.ChannelCredentials | None:
@@ -134,7 +147,8 @@ def channel(address: str, settings: Settings | None = None) -> grpc.aio.Channel:
     """
     settings = settings or Settings()
     token = settings.service_token
-    interceptors: list[Any] = [_Unary(token), _Stream(token)]
+    kinds = (_Unary, _UnaryStream, _StreamUnary, _StreamStream)
+    interceptors: list[Any] = [kind(token) for kind in kinds]
     trusted = credentials(settings)
     if trusted is None:
         return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
