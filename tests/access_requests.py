@@ -18,22 +18,6 @@ from buf.validate import validate_pb2
 from detflow import policy
 
 _TRAINING = "projects/{}/versions/v1/trainings/t1"
-_NAMES = [
-    "projects/{}",
-    "projects/{}/uploads/u1",
-    "projects/{}/datasets/d1",
-    "projects/{}/datasets/d1/statistics",
-    "projects/{}/versions/v1",
-    "projects/{}/versions/v1/leakReport",
-    "projects/{}/weights/w1",
-    "projects/{}/webhooks/h1",
-    "projects/{}/apiKeys/k1",
-    "projects/{}/members/m1",
-    _TRAINING,
-    f"{_TRAINING}/evaluations/val",
-    f"{_TRAINING}/exports/e1",
-    f"{_TRAINING}/inferenceResults/val-1",
-]
 _WITHOUT_PATTERN = {
     "api_key.name": "projects/{}/apiKeys/k1",
     "member.name": "projects/{}/members/m1",
@@ -129,8 +113,13 @@ def _pattern(field: FieldDescriptor) -> str:
 
 
 def _template(message: Descriptor, field: str) -> str:
+    """Makes a name of what the rule of a field allows, with {} for the project."""
     pattern = _pattern(message.fields_by_name[field])
-    return next(name for name in _NAMES if re.fullmatch(pattern, name.format("p1")))
+    name = re.sub(r"projects/(\(.*?\)|\[.*?\]\{.*?\})", "projects/{}", pattern.strip("^$"), count=1)
+    name = re.sub(r"\[.*?\](\{.*?\}|\+)?", "1", name)
+    name = re.sub(r"\((\w+)\|.*?\)", r"\1", name)
+    assert re.fullmatch(pattern, name.format("p1")), (pattern, name)
+    return name
 
 
 def _fill(value: Any, project_id: str) -> Any:

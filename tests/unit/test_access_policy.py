@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -117,3 +118,32 @@ def test_principal_survives_the_wire() -> None:
     who = caller(p1=Role.VIEWER, everywhere=Role.EDITOR)
     assert from_proto(to_proto(who)) == who
     assert (who.role_in("p1"), who.role_in("p9"), who.role_in(EVERYWHERE)) == (2, 2, 2)
+
+
+READING = re.compile(
+    r"(Get|List|Watch|Read|Download|Preview|Compare|Analyze|Predict|Authenticate)[A-Z]?"
+)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_what_changes_something_takes_an_editor_and_is_audited(method: Method) -> None:
+    rule, name = method.rule, method.descriptor.name
+    if rule.services_only:
+        assert name in ("Authenticate", "CreateSession", "DeleteSession")
+    elif name == "CreateLoginLink":
+        assert (rule.role, rule.changes) == (Role.ROLE_UNSPECIFIED, True)  # as oneself
+    elif READING.match(name):
+        assert not rule.changes
+    else:
+        assert rule.changes
+        assert rule.role >= Role.EDITOR
+
+
+@pytest.mark.parametrize("kind", ["ApiKey", "Member", "Webhook", "AuditEntry", "Project"])
+def test_what_is_secret_or_gives_rights_takes_an_administrator(kind: str) -> None:
+    for method in METHODS:
+        if kind in method.descriptor.name and method.descriptor.name not in (
+            "GetProject",
+            "ListProjects",
+        ):
+            assert method.rule.role == Role.ADMIN, method.name
