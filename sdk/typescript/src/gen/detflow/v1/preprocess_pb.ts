@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file detflow/v1/preprocess.proto.
  */
 export const file_detflow_v1_preprocess: GenFile = /*@__PURE__*/
-  fileDesc("ChtkZXRmbG93L3YxL3ByZXByb2Nlc3MucHJvdG8SCmRldGZsb3cudjEipAMKDVByZXByb2Nlc3NpbmcSDwoHdmVyc2lvbhgBIAEoCRIuCgVzdGF0ZRgCIAEoDjIfLmRldGZsb3cudjEuUHJlcHJvY2Vzc2luZy5TdGF0ZRIQCghyZXZpc2lvbhgDIAEoAxIrCgpudW1faW1hZ2VzGAQgASgLMhcuZGV0Zmxvdy52MS5TcGxpdENvdW50cxIqCghtYW5pZmVzdBgFIAEoCzIYLmRldGZsb3cudjEuU3RvcmVkT2JqZWN0EiQKB2ZhaWx1cmUYBiABKAsyEy5kZXRmbG93LnYxLkZhaWx1cmUSLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJiCgVTdGF0ZRIVChFTVEFURV9VTlNQRUNJRklFRBAAEgsKB1BFTkRJTkcQARILCgdSVU5OSU5HEAISDQoJU1VDQ0VFREVEEAMSCgoGRkFJTEVEEAQSDQoJQ0FOQ0VMTEVEEAUitgMKCkxlYWtSZXBvcnQSDAoEbmFtZRgBIAEoCRIlCghncm91cF9ieRgCIAEoDjITLmRldGZsb3cudjEuR3JvdXBCeRISCgpudW1fZ3JvdXBzGAMgASgDEhoKEm51bV9ncm91cGVkX2ltYWdlcxgEIAEoAxIaChJudW1fbGVha2luZ19ncm91cHMYBSABKAMSLAoGZ3JvdXBzGAYgAygLMhwuZGV0Zmxvdy52MS5MZWFrUmVwb3J0Lkdyb3VwEiwKC251bV9zb3VyY2VzGAcgASgLMhcuZGV0Zmxvdy52MS5TcGxpdENvdW50cxIcChRudW1fYXVnbWVudGVkX2NvcGllcxgIIAEoAxIzChJudW1fYm94ZXNfYnlfY2xhc3MYCSADKAsyFy5kZXRmbG93LnYxLlNwbGl0Q291bnRzGngKBUdyb3VwEiAKBXNwbGl0GAEgASgOMhEuZGV0Zmxvdy52MS5TcGxpdBISCgpudW1faW1hZ2VzGAIgASgDEg0KBXBhdGhzGAMgAygJEhkKDG1heF9kaXN0YW5jZRgEIAEoBUgAiAEBQg8KDV9tYXhfZGlzdGFuY2UicQoVUHJldmlld1ZlcnNpb25SZXF1ZXN0Eg4KBnBhcmVudBgBIAEoCRIPCgdkYXRhc2V0GAIgASgJEiIKBnJlY2lwZRgDIAEoCzISLmRldGZsb3cudjEuUmVjaXBlEhMKC251bV9zYW1wbGVzGAQgASgFIs4DChZQcmV2aWV3VmVyc2lvblJlc3BvbnNlEisKCm51bV9pbWFnZXMYASABKAsyFy5kZXRmbG93LnYxLlNwbGl0Q291bnRzEisKC2xlYWtfcmVwb3J0GAIgASgLMhYuZGV0Zmxvdy52MS5MZWFrUmVwb3J0EjoKB3NhbXBsZXMYAyADKAsyKS5kZXRmbG93LnYxLlByZXZpZXdWZXJzaW9uUmVzcG9uc2UuU2FtcGxlGmwKB1BpY3R1cmUSDAoEc3RlcBgBIAEoCRIQCgh3aWR0aF9weBgCIAEoBRIRCgloZWlnaHRfcHgYAyABKAUSDAoEanBlZxgEIAEoDBINCgVib3hlcxgFIAMoARIRCgljbGFzc19pZHMYBiADKAUarwEKBlNhbXBsZRIMCgRwYXRoGAEgASgJEiAKBXNwbGl0GAIgASgOMhEuZGV0Zmxvdy52MS5TcGxpdBI6CgZiZWZvcmUYAyABKAsyKi5kZXRmbG93LnYxLlByZXZpZXdWZXJzaW9uUmVzcG9uc2UuUGljdHVyZRI5CgVhZnRlchgEIAMoCzIqLmRldGZsb3cudjEuUHJldmlld1ZlcnNpb25SZXNwb25zZS5QaWN0dXJlIiQKFEdldExlYWtSZXBvcnRSZXF1ZXN0EgwKBG5hbWUYASABKAkiJQoVRG93bmxvYWRSZXBsYXlSZXF1ZXN0EgwKBG5hbWUYASABKAkiKgoXR2V0UHJlcHJvY2Vzc2luZ1JlcXVlc3QSDwoHdmVyc2lvbhgBIAEoCSI8ChlXYXRjaFByZXByb2Nlc3NpbmdSZXF1ZXN0Eg8KB3ZlcnNpb24YASABKAkSDgoGY3Vyc29yGAIgASgJIr4BChpXYXRjaFByZXByb2Nlc3NpbmdSZXNwb25zZRIOCgZjdXJzb3IYASABKAkSMgoNcHJlcHJvY2Vzc2luZxgCIAEoCzIZLmRldGZsb3cudjEuUHJlcHJvY2Vzc2luZ0gAEigKCHByb2dyZXNzGAMgASgLMhQuZGV0Zmxvdy52MS5Qcm9ncmVzc0gAEioKCWhlYXJ0YmVhdBgEIAEoCzIVLmRldGZsb3cudjEuSGVhcnRiZWF0SABCBgoEd2hhdDK/AwoRUHJlcHJvY2Vzc1NlcnZpY2USUgoQR2V0UHJlcHJvY2Vzc2luZxIjLmRldGZsb3cudjEuR2V0UHJlcHJvY2Vzc2luZ1JlcXVlc3QaGS5kZXRmbG93LnYxLlByZXByb2Nlc3NpbmcSZQoSV2F0Y2hQcmVwcm9jZXNzaW5nEiUuZGV0Zmxvdy52MS5XYXRjaFByZXByb2Nlc3NpbmdSZXF1ZXN0GiYuZGV0Zmxvdy52MS5XYXRjaFByZXByb2Nlc3NpbmdSZXNwb25zZTABElcKDlByZXZpZXdWZXJzaW9uEiEuZGV0Zmxvdy52MS5QcmV2aWV3VmVyc2lvblJlcXVlc3QaIi5kZXRmbG93LnYxLlByZXZpZXdWZXJzaW9uUmVzcG9uc2USSQoNR2V0TGVha1JlcG9ydBIgLmRldGZsb3cudjEuR2V0TGVha1JlcG9ydFJlcXVlc3QaFi5kZXRmbG93LnYxLkxlYWtSZXBvcnQSSwoORG93bmxvYWRSZXBsYXkSIS5kZXRmbG93LnYxLkRvd25sb2FkUmVwbGF5UmVxdWVzdBoULmdvb2dsZS5hcGkuSHR0cEJvZHkwAWIGcHJvdG8z", [file_detflow_v1_common, file_detflow_v1_version, file_google_api_httpbody, file_google_protobuf_timestamp]);
+  fileDesc("ChtkZXRmbG93L3YxL3ByZXByb2Nlc3MucHJvdG8SCmRldGZsb3cudjEipAMKDVByZXByb2Nlc3NpbmcSDwoHdmVyc2lvbhgBIAEoCRIuCgVzdGF0ZRgCIAEoDjIfLmRldGZsb3cudjEuUHJlcHJvY2Vzc2luZy5TdGF0ZRIQCghyZXZpc2lvbhgDIAEoAxIrCgpudW1faW1hZ2VzGAQgASgLMhcuZGV0Zmxvdy52MS5TcGxpdENvdW50cxIqCghtYW5pZmVzdBgFIAEoCzIYLmRldGZsb3cudjEuU3RvcmVkT2JqZWN0EiQKB2ZhaWx1cmUYBiABKAsyEy5kZXRmbG93LnYxLkZhaWx1cmUSLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJiCgVTdGF0ZRIVChFTVEFURV9VTlNQRUNJRklFRBAAEgsKB1BFTkRJTkcQARILCgdSVU5OSU5HEAISDQoJU1VDQ0VFREVEEAMSCgoGRkFJTEVEEAQSDQoJQ0FOQ0VMTEVEEAUitgMKCkxlYWtSZXBvcnQSDAoEbmFtZRgBIAEoCRIlCghncm91cF9ieRgCIAEoDjITLmRldGZsb3cudjEuR3JvdXBCeRISCgpudW1fZ3JvdXBzGAMgASgDEhoKEm51bV9ncm91cGVkX2ltYWdlcxgEIAEoAxIaChJudW1fbGVha2luZ19ncm91cHMYBSABKAMSLAoGZ3JvdXBzGAYgAygLMhwuZGV0Zmxvdy52MS5MZWFrUmVwb3J0Lkdyb3VwEiwKC251bV9zb3VyY2VzGAcgASgLMhcuZGV0Zmxvdy52MS5TcGxpdENvdW50cxIcChRudW1fYXVnbWVudGVkX2NvcGllcxgIIAEoAxIzChJudW1fYm94ZXNfYnlfY2xhc3MYCSADKAsyFy5kZXRmbG93LnYxLlNwbGl0Q291bnRzGngKBUdyb3VwEiAKBXNwbGl0GAEgASgOMhEuZGV0Zmxvdy52MS5TcGxpdBISCgpudW1faW1hZ2VzGAIgASgDEg0KBXBhdGhzGAMgAygJEhkKDG1heF9kaXN0YW5jZRgEIAEoBUgAiAEBQg8KDV9tYXhfZGlzdGFuY2UiegoMU3RvcmFnZVVzYWdlEgwKBG5hbWUYASABKAkSFAoMdXBsb2FkX2J5dGVzGAIgASgDEhUKDWRhdGFzZXRfYnl0ZXMYAyABKAMSFAoMYnVuZGxlX2J5dGVzGAQgASgDEhkKEW1heF9zdG9yYWdlX2J5dGVzGAUgASgDIiYKFkdldFN0b3JhZ2VVc2FnZVJlcXVlc3QSDAoEbmFtZRgBIAEoCSJxChVQcmV2aWV3VmVyc2lvblJlcXVlc3QSDgoGcGFyZW50GAEgASgJEg8KB2RhdGFzZXQYAiABKAkSIgoGcmVjaXBlGAMgASgLMhIuZGV0Zmxvdy52MS5SZWNpcGUSEwoLbnVtX3NhbXBsZXMYBCABKAUizgMKFlByZXZpZXdWZXJzaW9uUmVzcG9uc2USKwoKbnVtX2ltYWdlcxgBIAEoCzIXLmRldGZsb3cudjEuU3BsaXRDb3VudHMSKwoLbGVha19yZXBvcnQYAiABKAsyFi5kZXRmbG93LnYxLkxlYWtSZXBvcnQSOgoHc2FtcGxlcxgDIAMoCzIpLmRldGZsb3cudjEuUHJldmlld1ZlcnNpb25SZXNwb25zZS5TYW1wbGUabAoHUGljdHVyZRIMCgRzdGVwGAEgASgJEhAKCHdpZHRoX3B4GAIgASgFEhEKCWhlaWdodF9weBgDIAEoBRIMCgRqcGVnGAQgASgMEg0KBWJveGVzGAUgAygBEhEKCWNsYXNzX2lkcxgGIAMoBRqvAQoGU2FtcGxlEgwKBHBhdGgYASABKAkSIAoFc3BsaXQYAiABKA4yES5kZXRmbG93LnYxLlNwbGl0EjoKBmJlZm9yZRgDIAEoCzIqLmRldGZsb3cudjEuUHJldmlld1ZlcnNpb25SZXNwb25zZS5QaWN0dXJlEjkKBWFmdGVyGAQgAygLMiouZGV0Zmxvdy52MS5QcmV2aWV3VmVyc2lvblJlc3BvbnNlLlBpY3R1cmUiJAoUR2V0TGVha1JlcG9ydFJlcXVlc3QSDAoEbmFtZRgBIAEoCSIlChVEb3dubG9hZFJlcGxheVJlcXVlc3QSDAoEbmFtZRgBIAEoCSIqChdHZXRQcmVwcm9jZXNzaW5nUmVxdWVzdBIPCgd2ZXJzaW9uGAEgASgJIjwKGVdhdGNoUHJlcHJvY2Vzc2luZ1JlcXVlc3QSDwoHdmVyc2lvbhgBIAEoCRIOCgZjdXJzb3IYAiABKAkivgEKGldhdGNoUHJlcHJvY2Vzc2luZ1Jlc3BvbnNlEg4KBmN1cnNvchgBIAEoCRIyCg1wcmVwcm9jZXNzaW5nGAIgASgLMhkuZGV0Zmxvdy52MS5QcmVwcm9jZXNzaW5nSAASKAoIcHJvZ3Jlc3MYAyABKAsyFC5kZXRmbG93LnYxLlByb2dyZXNzSAASKgoJaGVhcnRiZWF0GAQgASgLMhUuZGV0Zmxvdy52MS5IZWFydGJlYXRIAEIGCgR3aGF0MpAEChFQcmVwcm9jZXNzU2VydmljZRJSChBHZXRQcmVwcm9jZXNzaW5nEiMuZGV0Zmxvdy52MS5HZXRQcmVwcm9jZXNzaW5nUmVxdWVzdBoZLmRldGZsb3cudjEuUHJlcHJvY2Vzc2luZxJlChJXYXRjaFByZXByb2Nlc3NpbmcSJS5kZXRmbG93LnYxLldhdGNoUHJlcHJvY2Vzc2luZ1JlcXVlc3QaJi5kZXRmbG93LnYxLldhdGNoUHJlcHJvY2Vzc2luZ1Jlc3BvbnNlMAESVwoOUHJldmlld1ZlcnNpb24SIS5kZXRmbG93LnYxLlByZXZpZXdWZXJzaW9uUmVxdWVzdBoiLmRldGZsb3cudjEuUHJldmlld1ZlcnNpb25SZXNwb25zZRJJCg1HZXRMZWFrUmVwb3J0EiAuZGV0Zmxvdy52MS5HZXRMZWFrUmVwb3J0UmVxdWVzdBoWLmRldGZsb3cudjEuTGVha1JlcG9ydBJLCg5Eb3dubG9hZFJlcGxheRIhLmRldGZsb3cudjEuRG93bmxvYWRSZXBsYXlSZXF1ZXN0GhQuZ29vZ2xlLmFwaS5IdHRwQm9keTABEk8KD0dldFN0b3JhZ2VVc2FnZRIiLmRldGZsb3cudjEuR2V0U3RvcmFnZVVzYWdlUmVxdWVzdBoYLmRldGZsb3cudjEuU3RvcmFnZVVzYWdlYgZwcm90bzM", [file_detflow_v1_common, file_detflow_v1_version, file_google_api_httpbody, file_google_protobuf_timestamp]);
 
 /**
  * The work that turns a version's dataset and recipe into its bundle.
@@ -266,6 +266,76 @@ export const LeakReport_GroupSchema: GenMessage<LeakReport_Group> = /*@__PURE__*
   messageDesc(file_detflow_v1_preprocess, 1, 0);
 
 /**
+ * What a project has stored, as its quota counts it.
+ *
+ * @generated from message detflow.v1.StorageUsage
+ */
+export type StorageUsage = Message<"detflow.v1.StorageUsage"> & {
+  /**
+   * projects/{project}/storageUsage
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Bytes of archives that are being received or were, but not imported; as far as their sizes are known.
+   *
+   * @generated from field: int64 upload_bytes = 2;
+   */
+  uploadBytes: bigint;
+
+  /**
+   * Bytes of the images of datasets.
+   *
+   * @generated from field: int64 dataset_bytes = 3;
+   */
+  datasetBytes: bigint;
+
+  /**
+   * Bytes of the shards of bundles; one that several versions have counts once.
+   *
+   * @generated from field: int64 bundle_bytes = 4;
+   */
+  bundleBytes: bigint;
+
+  /**
+   * Project.quota.max_storage_bytes; 0 means no limit.
+   *
+   * @generated from field: int64 max_storage_bytes = 5;
+   */
+  maxStorageBytes: bigint;
+};
+
+/**
+ * Describes the message detflow.v1.StorageUsage.
+ * Use `create(StorageUsageSchema)` to create a new message.
+ */
+export const StorageUsageSchema: GenMessage<StorageUsage> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_preprocess, 2);
+
+/**
+ * Request of GetStorageUsage.
+ *
+ * @generated from message detflow.v1.GetStorageUsageRequest
+ */
+export type GetStorageUsageRequest = Message<"detflow.v1.GetStorageUsageRequest"> & {
+  /**
+   * projects/{project}/storageUsage
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message detflow.v1.GetStorageUsageRequest.
+ * Use `create(GetStorageUsageRequestSchema)` to create a new message.
+ */
+export const GetStorageUsageRequestSchema: GenMessage<GetStorageUsageRequest> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_preprocess, 3);
+
+/**
  * Request of PreviewVersion.
  *
  * @generated from message detflow.v1.PreviewVersionRequest
@@ -305,7 +375,7 @@ export type PreviewVersionRequest = Message<"detflow.v1.PreviewVersionRequest"> 
  * Use `create(PreviewVersionRequestSchema)` to create a new message.
  */
 export const PreviewVersionRequestSchema: GenMessage<PreviewVersionRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 2);
+  messageDesc(file_detflow_v1_preprocess, 4);
 
 /**
  * Response of PreviewVersion.
@@ -340,7 +410,7 @@ export type PreviewVersionResponse = Message<"detflow.v1.PreviewVersionResponse"
  * Use `create(PreviewVersionResponseSchema)` to create a new message.
  */
 export const PreviewVersionResponseSchema: GenMessage<PreviewVersionResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 3);
+  messageDesc(file_detflow_v1_preprocess, 5);
 
 /**
  * One picture with its boxes.
@@ -396,7 +466,7 @@ export type PreviewVersionResponse_Picture = Message<"detflow.v1.PreviewVersionR
  * Use `create(PreviewVersionResponse_PictureSchema)` to create a new message.
  */
 export const PreviewVersionResponse_PictureSchema: GenMessage<PreviewVersionResponse_Picture> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 3, 0);
+  messageDesc(file_detflow_v1_preprocess, 5, 0);
 
 /**
  * An image before and after.
@@ -438,7 +508,7 @@ export type PreviewVersionResponse_Sample = Message<"detflow.v1.PreviewVersionRe
  * Use `create(PreviewVersionResponse_SampleSchema)` to create a new message.
  */
 export const PreviewVersionResponse_SampleSchema: GenMessage<PreviewVersionResponse_Sample> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 3, 1);
+  messageDesc(file_detflow_v1_preprocess, 5, 1);
 
 /**
  * Request of GetLeakReport.
@@ -459,7 +529,7 @@ export type GetLeakReportRequest = Message<"detflow.v1.GetLeakReportRequest"> & 
  * Use `create(GetLeakReportRequestSchema)` to create a new message.
  */
 export const GetLeakReportRequestSchema: GenMessage<GetLeakReportRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 4);
+  messageDesc(file_detflow_v1_preprocess, 6);
 
 /**
  * Request of DownloadReplay.
@@ -480,7 +550,7 @@ export type DownloadReplayRequest = Message<"detflow.v1.DownloadReplayRequest"> 
  * Use `create(DownloadReplayRequestSchema)` to create a new message.
  */
 export const DownloadReplayRequestSchema: GenMessage<DownloadReplayRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 5);
+  messageDesc(file_detflow_v1_preprocess, 7);
 
 /**
  * Request of GetPreprocessing.
@@ -501,7 +571,7 @@ export type GetPreprocessingRequest = Message<"detflow.v1.GetPreprocessingReques
  * Use `create(GetPreprocessingRequestSchema)` to create a new message.
  */
 export const GetPreprocessingRequestSchema: GenMessage<GetPreprocessingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 6);
+  messageDesc(file_detflow_v1_preprocess, 8);
 
 /**
  * Request of WatchPreprocessing.
@@ -529,7 +599,7 @@ export type WatchPreprocessingRequest = Message<"detflow.v1.WatchPreprocessingRe
  * Use `create(WatchPreprocessingRequestSchema)` to create a new message.
  */
 export const WatchPreprocessingRequestSchema: GenMessage<WatchPreprocessingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 7);
+  messageDesc(file_detflow_v1_preprocess, 9);
 
 /**
  * One message of WatchPreprocessing.
@@ -581,7 +651,7 @@ export type WatchPreprocessingResponse = Message<"detflow.v1.WatchPreprocessingR
  * Use `create(WatchPreprocessingResponseSchema)` to create a new message.
  */
 export const WatchPreprocessingResponseSchema: GenMessage<WatchPreprocessingResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_preprocess, 8);
+  messageDesc(file_detflow_v1_preprocess, 10);
 
 /**
  * The making of bundles. Served by the preprocess service; work starts by the version's event, not by a call.
@@ -639,6 +709,16 @@ export const PreprocessService: GenService<{
     methodKind: "server_streaming";
     input: typeof DownloadReplayRequestSchema;
     output: typeof HttpBodySchema;
+  },
+  /**
+   * Gets how much of its storage quota a project has used.
+   *
+   * @generated from rpc detflow.v1.PreprocessService.GetStorageUsage
+   */
+  getStorageUsage: {
+    methodKind: "unary";
+    input: typeof GetStorageUsageRequestSchema;
+    output: typeof StorageUsageSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_detflow_v1_preprocess, 0);
