@@ -47,9 +47,9 @@ def open_(
         output.say_json({"url": url, "expireTime": link.expire_time.ToJsonString()})
         return
     output.say(url)
-    output.say(f"it signs in one browser, once, until {time_of(link.expire_time)}")
+    output.say(f"it signs one browser in, until {link.expire_time.ToDatetime():%H:%M:%S} UTC")
     if browser and sys.stdout.isatty() and _has_screen():
-        _show(url)
+        show(url)
 
 
 def whoami(context: typer.Context, json: Json = False, address: Address = "") -> None:
@@ -127,7 +127,7 @@ def _has_screen() -> bool:
     return sys.platform == "darwin" or any(os.environ.get(name) for name in screens)
 
 
-def _show(url: str) -> None:
+def show(url: str) -> None:
     """Opens a link by way of a file, since every user can read what programs are started with."""
     page = default_data_dir() / "open.html"
     page.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

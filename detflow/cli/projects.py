@@ -95,7 +95,7 @@ def quota(
     address: Address = "",
 ) -> None:
     """Shows how much a project may take up, or says how much."""
-    num_bytes = _bytes_of(storage) if storage else None
+    num_bytes = bytes_of(storage) if storage else None
     s = session(context, json, "", address)
     if num_bytes is None and trainings is None:
         project = s.client.projects.get(project_id)
@@ -109,7 +109,12 @@ def quota(
         output.say(f"{project.name}: {_limits_of(project)}")
 
 
-def _bytes_of(text: str) -> int:
+def bytes_of(text: str) -> int:
+    """Reads a size such as 500GB, in units of 1000, or in bytes.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(kB|MB|GB|TB|)", text)
     if found is None:
         raise typer.BadParameter(f"--max-storage: {text!r} is no size such as 500GB or 1.5TB")

@@ -54,9 +54,7 @@ def up(
         path = _login_path(folder, port)
         output.say(f"detflow is ready after {seconds:.1f} s: http://127.0.0.1:{port}{path}")
         if path:
-            output.say(
-                "it signs one browser in, within a minute; `detflow open` makes another"
-            )
+            output.say("it signs one browser in, within a minute; `detflow open` makes another")
         output.say(f"data and logs in {folder}; Ctrl-C stops it")
 
     def on_stop() -> None:
