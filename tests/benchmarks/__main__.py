@@ -33,6 +33,7 @@ NAMES = (
     "series",
     "streaming",
     "rpc",
+    "console",
 )
 _LIBRARIES = (
     "grpcio",

@@ -65,7 +65,7 @@ async def _run(count: int) -> dict[str, Any]:
         )
         bus = await Bus.connect(stack.nats_url, "benchmark")
         try:
-            worker = _Worker(bus, started.name)
+            worker = Worker(bus, started.name)
             await worker.begin(stack)
             sides = {"gRPC": _Watched(), "SSE": _Watched()}
             watchers = [
@@ -100,7 +100,7 @@ async def _run(count: int) -> dict[str, Any]:
     }
 
 
-class _Worker:
+class Worker:
     """Publishes as a training worker does; the time of publishing travels in the message."""
 
     def __init__(self, bus: Bus, training: str) -> None:
@@ -120,7 +120,7 @@ class _Worker:
                 if message.training.state == training_pb2.Training.PROVISIONING:
                     break
         started = worker_pb2.WorkerStarted(first_epoch=1, device="cpu")
-        await self._publish(worker_pb2.WorkerRecord(started=started))
+        await self.publish(worker_pb2.WorkerRecord(started=started))
 
     async def repeat(
         self, publish: Callable[[], Awaitable[None]], count: int, seconds: float
@@ -151,9 +151,10 @@ class _Worker:
     async def record(self) -> None:
         """Publishes a record: one log line."""
         log = training_pb2.LogLines(attempt=1, lines=[repr(time.perf_counter())])
-        await self._publish(worker_pb2.WorkerRecord(log=log))
+        await self.publish(worker_pb2.WorkerRecord(log=log))
 
-    async def _publish(self, record: worker_pb2.WorkerRecord) -> None:
+    async def publish(self, record: worker_pb2.WorkerRecord) -> None:
+        """Publishes a record, which is kept."""
         self._seq += 1
         record.training, record.attempt, record.seq = self._training, 1, self._seq
         await self._bus.publish_durable(
