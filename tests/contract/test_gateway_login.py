@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import grpc.aio
 import httpx
 import jwt
 import pytest
 from aiohttp import BasicAuth, web
 from cryptography.hazmat.primitives.asymmetric import ec
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 
-from detflow import errors
+from detflow import errors, tls
 from detflow.errors import InvalidArgument
 from detflow.events import Bus
 from detflow.settings import Settings
@@ -51,6 +54,7 @@ class FakeIssuer:
         self.answer: web.Response | None = None  # of the token endpoint, instead of a token
         self.codes: dict[str, dict[str, str]] = {}
         self.forms: list[dict[str, str]] = []
+        self.num_key_calls = 0
 
     async def discover(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -64,6 +68,7 @@ class FakeIssuer:
         )
 
     async def list_keys(self, request: web.Request) -> web.Response:
+        self.num_key_calls += 1
         public = jwt.get_algorithm_by_name("ES256").to_jwk(self.key.public_key(), as_dict=True)
         return web.json_response({"keys": [public | {"kid": "k", "alg": "ES256", "use": "sig"}]})
 
@@ -268,12 +273,13 @@ async def test_issuer_out_of_order_is_said_on_a_page(
         web.json_response({"id_token": "x" * 9000}),
         web.Response(text="<html>"),
         web.json_response({"error": "<script>"}, status=500),
-        web.Response(status=302, headers={"location": "http://169.254.169.254/"}),
+        web.Response(status=302, headers={"location": f"{issuer.url}/keys"}),
     ):
         issuer.answer = wrong
         page = await come_back(http, issuer)
         assert page.status_code == 503 and "<script" not in page.text
         assert "__Host-detflow_session" not in cookies(page)
+    assert not issuer.num_key_calls  # no redirect was followed, and no token was looked at
 
 
 async def test_without_a_public_url_the_issuer_leads_back_to_loopback(
@@ -364,3 +370,29 @@ async def test_https_with_and_without_certificates_of_clients(tmp_path: Path) ->
                 await other.get(f"{http.base_url}/healthz")
         with pytest.raises(InvalidArgument, match="nothing"):
             Server(gateway, replace(given, tls_cert_file="nothing"))
+
+
+async def test_services_with_tls_are_reached_with_a_certificate_they_trust(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "authority")
+    server, known = authority.issue("server"), authority.issue("client")
+    service = grpc.aio.server()
+    health = health_aio.HealthServicer()
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, service)
+    credentials = tls.server_credentials(
+        cert_file=server.cert, key_file=server.key, client_ca_file=authority.file
+    )
+    address = f"127.0.0.1:{service.add_secure_port('127.0.0.1:0', credentials)}"
+    await service.start()
+    known_settings = Settings(
+        **{f"{name}_address": address for name in SERVICES},  # type: ignore[arg-type]
+        tls_ca_file=authority.file,
+        tls_cert_file=known.cert,
+        tls_key_file=known.key,
+    )
+    stranger = replace(known_settings, tls_cert_file="", tls_key_file="")
+    for settings, state in ((known_settings, "SERVING"), (stranger, "UNREACHABLE")):
+        backends = Backends.connect(settings)
+        assert set((await backends.health()).values()) == {state}
+        await backends.close()
+    await service.stop(0)
