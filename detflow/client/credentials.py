@@ -91,8 +91,9 @@ class Credentials:
                 f"certificates are for TLS: say https://{address}", reason="NOT_TLS"
             )
         self._may_be_insecure = environ.get("DETFLOW_INSECURE") == "1"
-        # The token of the stack that runs here is sent to its own ports and to nobody else.
-        self._own_ports: range | None = None
+        # The token of the stack that runs here is sent to its own services and to nobody else. At
+        # another address of this machine, even by the name localhost, somebody else may listen.
+        self._own: frozenset[str] | None = None
         self.is_starting = False
         if token is None:
             token = _of_environment(environ)
@@ -119,11 +120,10 @@ class Credentials:
             channel = grpc.secure_channel(target, self._tls, options=OPTIONS)
         else:
             channel = grpc.insecure_channel(target, options=OPTIONS)
-        port = int(target.rpartition(":")[2])
         if not self._token:
             return channel
-        if self._own_ports is not None:
-            if not is_loopback(target) or port not in self._own_ports:
+        if self._own is not None:
+            if target not in self._own:
                 return channel
         elif self._tls is None and not self._may_be_insecure and not is_loopback(target):
             raise InvalidArgument(
@@ -149,12 +149,12 @@ class Credentials:
     def _of_local_stack(self, address: str, environ: Mapping[str, str]) -> str:
         data_dir = default_data_dir(environ)
         found = running(data_dir)
-        if found is None or address not in _names_of(found.port):
+        if found is None or address != found.address:
             return ""
         if not found.ready:
             self.is_starting = True
             return ""
-        self._own_ports = range(found.port + 1, found.port + 5)
+        self._own = frozenset(f"127.0.0.1:{found.port + number}" for number in range(1, 5))
         return owner_token(data_dir)
 
 
@@ -180,10 +180,6 @@ def read_token(path: str) -> str:
     if not token:
         raise InvalidArgument(f"{path} is empty: it should hold a token", reason="BAD_TOKEN")
     return token
-
-
-def _names_of(port: int) -> tuple[str, ...]:
-    return f"127.0.0.1:{port}", f"localhost:{port}"
 
 
 class _Details(NamedTuple):

@@ -103,7 +103,6 @@ def test_owner_of_the_stack_that_runs_here_is_known_to_it(
     with locked(tmp_path) as (_, note):
         note(Running(pid=1, port=port - 1, ready=True))
         assert who(f"127.0.0.1:{port - 1}", environ) == f"Bearer {owner}"
-        assert who(f"localhost:{port - 1}", environ) == f"Bearer {owner}"
         assert who(f"http://127.0.0.1:{port - 1}/", environ) == f"Bearer {owner}"
     assert who(f"127.0.0.1:{port - 1}", environ) == NOBODY
 
@@ -118,6 +117,11 @@ def test_its_token_goes_nowhere_else(
         # The right gateway, but a service that is said to be elsewhere.
         elsewhere = {**environ, "DETFLOW_VERSION_ADDRESS": f"127.0.0.1:{port}"}
         assert who("127.0.0.1:9", elsewhere) == NOBODY
+        note(Running(pid=1, port=port - 1, ready=True))
+        # Its ports at another address of this machine may be another user's.
+        assert who(f"localhost:{port - 1}", environ) == NOBODY
+        there = {**environ, "DETFLOW_VERSION_ADDRESS": f"localhost:{port}"}
+        assert who(f"127.0.0.1:{port - 1}", there) == NOBODY
     assert {*listener.seen} == {NOBODY}
 
 
@@ -166,7 +170,7 @@ def test_token_is_not_in_what_is_printed_or_pickled() -> None:
             pickle.dumps(client)
 
 
-def test_refusal_says_what_to_set(tmp_path: Path) -> None:
+def test_refusal_says_what_to_set(owner: str, tmp_path: Path) -> None:
     def refuse(_request: bytes, context: Any) -> bytes:
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you")
         raise AssertionError
@@ -187,5 +191,9 @@ def test_refusal_says_what_to_set(tmp_path: Path) -> None:
     with locked(tmp_path) as (_, note):
         note(Running(pid=1, port=int(address.rpartition(":")[2]), ready=False))
         with pytest.raises(Unauthenticated, match="is still starting"):
+            who(address, environ)
+        # That another one runs here does not make its token one of this address.
+        note(Running(pid=1, port=9, ready=True))
+        with pytest.raises(Unauthenticated, match="set DETFLOW_TOKEN to an API key"):
             who(address, environ)
     server.stop(None)
