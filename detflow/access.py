@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import hashlib
-import hmac
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -24,8 +23,8 @@ EVERYWHERE: Final = "-"
 """Instead of the id of a project: all there are and will be."""
 METADATA: Final = "authorization"
 """Metadata, or HTTP header, in which a token travels."""
-MIN_TOKEN_LENGTH: Final = 32
 _MAX_TOKEN_LENGTH = 8192
+_SECRET = re.compile(r"[!-~]{32,}")
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([!-~]+)")
 
 
@@ -60,11 +59,15 @@ SERVICE: Final = Principal(
     kind=Kind.SERVICE, subject="service", display_name="Service", roles={EVERYWHERE: Role.ADMIN}
 )
 
-_current: contextvars.ContextVar[Principal] = contextvars.ContextVar("principal", default=OWNER)
+_current: contextvars.ContextVar[Principal] = contextvars.ContextVar("principal")
 
 
 def current() -> Principal:
-    """Returns who calls; the owner where access is open, and outside of calls."""
+    """Returns who calls; the owner where access is open.
+
+    Raises:
+        LookupError: This is no call, and nobody must be taken for somebody.
+    """
     return _current.get()
 
 
@@ -103,11 +106,6 @@ def from_proto(message: access_pb2.Principal) -> Principal:
 def hash_token(token: str) -> bytes:
     """Returns the SHA-256 of a token: what is kept of it, and what it is compared by."""
     return hashlib.sha256(token.encode()).digest()
-
-
-def same_token(token_hash: bytes, secret: str) -> bool:
-    """Whether a token is a secret of the settings; takes the same time whatever differs."""
-    return bool(secret) and hmac.compare_digest(token_hash, hash_token(secret))
 
 
 def read_token(metadata: Iterable[tuple[str, Any]]) -> str:
@@ -165,10 +163,10 @@ def check_settings(settings: Settings) -> None:
     settings.require("service_token")
     for name in ("service_token", "owner_token"):
         token = getattr(settings, name)
-        if token and not (len(token) >= MIN_TOKEN_LENGTH and token.isascii() and " " not in token):
+        if token and not _SECRET.fullmatch(token):
             raise InvalidArgument(
-                f"DETFLOW_{name.upper()} must have {MIN_TOKEN_LENGTH} characters or more, of ASCII"
-                " and without spaces; make one with 'openssl rand -hex 32'",
+                f"DETFLOW_{name.upper()} must have 32 characters or more, of ASCII and without"
+                " spaces; make one with 'openssl rand -hex 32'",
                 reason="BAD_SETTING",
             )
     if settings.service_token == settings.owner_token:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from detflow import access, telemetry
 from detflow.access import EVERYWHERE, Role
-from detflow.errors import Unauthenticated, bad_field
+from detflow.errors import PermissionDenied, Unauthenticated, bad_field
 from detflow.masks import check_mask
 from detflow.names import check_display_name, new_id, project_of
 from detflow.pagination import decode_token, encode_token, page_size
@@ -192,6 +192,13 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def CreateLoginLink(  # noqa: D102
         self, request: access_pb2.CreateLoginLinkRequest, context: Context
     ) -> access_pb2.LoginLink:
+        given = dict(context.invocation_metadata() or ()).get(access.METADATA, "")
+        if f" {SESSION}" in given:
+            raise PermissionDenied(
+                "a browser that is signed in makes no links, or it could stay so for ever; use"
+                " 'detflow open', or sign in where you want to be",
+                reason="SESSION_MAKES_NO_LINK",
+            )
         holder, ticket = self._tokens.holder(access.current()), new_token("")
         async with self._db.transaction() as conn:
             end = await sessions.insert_ticket(conn, access.hash_token(ticket), holder)

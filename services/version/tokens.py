@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ class Tokens:
 
     def __init__(self, db: Database, owner_token: str, issuer: Issuer | None = None) -> None:
         self._db = db
-        self._owner_token = owner_token
+        self._owner_sha256 = access.hash_token(owner_token) if owner_token else b""
         self._issuer = issuer
 
     async def identify(self, token: str) -> Principal:
@@ -44,7 +45,7 @@ class Tokens:
             Unavailable: The database is away.
         """
         token_hash = access.hash_token(token)
-        if access.same_token(token_hash, self._owner_token):
+        if hmac.compare_digest(token_hash, self._owner_sha256):
             return access.OWNER
         if self._issuer is not None and token.count(".") == 2:
             return await self._of_user(await self._issuer.verify(token))
@@ -77,7 +78,7 @@ class Tokens:
         """
         name = principal.display_name
         if principal.kind == Kind.OWNER:
-            return Holder(owner_sha256=access.hash_token(self._owner_token), display_name=name)
+            return Holder(owner_sha256=self._owner_sha256, display_name=name)
         if principal.kind == Kind.API_KEY:
             return Holder(api_key_id=last_segment(principal.subject), display_name=name)
         if principal.kind == Kind.USER:
@@ -88,7 +89,7 @@ class Tokens:
         """Returns whom a session stands for, with the roles of now; None if it counts no more."""
         holder = session.holder
         if holder.owner_sha256 is not None:
-            if not self._owner_token or holder.owner_sha256 != access.hash_token(self._owner_token):
+            if holder.owner_sha256 != self._owner_sha256:
                 return None
             return replace(access.OWNER, expire_time=session.expire_time)
         if holder.api_key_id is not None:
