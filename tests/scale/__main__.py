@@ -17,6 +17,7 @@ from detflow.client import Client
 from detflow.local import postgres, stack
 from detflow.local.demo_data import write_dataset
 from tests.benchmarks.rig import free_base_port
+from tests.scale.capacity import kilobytes_per_watch, relayed_per_second
 from tests.scale.fill import (
     NUM_EPOCHS,
     VERSIONS_PER_TRAINING,
@@ -53,7 +54,7 @@ async def run(sizes: Sequence[int], num_calls: int) -> dict[int, dict[str, Times
     found: dict[int, dict[str, Times]] = {}
     with tempfile.TemporaryDirectory(prefix="detflow-scale-") as folder:
         data_dir, port = Path(folder) / "data", free_base_port()
-        async with stack.stack(data_dir, port=port, fsync=False):
+        async with stack.stack(data_dir, port=port, fsync=False) as supervisor:
             token = (data_dir / "access" / "owner-token").read_text().strip()
             with Client(f"127.0.0.1:{port}", environ={}, token=token) as client:
                 sample = await asyncio.to_thread(make_sample, client, Path(folder) / "shapes")
@@ -70,6 +71,10 @@ async def run(sizes: Sequence[int], num_calls: int) -> dict[int, dict[str, Times
                     found[size] = await measure(port, token, size, num_calls)
                 show(found)
                 await show_sizes(connections, full)
+                rate = await relayed_per_second(connections["version"])
+                print(f"a relay publishes {rate:.0f} events a second")
+                version = f"127.0.0.1:{port + 1}", token, supervisor.pids()["version"]
+                print(f"an open watch takes {await kilobytes_per_watch(*version):.0f} kB")
     return found
 
 
