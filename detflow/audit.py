@@ -11,7 +11,7 @@ from detflow import outbox, telemetry
 from detflow.access import EVERYWHERE
 from detflow.errors import Unavailable
 from detflow.names import new_id, project_of
-from detflow.postgres import Database
+from detflow.postgres import Connection, Database
 from detflow.v1 import access_pb2, events_pb2
 
 log = telemetry.get_logger(__name__)
@@ -28,24 +28,6 @@ class Audit:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-
-    @staticmethod
-    def entry(
-        *, subject: str, method: str, resource: str, request_id: str, peer: str
-    ) -> access_pb2.AuditEntry:
-        """Makes the entry of a call that comes now."""
-        project_id = project_of(resource) if "/" in resource else EVERYWHERE
-        entry = access_pb2.AuditEntry(
-            id=new_id(),
-            subject=subject,
-            method=method,
-            resource=resource[:_MAX_RESOURCE],
-            project="" if project_id == EVERYWHERE else f"projects/{project_id}",
-            request_id=request_id,
-            peer=peer,
-        )
-        entry.create_time.GetCurrentTime()
-        return entry
 
     async def begun(self, entry: access_pb2.AuditEntry) -> None:
         """Writes that a call is about to be carried out.
@@ -74,11 +56,34 @@ class Audit:
 
     async def _append(self, entry: access_pb2.AuditEntry, what: str) -> None:
         async with self._db.transaction() as conn:
-            await outbox.append(
-                conn,
-                kind="audit",
-                resource_id=entry.id,
-                what=what,
-                name=entry.resource,
-                event=events_pb2.Event(audit=entry),
-            )
+            await append(conn, entry, what)
+
+
+def make_entry(
+    *, subject: str, method: str, resource: str, request_id: str, peer: str
+) -> access_pb2.AuditEntry:
+    """Makes the entry of a call that comes now."""
+    project_id = project_of(resource) if "/" in resource else EVERYWHERE
+    entry = access_pb2.AuditEntry(
+        id=new_id(),
+        subject=subject,
+        method=method,
+        resource=resource[:_MAX_RESOURCE],
+        project="" if project_id == EVERYWHERE else f"projects/{project_id}",
+        request_id=request_id,
+        peer=peer,
+    )
+    entry.create_time.GetCurrentTime()
+    return entry
+
+
+async def append(conn: Connection, entry: access_pb2.AuditEntry, what: str) -> None:
+    """Writes that a call has begun or ended, in the caller's transaction."""
+    await outbox.append(
+        conn,
+        kind="audit",
+        resource_id=entry.id,
+        what=what,
+        name=entry.resource,
+        event=events_pb2.Event(audit=entry),
+    )

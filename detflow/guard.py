@@ -11,7 +11,7 @@ import grpc
 
 from detflow import access, policy
 from detflow.access import Kind, Principal, Role
-from detflow.audit import Audit
+from detflow.audit import Audit, make_entry
 from detflow.errors import DetflowError, NotFound, PermissionDenied
 from detflow.identities import Identify, Identities
 from detflow.limits import Limits
@@ -137,7 +137,7 @@ class Admission:
 
     def _make_entry(self, request: Any) -> access_pb2.AuditEntry:
         assert self._who is not None
-        return self._guard.audit.entry(
+        return make_entry(
             subject=self._who.subject,
             method=self._method.strip("/"),
             resource=policy.resource_of(self._rule, request),

@@ -6,9 +6,10 @@ import re
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from detflow import access, telemetry
+from detflow import access, audit, telemetry
 from detflow.access import EVERYWHERE, Role
 from detflow.errors import PermissionDenied, Unauthenticated, bad_field
 from detflow.masks import check_mask
@@ -219,6 +220,16 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
             principal = await self._tokens.principal(conn, session)
             if principal is None:
                 raise _bad_ticket()
+            # The call is the gateway's; who signs in is known only now.
+            entry = audit.make_entry(
+                subject=principal.subject,
+                method="detflow.v1.AccessService/CreateSession",
+                resource="",
+                request_id=str(structlog.contextvars.get_contextvars().get("request_id", "")),
+                peer=str(context.peer()),
+            )
+            entry.done = True
+            await audit.append(conn, entry, "ended")
         log.info("session begun", subject=principal.subject)
         return access_pb2.Session(
             token=token,

@@ -76,8 +76,16 @@ async def test_entry_says_who_did_what_to_what_and_how_it_went(rig: Rig) -> None
     # What changes nothing leaves no entry, and neither do the services.
     await rig.access.GetPrincipal(access_pb2.GetPrincipalRequest(), metadata=bearer(key.token))
     await create_project(rig, "p3", SERVICE)
+    # Signing in does, as whoever signs in, though it is the gateway that calls.
+    link = await rig.access.CreateLoginLink(
+        access_pb2.CreateLoginLinkRequest(), metadata=bearer(key.token)
+    )
+    ticket = link.path.removeprefix("/login?ticket=")
+    await rig.access.CreateSession(
+        access_pb2.CreateSessionRequest(ticket=ticket), metadata=bearer(SERVICE)
+    )
     found = await eventually(
-        lambda: entries(rig.access), lambda found: sum(one.done for one in found) == 5
+        lambda: entries(rig.access), lambda found: sum(one.done for one in found) == 7
     )
     assert [
         (one.subject, one.method.split("/")[1], one.resource, one.project, one.code)
@@ -88,12 +96,14 @@ async def test_entry_says_who_did_what_to_what_and_how_it_went(rig: Rig) -> None
         ("owner", "CreateApiKey", "projects/p1", "projects/p1", 0),
         (key.name, "CreateProject", "projects/p2", "projects/p2", 7),
         (key.name, "DeleteApiKey", "projects/default/apiKeys/k", "projects/default", 5),
+        (key.name, "CreateLoginLink", "", "", 0),
+        (key.name, "CreateSession", "", "", 0),
     ]
     first = found[-1]
     assert first.request_id == "request-p1"
     assert first.peer.startswith("ipv4:127.0.0.1:")
     assert len(await entries(rig.access, "projects/p1")) == 3
-    assert [one.code for one in await entries(rig.access, subject=key.name)] == [5, 7]
+    assert [one.code for one in await entries(rig.access, subject=key.name)] == [0, 0, 5, 7]
     below = await entries(rig.access, resource="projects/default")
     assert [one.resource for one in below] == ["projects/default/apiKeys/k"]
     assert not await entries(rig.access, resource="projects/defaul")
@@ -107,7 +117,7 @@ async def test_entry_says_who_did_what_to_what_and_how_it_went(rig: Rig) -> None
         if not (token := page.next_page_token):
             break
     assert list(itertools.chain(*pages)) == [one.id for one in found]
-    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [len(page) for page in pages] == [2, 2, 2, 1]
     admin = (await rig.create_key("projects/p1", Role.ADMIN)).token
     mine = await rig.access.ListAuditEntries(
         access_pb2.ListAuditEntriesRequest(parent="projects/p1"), metadata=bearer(admin)
