@@ -25,6 +25,7 @@ class Versions:
 
     def __init__(self) -> None:
         self.by_name: dict[str, version_pb2.Version] = {}
+        self.quota = project_pb2.Quota()
         self.before_answer: Callable[[], Awaitable[None]] | None = None
         self.put(VERSION)
 
@@ -54,7 +55,7 @@ class Versions:
     ) -> project_pb2.Project:
         if not any(name.startswith(f"{request.name}/") for name in self.by_name):
             raise not_found(request.name)
-        return project_pb2.Project(name=request.name)
+        return project_pb2.Project(name=request.name, quota=self.quota)
 
 
 @dataclass

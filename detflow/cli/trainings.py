@@ -48,7 +48,7 @@ def list_(
             (
                 names.get(training.name.split("/trainings/")[0], "-"),
                 _State.Name(training.state),
-                f"{training.queue_position}" if training.queue_position else "-",
+                _place(training),
                 f"{training.priority}",
                 training.model,
                 _batch(training),
@@ -90,6 +90,8 @@ def show(
     if found.queue_position:
         fields["state"] += ", checked" if found.HasField("preflight") else ", not checked yet"
         fields["state"] += f", place {found.queue_position} in the queue"
+        if found.wait_reason == training_pb2.Training.QUOTA:
+            fields["state"] += ": the project runs as many as its quota allows"
     if found.HasField("warm_start"):
         fields["warm start"] = found.warm_start.training or found.warm_start.weights
     if found.HasField("resources"):
@@ -188,6 +190,14 @@ def resume(
     s = session(context, json, project, address)
     name = s.client.trainings.find(training, s.project).name
     go_on(s, s.client.trainings.resume(name), detach)
+
+
+def _place(training: training_pb2.Training) -> str:
+    """Renders the place in the queue."""
+    if not training.queue_position:
+        return "-"
+    held = training.wait_reason == training_pb2.Training.QUOTA
+    return f"{training.queue_position}" + (" (quota)" if held else "")
 
 
 def _batch(training: training_pb2.Training) -> str:

@@ -27,6 +27,7 @@ from services.trainer.export_service import ExportService
 from services.trainer.exporter import Exporter, RunJob
 from services.trainer.lease import LeaseDesk
 from services.trainer.queued_preflights import QueuedPreflights
+from services.trainer.quota import RunningQuotas
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
 from services.trainer.trials import Trials
@@ -54,6 +55,7 @@ async def serve(
             deadlines=deadlines,
             run=run_queued,
         )
+        quotas = RunningQuotas(s.db, projects)
         scheduler = Scheduler(
             db=s.db,
             bus=s.bus,
@@ -70,6 +72,7 @@ async def serve(
                 versions=version_pb2_grpc.VersionServiceStub(versions),
                 projects=projects,
                 executor=executor,
+                quotas=quotas,
                 trials=Trials(s.settings, run_job),
             ),
         )
@@ -77,6 +80,7 @@ async def serve(
         await LeaseDesk(s.db, s.bus, scheduler.observe).start()
         for consumer in consumers(s.db, s.bus):
             s.spawn(consumer.run(), "consumer")
+        s.spawn(quotas.run(), "quotas")
         s.spawn(scheduler.run(), "scheduler")
         s.on_drain(scheduler.drain)
         with contextlib.closing(Scratch(s.settings.data_dir / "uploads")) as scratch:

@@ -34,7 +34,14 @@ def resources_message(plan: Plan) -> Resources | None:
     return Resources(num_nodes=plan.num_nodes, num_devices_per_node=plan.num_devices_per_node)
 
 
-def to_message(training: Training, queue_position: int = 0) -> training_pb2.Training:
+def to_message(
+    training: Training,
+    *,
+    queue_position: int = 0,
+    wait_reason: training_pb2.Training.WaitReason.ValueType = (
+        training_pb2.Training.WAIT_REASON_UNSPECIFIED
+    ),
+) -> training_pb2.Training:
     """Returns a training as the API shows it; its place in the queue is `queue`'s to know."""
     message = plan_message(training)
     message.MergeFrom(
@@ -49,6 +56,7 @@ def to_message(training: Training, queue_position: int = 0) -> training_pb2.Trai
             failure=training.failure,
             weights=training.weights,
             queue_position=queue_position,
+            wait_reason=wait_reason,
             create_time=timestamp(training.create_time),
             start_time=timestamp(training.start_time),
             end_time=timestamp(training.end_time),

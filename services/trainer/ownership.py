@@ -10,7 +10,8 @@ from detflow.postgres import Connection
 from detflow.v1.worker_pb2 import Checkpoint
 from services.trainer.checkpoints import get_newest
 from services.trainer.domain import ATTEMPTING, State, Training
-from services.trainer.queue import NUM_DEVICES, UNDER_WAY, WITH_UNDER_WAY, Room
+from services.trainer.queue import NUM_DEVICES, UNDER_WAY, WITH_UNDER_WAY, WITHIN_QUOTA, Room
+from services.trainer.quota import lock_quotas
 from services.trainer.store import COLUMNS, announce, from_row, update_state
 
 
@@ -28,8 +29,10 @@ async def claim_training(
     """Takes on the training whose turn it is: QUEUED -> PROVISIONING, with owner and lease.
 
     Nobody overtakes: if the first of those that fit into `room` at all does not fit into what is
-    free of it, nothing is claimed, so that one with many devices gets its turn too.
+    free of it, nothing is claimed, so that one with many devices gets its turn too. Only those are
+    passed over whose project has used up its quota.
     """
+    await lock_quotas(conn)
     row = await conn.fetchrow(
         f"""
         update training set state = 'PROVISIONING', revision = revision + 1, attempt = attempt + 1,
@@ -40,7 +43,7 @@ async def claim_training(
           select id from (
             select t.id, {NUM_DEVICES} as num_devices from training t {WITH_UNDER_WAY}
             where t.state = 'QUEUED' and t.device = any($3)
-              and t.num_nodes <= $4 and {NUM_DEVICES} <= $5
+              and t.num_nodes <= $4 and {NUM_DEVICES} <= $5 and {WITHIN_QUOTA}
             order by t.priority desc, {UNDER_WAY}, t.id limit 1
             for update of t skip locked) as first
           where num_devices <= $6)

@@ -2,6 +2,7 @@
 
 Higher priority goes first; of equal priority the project with the fewest attempts under way, then
 the oldest. Those that wait for GPUs and those that wait for CPUs do not stand in one another's way.
+One whose project has as many under way as its quota allows is passed over until one of them ends.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ NUM_DEVICES = "(t.num_nodes * t.num_devices_per_node)"
 WITH_UNDER_WAY = """
   left join (select project, count(*) as number from training where owner is not null
              group by project) as under_way on under_way.project = t.project
+  left join project_quota quota on quota.project = t.project
 """
 UNDER_WAY = "coalesce(under_way.number, 0)"
+WITHIN_QUOTA = f"(quota.max_running is null or {UNDER_WAY} < quota.max_running)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +52,12 @@ class Waiting:
         project: Id of its project.
         attempt: Number of its last attempt; 0 before the first.
         position: Place in the queue, from 1.
+        held: It waits for others of its project, because of the project's quota.
     """
 
     attempt: int
     position: int
+    held: bool
 
 
 def devices_on(device: Device, slots: Slots) -> tuple[str, ...]:
@@ -68,7 +73,7 @@ async def list_waiting(
 
     A place counts those before it that wait for the same kind of device. It says what would start
     in which order if nothing ended: a training that starts counts as under way for those of its
-    project behind it.
+    project behind it. Those that would not, because of a quota, are behind all others.
 
     Args:
         conn: Connection.
@@ -77,20 +82,29 @@ async def list_waiting(
     """
     rows: list[asyncpg.Record] = await conn.fetch(
         f"""
-        select id, attempt, position from (
-          select id, attempt, row_number() over (
-            partition by on_gpu order by priority desc, under_way + nth, id) as position
+        select id, attempt, held, position from (
+          select id, attempt, held, row_number() over (
+            partition by on_gpu order by held, priority desc, under_way + nth, id) as position
           from (
             select t.id, t.attempt, t.priority, t.device = any($1) as on_gpu,
               {UNDER_WAY} as under_way, row_number() over (
-                partition by t.project, t.device = any($1) order by t.priority desc, t.id) as nth
-            from training t {WITH_UNDER_WAY} where t.state = 'QUEUED') as queued) as placed
+                partition by t.project, t.device = any($1) order by t.priority desc, t.id) as nth,
+              coalesce({UNDER_WAY} + limited.nth > quota.max_running, false) as held
+            from training t {WITH_UNDER_WAY} left join (
+              select l.id, row_number() over (
+                partition by project order by l.priority desc, l.id) as nth
+              from training l join project_quota using (project) where l.state = 'QUEUED'
+            ) as limited on limited.id = t.id
+            where t.state = 'QUEUED') as queued) as placed
         where $2::text[] is null or id = any($2)
         """,
         list(devices_on(Device.CUDA, slots)),
         training_ids,
     )
-    return {row["id"]: Waiting(attempt=row["attempt"], position=row["position"]) for row in rows}
+    return {
+        row["id"]: Waiting(attempt=row["attempt"], position=row["position"], held=row["held"])
+        for row in rows
+    }
 
 
 async def update_priority(conn: Connection, training_id: str, priority: int) -> Training | None:

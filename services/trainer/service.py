@@ -37,6 +37,7 @@ from services.trainer.executors import Executor
 from services.trainer.hyperparameters import SCHEMA
 from services.trainer.messages import plan_message, to_message
 from services.trainer.models import MODELS
+from services.trainer.quota import RunningQuotas
 from services.trainer.start import check_devices, check_ready, make_plan
 from services.trainer.trials import Trials
 from services.trainer.warm_start import check_still_there, find_model, find_weights
@@ -52,6 +53,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         versions: Stub of the version service.
         projects: The projects there are.
         executor: Its slots decide what can be started.
+        quotas: How many trainings of a project may be under way.
         trials: Tries what is not to be started.
     """
 
@@ -63,6 +65,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         versions: version_pb2_grpc.VersionServiceAsyncStub,
         projects: Projects,
         executor: Executor,
+        quotas: RunningQuotas,
         trials: Trials,
     ) -> None:
         self._db = db
@@ -70,6 +73,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         self._versions = versions
         self._projects = projects
         self._executor = executor
+        self._quotas = quotas
         self._trials = trials
         # Many watch one training, and each change is news to all of them at once.
         self._found = SharedRead(self._find)
@@ -103,6 +107,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 return await self._shown(conn, known)
         plan = await self._plan(request.training, project, version)
         source = await self._get_version(project, version)
+        await self._quotas.keep(project)
         async with self._db.transaction() as conn:
             await versions.lock_version(conn, version)
             known = await store.get_by_request(conn, project, version, request.request_id)
@@ -251,7 +256,9 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                     _fill(response, item)
                     if response.training.state == training_pb2.Training.QUEUED:
                         # Events don't have it: it changes without them.
-                        response.training.queue_position = await self._places.get(current.id)
+                        place = await self._places.get(current.id)
+                        response.training.queue_position = place.position if place else 0
+                        response.training.wait_reason = _wait_reason(place)
                 elif isinstance(item, Gauge):
                     response.progress.ParseFromString(item.payload)
                     if response.progress.attempt < attempt:
@@ -290,15 +297,20 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         if ids := [training.id for training in trainings if training.state is State.QUEUED]:
             waiting = await queue.list_waiting(conn, self._executor.slots, ids)
         return [
-            to_message(training, waiting[training.id].position if training.id in waiting else 0)
+            to_message(
+                training,
+                queue_position=place.position if place else 0,
+                wait_reason=_wait_reason(place),
+            )
             for training in trainings
+            for place in [waiting.get(training.id)]
         ]
 
-    async def _place(self, training_id: str) -> int:
-        """Returns the place of a training in the queue; 0 if it does not wait any more."""
+    async def _place(self, training_id: str) -> queue.Waiting | None:
+        """Returns the place of a training in the queue; None if it does not wait any more."""
         async with self._db.connection() as conn:
             waiting = await queue.list_waiting(conn, self._executor.slots, [training_id])
-        return waiting[training_id].position if waiting else 0
+        return waiting.get(training_id)
 
     async def _has_ended(self, name: str, response: trainer_pb2.WatchTrainingResponse) -> bool:
         """Says whether nothing comes after this response.
@@ -342,6 +354,13 @@ async def _complete(conn: Connection, plan: Plan, source: _Version) -> Plan:
     check_ready(source)
     found = plan.warm_start and await find_weights(conn, plan.project, plan.warm_start)
     return dataclasses.replace(plan, manifest=source.manifest, warm_start_weights=found)
+
+
+def _wait_reason(place: queue.Waiting | None) -> training_pb2.Training.WaitReason.ValueType:
+    """Returns what a training at a place in the queue waits for; without one it does not."""
+    if place is None:
+        return training_pb2.Training.WAIT_REASON_UNSPECIFIED
+    return training_pb2.Training.QUOTA if place.held else training_pb2.Training.SLOT
 
 
 def _stop_mode(mode: training_pb2.StopMode.ValueType) -> StopMode:
