@@ -100,7 +100,9 @@ class Database:
                 yield conn
         except Unavailable as error:
             if isinstance(error.__cause__, asyncpg.InternalClientError):
-                conn.terminate()  # its protocol state is lost: it must not be lent again
+                # Its protocol state is lost: it must not be lent again.
+                with contextlib.suppress(asyncpg.InterfaceError):  # nor can it: it has gone already
+                    conn.terminate()
             raise
         finally:
             with translate():

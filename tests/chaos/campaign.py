@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -145,8 +145,16 @@ class Campaign:
         self._networks = networks
         self._outside: Counter[str] = Counter()
 
-    async def run(self, num_kills: int, num_rounds: int) -> None:
-        """Kills so often, and checks after each round."""
+    async def run(
+        self, num_kills: int, num_rounds: int, on_round: Callable[[Report], None]
+    ) -> None:
+        """Kills so often, and checks after each round.
+
+        Args:
+            num_kills: In all rounds together, at least.
+            num_rounds: Rounds.
+            on_round: Told of what was done so far, after each.
+        """
         begin = time.monotonic()
         work = [self._users.train, self._users.train, self._users.train, self._users.upload]
         async with asyncio.TaskGroup() as group:
@@ -155,10 +163,11 @@ class Campaign:
             tasks = [group.create_task(one) for one in beside]
             for number in range(1, num_rounds + 1):
                 await self._round(num_kills * number // num_rounds)
+                self.report.seconds = time.monotonic() - begin
+                self.report.jobs = self._users.done()
+                on_round(self.report)
             for task in tasks:
                 task.cancel()
-        self.report.seconds = time.monotonic() - begin
-        self.report.jobs = self._users.done()
 
     async def _round(self, until: int) -> None:
         self._system.plans.next = self._plan

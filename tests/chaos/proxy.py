@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import Iterator
 
 _CHUNK_BYTES = 1 << 16
@@ -23,6 +25,7 @@ class Proxy:
         self._flows.set()
         self._delay_seconds = 0.0
         self._halves = False
+        self._handlers: set[asyncio.Task[None]] = set()
 
     async def open(self, target: int) -> None:
         """Stands in front of 127.0.0.1:`target` from now on."""
@@ -38,12 +41,14 @@ class Proxy:
             self._flows.set()
             self.cut()
             await self._server.wait_closed()
+            if self._handlers:
+                await asyncio.wait(self._handlers)
 
     def cut(self) -> int:
         """Resets every connection; returns how many there were."""
         writers, self._writers = self._writers, set()
         for writer in writers:
-            writer.transport.abort()
+            _reset(writer)
         return len(writers) // 2
 
     def halve(self) -> None:
@@ -69,10 +74,14 @@ class Proxy:
             self._delay_seconds = 0.0
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        task.add_done_callback(self._handlers.discard)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
-            writer.transport.abort()
+            _reset(writer)
             return
         self._writers |= {writer, back}
         try:
@@ -82,7 +91,9 @@ class Proxy:
         finally:
             for one in (writer, back):
                 self._writers.discard(one)
-                one.transport.abort()
+                _reset(one)
+                with contextlib.suppress(OSError):
+                    await one.wait_closed()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK_BYTES):
@@ -98,3 +109,11 @@ class Proxy:
             await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection by a reset, as a machine does that knows nothing of it."""
+    sock = writer.get_extra_info("socket")
+    if sock is not None and not writer.transport.is_closing():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from detflow import faults
+from detflow.local.process import is_free
 from detflow.local.stack import stack
 from detflow.local.supervisor import Program, Supervisor
 from detflow.v1 import export_pb2_grpc
@@ -24,7 +25,6 @@ from tests.chaos.nursery import ROOT, Nursery, open_nursery
 from tests.chaos.proxy import Proxy
 from tests.chaos.trainer_process import LEASE_SECONDS
 from tests.deployment_rig import SERVICES, Deployment, eventually
-from tests.stack_rig import free_base_port
 
 PLAYER = "tests.chaos.player"
 # The real supervisor waits up to ten seconds before it starts what has crashed again and again.
@@ -168,7 +168,8 @@ async def hurt(
         networks: Stand between services and "postgres", "nats"; opened here.
         lease_seconds: After which a training whose trainer is silent goes to another.
     """
-    port = free_base_port()
+    # Below what the kernel gives to clients: one that calls a dead service would get its port.
+    port = next(p for p in range(20_000, 32_000, 5) if all(is_free(p + k) for k in range(5)))
     data_dir = folder / "data"
     known: dict[str, Program] = {}
     nursery = await open_nursery(folder)
@@ -208,7 +209,8 @@ async def hurt(
         patch.setattr("detflow.local.stack.Supervisor", make)
         patch.setattr("detflow.local.supervisor._MAX_BACKOFF_SECONDS", BACKOFF_SECONDS)
         try:
-            async with stack(data_dir, port=port, fsync=False) as supervisor:
+            # With fsync: without it a killed Postgres forgets what it has acknowledged.
+            async with stack(data_dir, port=port) as supervisor:
                 system = System(supervisor, port, data_dir, nursery, plans, known)
                 try:
                     yield system

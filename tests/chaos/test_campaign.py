@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import Campaign
+from tests.chaos.campaign import Campaign, Report
 from tests.chaos.proxy import Proxy
 from tests.chaos.system import Plans, hurt
 from tests.chaos.users import Users
@@ -15,7 +15,14 @@ from tests.deployment_rig import import_dataset, write_archive
 
 NUM_KILLS = int(os.environ.get("DETFLOW_CHAOS_KILLS", "200"))
 SEED = int(os.environ.get("DETFLOW_CHAOS_SEED", "1"))
-KILLS_PER_ROUND = 50
+REPORT = os.environ.get("DETFLOW_CHAOS_REPORT", "")
+KILLS_PER_ROUND = 100
+
+
+def write(report: Report) -> None:
+    """Writes what was done so far to where `make chaos` shows it."""
+    if REPORT:
+        Path(REPORT).write_text(f"{report.table()}\n")
 
 
 @pytest.mark.slow
@@ -28,6 +35,5 @@ async def test_nothing_promised_is_lost_however_often_everything_is_killed(tmp_p
         dataset = await import_dataset(system, archive, "shapes")
         users = Users(system, chance, dataset)
         campaign = Campaign(system, users, chance, networks, SEED)
-        await campaign.run(NUM_KILLS, max(NUM_KILLS // KILLS_PER_ROUND, 1))
+        await campaign.run(NUM_KILLS, max(NUM_KILLS // KILLS_PER_ROUND, 1), write)
     assert campaign.report.num_kills >= NUM_KILLS
-    print(f"\n{campaign.report.table()}")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -18,7 +18,6 @@ from detflow import channels
 from detflow.errors import (
     Aborted,
     DeadlineExceeded,
-    DetflowError,
     FailedPrecondition,
     NotFound,
     ResourceExhausted,
@@ -33,7 +32,7 @@ State = training_pb2.Training.State
 V = version_pb2.Version
 AT_REST = {State.SUCCEEDED, State.FAILED, State.STOPPED, State.PAUSED}
 EPOCHS = 10
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 120.0  # once nothing is killed any more
 _POLL_SECONDS = 0.1
 _TRANSIENT = (Unavailable, DeadlineExceeded)
 
@@ -80,6 +79,7 @@ class Users:
         self._dataset = dataset
         self._numbers = itertools.count(1)
         self._busy = 0
+        self._waits: dict[int, object] = {}
         self._idle = asyncio.Event()
 
     def done(self) -> Counter[str]:
@@ -97,9 +97,14 @@ class Users:
     async def rest(self) -> None:
         """Waits until everybody has finished what they were at."""
         self.go.clear()
-        while self._busy:
-            self._idle.clear()
-            await self._idle.wait()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                while self._busy:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError as error:
+            waits = list(self._waits.values())
+            raise AssertionError(f"still, after {_PATIENCE_SECONDS:.0f} s: {waits}") from error
 
     async def repeat(self, job: Callable[[int], Awaitable[None]]) -> None:
         """Does a job again and again."""
@@ -155,22 +160,19 @@ class Users:
             )
         )
         name = upload.name
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            while upload.state != dataset_pb2.Upload.RECEIVED:
-                begin = upload.committed_bytes
-                end = min(begin + 40_000, len(content))
-                try:
-                    with channels.translate():
-                        await stubs.WriteUpload(
-                            _chunks(name, begin, content[begin:end]), timeout=5.0
-                        )
-                except (*_TRANSIENT, Aborted):
-                    await asyncio.sleep(_POLL_SECONDS)
-                except (FailedPrecondition, ResourceExhausted) as error:
-                    assert error.reason in ("WRONG_OFFSET", "DISK_FULL"), error
-                upload = await self.call(
-                    lambda: stubs.GetUpload(dataset_pb2.GetUploadRequest(name=name))
-                )
+        while upload.state != dataset_pb2.Upload.RECEIVED:
+            begin = upload.committed_bytes
+            part = content[begin : begin + 40_000]
+            try:
+                with channels.translate():
+                    await stubs.WriteUpload(_chunks(name, begin, part), timeout=5.0)
+            except (*_TRANSIENT, Aborted):
+                await asyncio.sleep(_POLL_SECONDS)
+            except (FailedPrecondition, ResourceExhausted) as error:
+                assert error.reason in ("WRONG_OFFSET", "DISK_FULL"), error
+            upload = await self.call(
+                lambda: stubs.GetUpload(dataset_pb2.GetUploadRequest(name=name))
+            )
         self.promised.uploads[name] = sha256
         await asyncio.sleep(self._chance.uniform(0.0, 1.0))
 
@@ -237,13 +239,12 @@ class Users:
 
     async def call(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Repeats a call while something is away; anything else is a finding."""
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            while True:
-                try:
-                    with channels.translate():
-                        return await ask()
-                except _TRANSIENT:
-                    await asyncio.sleep(_POLL_SECONDS)
+        while True:
+            try:
+                with channels.translate():
+                    return await ask()
+            except _TRANSIENT:
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def _make_version(self, display_name: str) -> version_pb2.Version:
         request = version_pb2.CreateVersionRequest(
@@ -328,14 +329,14 @@ class Users:
         return training
 
     async def _until(self, ask: Callable[[], Awaitable[T]], done: Callable[[T], bool]) -> T:
-        found: Any = None
+        me = next(self._numbers)
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                while not done(found := await self.call(ask)):  # noqa: ASYNC110  # RPCs
-                    await asyncio.sleep(_POLL_SECONDS)
-        except TimeoutError as error:
-            raise AssertionError(f"still, after {_PATIENCE_SECONDS:.0f} s: {found}") from error
-        return found  # type: ignore[no-any-return]
+            while not done(found := await self.call(ask)):
+                self._waits[me] = found
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            self._waits.pop(me, None)
+        return found
 
 
 async def _chunks(
@@ -344,11 +345,3 @@ async def _chunks(
     start = dataset_pb2.WriteUploadRequest.Start(name=name, offset=offset)
     yield dataset_pb2.WriteUploadRequest(start=start)
     yield dataset_pb2.WriteUploadRequest(chunk=content)
-
-
-def findings(errors: list[BaseException]) -> list[str]:
-    """Returns what is to be said of errors that ended the work of users."""
-    return [
-        f"{error.code.name}: {error.message}" if isinstance(error, DetflowError) else repr(error)
-        for error in errors
-    ]
