@@ -1,5 +1,6 @@
 """`detflow open` and `detflow whoami`, and what the commands about access share."""
 
+import html
 import os
 import sys
 import webbrowser
@@ -134,5 +135,5 @@ def show(url: str) -> None:
     page.unlink(missing_ok=True)
     handle = os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(_PAGE.format(url=url))
+        file.write(_PAGE.format(url=html.escape(url)))
     webbrowser.open(page.as_uri())

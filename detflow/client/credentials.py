@@ -52,7 +52,7 @@ class Credentials:
         address: host:port of the gateway.
         is_secure: Whether its services are spoken to over TLS.
         environ: Where the variables below are read.
-        token: Token to show; None takes DETFLOW_TOKEN, or what is in the file that
+        token: Token to show, "" for none; None takes DETFLOW_TOKEN, or what is in the file that
             DETFLOW_TOKEN_FILE names, or that of the stack which runs here at this very address.
         ca_file: PEM file with the authorities that are trusted; "" takes DETFLOW_TLS_CA_FILE.
         cert_file: PEM file with the client's certificate, where servers ask for one; "" takes
@@ -97,8 +97,8 @@ class Credentials:
         self.is_starting = False
         if token is None:
             token = _of_environment(environ)
-        if not token and not is_secure:
-            token = self._of_local_stack(address, environ)
+            if not token and not is_secure:
+                token = self._of_local_stack(address, environ)
         if not re.fullmatch(r"[\x21-\x7e]*", token):
             raise InvalidArgument(
                 "the token holds a space or a character that none has: give it as it was printed",

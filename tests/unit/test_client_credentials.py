@@ -104,6 +104,7 @@ def test_owner_of_the_stack_that_runs_here_is_known_to_it(
         note(Running(pid=1, port=port - 1, ready=True))
         assert who(f"127.0.0.1:{port - 1}", environ) == f"Bearer {owner}"
         assert who(f"http://127.0.0.1:{port - 1}/", environ) == f"Bearer {owner}"
+        assert who(f"127.0.0.1:{port - 1}", environ, token="") == NOBODY
     assert who(f"127.0.0.1:{port - 1}", environ) == NOBODY
 
 
