@@ -76,7 +76,7 @@ function App() {
 function Page({ load, values }) {
   const module = useLoad(load, [String(load)]);
   if (module.error) throw module.error;
-  if (!module.data) return html`<${Skeleton} lines=${5} />`;
+  if (!module.data) return html`<div class="page"><${Skeleton} lines=${5} /></div>`;
   return html`<${module.data.Page} ...${values} />`;
 }
 

@@ -6,9 +6,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from detflow.local.demo_data import write_dataset
 from tests.browser.conftest import audit
@@ -115,6 +116,69 @@ def test_from_an_archive_to_a_model_and_its_errors(
     expect(page.locator("dialog")).to_contain_text(EVIL)
     page.get_by_role("button", name="예").click()
     expect(page.get_by_text("아직 버전이 없습니다")).to_be_visible()
+
+
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Moves the focus by the Tab key alone."""
+    wanted.wait_for()
+    for _ in range(120):
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not lead to {wanted}")
+
+
+def press(page: Page, name: str, role: Literal["button", "link"] = "button") -> None:
+    """Uses a button or a link by the keyboard alone."""
+    tab_to(page, page.get_by_role(role, name=name, exact=True).first)
+    page.keyboard.press("Enter")
+
+
+def test_the_keyboard_alone_leads_from_a_version_to_its_results_and_its_end(
+    open_page: Callable[..., Page], archive: Path, stack: Stack
+) -> None:
+    assert stack.detflow("datasets", "import", str(archive), "--name", "keys").code == 0
+    page = open_page("/p/default/versions/new", locale="en-US")
+    tab_to(page, page.get_by_label("Dataset", exact=True))
+    page.keyboard.type("keys")
+    tab_to(page, page.get_by_label("Flip left-right"))
+    page.keyboard.press("Space")
+    press(page, "Create the version")
+    start = page.get_by_role("button", name="Start training")
+    expect(start).to_be_enabled()
+    tab_to(page, page.get_by_role("radio", name=re.compile("^YOLO v5 Small")))
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("radio", name=re.compile("^YOLO v8 640"))).to_be_checked()
+    for name, value in (("Batch size", "8"), ("Epochs", "1")):
+        tab_to(page, page.get_by_label(name, exact=True))
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type(value)
+    tab_to(page, page.locator("summary", has_text="Advanced"))
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_label("image_size", exact=True))
+    page.keyboard.type("64")
+    tab_to(page, start)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="More metrics").wait_for(timeout=TRAINING_MS)
+    press(page, "More metrics")
+    tab_to(page, page.get_by_role("tab", name="Inference results"))
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("dialog .charts .chart").first).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="More metrics")).to_be_focused()
+    press(page, "Rename")
+    expect(page.get_by_label("Name of the version")).to_be_focused()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type(EVIL)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=EVIL)).to_be_visible()
+    expect(page.get_by_role("button", name="Rename")).to_be_focused()
+    press(page, "Delete")
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name=EVIL)).to_have_count(0)
 
 
 def test_a_lost_connection_is_said_and_what_happened_meanwhile_is_shown(

@@ -8,10 +8,12 @@ import { t } from "../i18n/texts.js";
 import { count, idOf, when } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
 import { may } from "../state/session.js";
+import { Sketch } from "../vision/sketch.js";
 import { ImportCard } from "../ui/import_card.js";
 import { Button, Card, Chip, Dialog, Empty, Failed, Figure, Loaded, Problem, Progress } from "../ui/parts.js";
 
 const TONES = { IMPORTING: "warn", READY: "ok", FAILED: "bad" };
+const NUM_SAMPLES = 6;
 const FORMATS = { DATASET_FORMAT_YOLO: "YOLO", DATASET_FORMAT_VOC: "Pascal VOC", DATASET_FORMAT_COCO: "COCO" };
 
 /** @param {{project: string, dataset?: string}} props */
@@ -100,7 +102,8 @@ function Details({ project, name, state: listed, onChange }) {
             <${Figure} label=${t("datasets.format")} value=${FORMATS[/** @type {keyof typeof FORMATS} */ (one.format)] ?? "–"} />
           </div>
           ${Number(one.numSkipped) > 0 && html`<${Skipped} name=${name} total=${Number(one.numSkipped)} />`}
-          <${Statistics} name=${name} />`}
+          <${Statistics} name=${name} />
+          <${Samples} project=${project} dataset=${one} />`}
       <//>
       ${deleting && html`<${Delete} project=${project} dataset=${one} onChange=${onChange} onClose=${() => setDeleting(false)} />`}
     `}
@@ -158,6 +161,26 @@ function Statistics({ name }) {
       </div>`;
     }}
   <//>`;
+}
+
+/** Some of the images with their boxes. @param {{project: string, dataset: any}} props */
+function Samples({ project, dataset }) {
+  const body = { dataset: dataset.name, recipe: {}, numSamples: NUM_SAMPLES };
+  const state = useLoad((signal) => call("POST", `/v1/projects/${project}/versions:preview`, { body, signal }), [dataset.name]);
+  return html`<div class="stack-small">
+    <h3>${t("datasets.samples")}</h3>
+    <${Loaded} state=${state}>
+      ${(/** @type {any} */ data) => html`<div class="gallery small-tiles">
+        ${data.samples.map((/** @type {any} */ one) => html`<${Sketch} label=${labelOf(dataset, one)} picture=${one.before} />`)}
+      </div>`}
+    <//>
+  </div>`;
+}
+
+/** An image's path, and what is in it. @param {any} dataset @param {any} sample */
+function labelOf(dataset, sample) {
+  const names = new Set(sample.before.classIds.map((/** @type {number} */ id) => dataset.classNames[id]));
+  return [sample.path, [...names].join(", ")].filter(Boolean).join(" · ");
 }
 
 /** @param {{project: string, dataset: any, onChange: () => void, onClose: () => void}} props */

@@ -7,7 +7,7 @@ import { t } from "../i18n/texts.js";
 import { count, idOf } from "../i18n/format.js";
 import { say } from "../state/status.js";
 import { useLoad } from "../state/load.js";
-import { colorOf } from "../vision/boxes.js";
+import { Sketch } from "../vision/sketch.js";
 import { Button, Card, Empty, Field, Figure, Loaded, Problem, Skeleton } from "../ui/parts.js";
 
 const TURNS = ["FLIP_LEFT_RIGHT", "FLIP_UP_DOWN", "ROTATE_90", "ROTATE_180", "ROTATE_270"].map((one) => `AUGMENTATION_${one}`);
@@ -171,27 +171,4 @@ function stepLabel(step) {
   const [name, value] = step.split(" ");
   if (value) return t(`augment.${name}`, { value });
   return t(`augment.AUGMENTATION_${name.toUpperCase()}`) || t("newVersion.after");
-}
-
-/** @param {{label: string, picture: any}} props */
-function Sketch({ label, picture }) {
-  const [address, setAddress] = useState("");
-  useEffect(() => {
-    const data = Uint8Array.from(atob(picture.jpeg), (letter) => letter.charCodeAt(0));
-    const made = URL.createObjectURL(new Blob([data], { type: "image/jpeg" }));
-    setAddress(made);
-    return () => URL.revokeObjectURL(made);
-  }, [picture.jpeg]);
-  return html`<figure class="stack-small">
-    <div class="picture">
-      ${address && html`<img src=${address} alt=${label} width=${picture.widthPx} height=${picture.heightPx} />`}
-      <svg viewBox=${`0 0 ${picture.widthPx} ${picture.heightPx}`} aria-hidden="true">
-        ${picture.classIds.map((/** @type {number} */ id, /** @type {number} */ index) => {
-          const [x1, y1, x2, y2] = picture.boxes.slice(4 * index, 4 * index + 4);
-          return html`<rect class="box" x=${x1} y=${y1} width=${x2 - x1} height=${y2 - y1} stroke=${colorOf(id)} />`;
-        })}
-      </svg>
-    </div>
-    <figcaption class="muted small">${label}</figcaption>
-  </figure>`;
 }

@@ -68,7 +68,7 @@ function Create({ onClose }) {
   return html`<${Dialog} title=${t("projects.new")} onClose=${onClose}>
     <form class="stack" onSubmit=${create}>
       <${Field} label=${t("projects.name")} for="project-name">
-        <input id="project-name" required maxlength="63" value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} />
+        <input id="project-name" autofocus required maxlength="63" value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} />
       <//>
       ${error && html`<${Problem} error=${error} />`}
       <div class="dialog-actions">

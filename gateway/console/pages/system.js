@@ -1,11 +1,11 @@
 // The system: whether every service is up, and what waits and runs.
 import { html } from "../vendor/preact.js";
-import { all } from "../api/http.js";
+import { all, get } from "../api/http.js";
 import "../i18n/pages.js";
 import { t } from "../i18n/texts.js";
-import { idOf } from "../i18n/format.js";
+import { count, idOf } from "../i18n/format.js";
 import { useEvery, useLoad } from "../state/load.js";
-import { TONES } from "../state/versions.js";
+import { TONES, isLive } from "../state/versions.js";
 import { Card, Chip, Empty, Loaded } from "../ui/parts.js";
 
 const REFRESH_SECONDS = 5;
@@ -17,7 +17,8 @@ export function Page() {
   const work = useLoad(async (signal) => {
     const projects = await all("/v1/projects", "projects", {}, signal);
     const lists = await Promise.all(projects.map((one) => all(`/v1/${one.name}/versions`, "versions", { filter: BUSY }, signal)));
-    return lists.flat();
+    const found = await Promise.all(lists.flat().map(async (version) => ({ version, training: await trainingOf(version, signal) })));
+    return found.sort((a, b) => placeOf(a) - placeOf(b));
   }, []);
   useEvery(() => {
     health.reload();
@@ -34,18 +35,16 @@ export function Page() {
     <//>
     <${Card} title=${t("system.work")}>
       <${Loaded} state=${work}>
-        ${(/** @type {any[]} */ found) =>
+        ${(/** @type {{version: any, training: any}[]} */ found) =>
           found.length
-            ? html`<ul class="stack-small">
-                ${found.map((one) => {
-                  const project = one.name.split("/")[1];
-                  return html`<li class="row">
-                    <${Chip} tone=${TONES[/** @type {keyof typeof TONES} */ (one.state)]}>${t(`state.${one.state}`)}<//>
-                    <a href=${`/p/${project}/train/${idOf(one.name)}`}>${one.displayName}</a>
-                    <span class="muted small">${project}</span>
-                  </li>`;
-                })}
-              </ul>`
+            ? html`<div class="table-scroll">
+                <table>
+                  <thead>
+                    <tr><th>${t("system.state")}</th><th>${t("system.version")}</th><th>${t("system.project")}</th><th>${t("system.model")}</th><th>${t("system.where")}</th><th>${t("system.device")}</th></tr>
+                  </thead>
+                  <tbody>${found.map((one) => html`<${Work} key=${one.version.name} ...${one} />`)}</tbody>
+                </table>
+              </div>`
             : html`<${Empty} text=${t("system.idle")} />`}
       <//>
     <//>
@@ -57,4 +56,31 @@ export function Page() {
       </ul>
     <//>
   </div>`;
+}
+
+/** @param {any} version @param {AbortSignal} signal */
+const trainingOf = (version, signal) => (isLive(version.state) && version.training ? get(`/v1/${version.training}`, {}, signal) : null);
+
+/** What runs comes before what waits, in the order of the queue. @param {{training: any}} one */
+const placeOf = ({ training }) => training?.queuePosition ?? 0;
+
+/** @param {{version: any, training: any}} props */
+function Work({ version, training }) {
+  const project = version.name.split("/")[1];
+  const { numNodes = 1, numDevicesPerNode = 1 } = training?.resources ?? {};
+  const numDevices = Math.max(1, numNodes) * Math.max(1, numDevicesPerNode);
+  return html`<tr>
+    <td><${Chip} tone=${TONES[/** @type {keyof typeof TONES} */ (version.state)]}>${t(`state.${version.state}`)}<//></td>
+    <td class="path"><a href=${`/p/${project}/train/${idOf(version.name)}`}>${version.displayName}</a></td>
+    <td class="muted">${project}</td>
+    <td>${training?.model ?? "–"}</td>
+    <td class="number">
+      ${!training
+        ? "–"
+        : training.queuePosition
+          ? `${t("progress.queue", { position: training.queuePosition })}${training.priority ? ` · ${t("system.priority", { priority: training.priority })}` : ""}`
+          : t("progress.epoch", { epoch: count(training.numEpochsDone), total: count(training.epochs) })}
+    </td>
+    <td>${training?.preflight?.device ? `${numDevices > 1 ? `${numDevices} × ` : ""}${training.preflight.device}` : "–"}</td>
+  </tr>`;
 }

@@ -31,7 +31,7 @@ export function Rename({ version, onPut, onClose }) {
   return html`<${Dialog} title=${t("version.renameTitle")} onClose=${onClose}>
     <form class="stack" onSubmit=${save}>
       <${Field} label=${t("version.name")} for="version-name">
-        <input id="version-name" required maxlength="63" value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} />
+        <input id="version-name" autofocus required maxlength="63" value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} />
       <//>
       ${error && html`<${Problem} error=${error} />`}
       <div class="dialog-actions">

@@ -58,7 +58,13 @@ export function Chart({ title, name = title, lines, xLabel, xRange, yRange, smoo
   const [hidden, setHidden] = useState(/** @type {string[]} */ ([]));
   const [at, setAt] = useState(/** @type {number | null} */ (null));
   const [zoom, setZoom] = useZoom(`${path.value} ${name}`);
-  const data = align(lines, smoothing);
+  // A page is drawn with every step of a training, its charts with every epoch.
+  const inputs = [smoothing, ...lines.flatMap((line) => [line.x, line.y])];
+  const aligned = useRef({ inputs: /** @type {any[]} */ ([]), data: /** @type {any} */ (null) });
+  if (inputs.length !== aligned.current.inputs.length || inputs.some((one, index) => one !== aligned.current.inputs[index])) {
+    aligned.current = { inputs, data: align(lines, smoothing) };
+  }
+  const { data } = aligned.current;
   const names = lines.map((line) => line.label).join("\n");
 
   useEffect(() => {
@@ -92,7 +98,7 @@ export function Chart({ title, name = title, lines, xLabel, xRange, yRange, smoo
   useEffect(() => {
     plot.current?.setData(data, !zoom);
     if (zoom) plot.current?.setScale("x", { min: zoom[0], max: zoom[1] }); // draws what setData does not
-  }, [lines, smoothing]);
+  }, [data]);
   const whole = () => {
     setZoom(null);
     plot.current?.setData(data);
