@@ -16,7 +16,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from detflow import channels
 from detflow.cli import main
 from detflow.client import Client
-from detflow.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from detflow.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from detflow.events import Bus
 from detflow.interceptors import Boundary
 from detflow.names import new_id
@@ -25,6 +31,7 @@ from detflow.server import Service
 from detflow.store import ObjectStore
 from detflow.v1 import training_pb2, webhook_pb2, webhook_pb2_grpc
 from detflow.v1.project_pb2_grpc import add_ProjectServiceServicer_to_server
+from services.metrics.webhooks.store import MAX_WEBHOOKS
 from services.version.projects import ProjectService
 from tests.metrics_fakes import FakeTraining, ground_truth, parquet, put_bundle
 from tests.metrics_rig import serving
@@ -159,6 +166,21 @@ async def test_concurrent_creations_with_one_request_id_make_one(
     made = await asyncio.gather(*(create(stub, receiver.url, request_id="r") for _ in range(8)))
     assert len({one.name for one in made}) == len({one.secret for one in made}) == 1
     assert len((await list_webhooks(stub)).webhooks) == 1
+
+
+async def test_a_project_has_no_more_webhooks_than_it_may(stub: Stub, receiver: Receiver) -> None:
+    for number in range(MAX_WEBHOOKS - 2):
+        await create(stub, receiver.url, request_id=f"r{number}")
+    outcomes = await asyncio.gather(
+        *(create(stub, receiver.url) for _ in range(6)), return_exceptions=True
+    )
+    refused = [one for one in outcomes if isinstance(one, ResourceExhausted)]
+    assert len(refused) == 4 and {one.reason for one in refused} == {"TOO_MANY_WEBHOOKS"}
+    assert (await create(stub, receiver.url, request_id="r0")).name  # it is there already
+    last = (await list_webhooks(stub, page_size=1)).webhooks[0]
+    with channels.translate():
+        await stub.DeleteWebhook(webhook_pb2.DeleteWebhookRequest(name=last.name))
+    await create(stub, receiver.url)
 
 
 BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [

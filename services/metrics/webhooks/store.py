@@ -7,10 +7,13 @@ from datetime import datetime
 
 import asyncpg
 
-from detflow.errors import not_found
+from detflow.errors import ResourceExhausted, not_found
 from detflow.names import last_segment, project_of
 from detflow.postgres import Connection
 from services.metrics.webhooks.domain import EventType, Webhook
+
+MAX_WEBHOOKS = 20
+"""Webhooks of one project: each is sent every event of it."""
 
 _OVERLAP_HOURS = 24  # how long a secret goes on signing beside the one that took its place
 _MAX_OLD_SECRETS = 4  # so that the header stays short, however often somebody rotates
@@ -30,7 +33,11 @@ async def insert_webhook(
     request_sha256: bytes,
     key: bytes,
 ) -> Webhook | None:
-    """Adds a webhook with its first secret; None if the request id has made one before."""
+    """Adds a webhook with its first secret; None if the request id has made one before.
+
+    Raises:
+        ResourceExhausted: TOO_MANY_WEBHOOKS: the project has as many as it may.
+    """
     row = await conn.fetchrow(
         """
         insert into webhook (id, project_id, display_name, url, event_types, disabled, request_id,
@@ -50,6 +57,18 @@ async def insert_webhook(
     )
     if row is None:
         return None
+    # Counted after it was added, one creation at a time: of two, the second is one too many.
+    await conn.execute(
+        "select pg_advisory_xact_lock(hashtextextended('webhooks ' || $1, 0))", project_id
+    )
+    number = await conn.fetchval("select count(*) from webhook where project_id = $1", project_id)
+    if number > MAX_WEBHOOKS:
+        raise ResourceExhausted(
+            f"projects/{project_id} has {MAX_WEBHOOKS} webhooks already; delete one it does not"
+            " need",
+            reason="TOO_MANY_WEBHOOKS",
+            metadata={"resource": f"projects/{project_id}"},
+        )
     await insert_secret(conn, webhook_id, key)
     return _webhook(row)
 
