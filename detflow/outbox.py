@@ -102,6 +102,19 @@ async def last_seqs(conn: Connection, resources: Sequence[str]) -> Seqs:
     return seqs
 
 
+async def last_carrier(conn: Connection, resource: str) -> dict[str, str]:
+    """Returns the carrier of the trace in which a resource ("kind.id") was changed last.
+
+    Empty if that was longer ago than events are kept, or in no trace.
+    """
+    traceparent = await conn.fetchval(
+        "select traceparent from outbox where resource = $1 and traceparent <> ''"
+        " order by seq desc limit 1",
+        resource,
+    )
+    return {"traceparent": traceparent} if traceparent else {}
+
+
 class Relay:
     """Publishes a service's outbox, in order per resource, exactly once as its readers see it.
 

@@ -65,6 +65,7 @@ _SECONDS = Histogram(
 )
 _STREAMS = Gauge("detflow_gateway_open_streams", "Open SSE streams")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TRACE = ("traceparent", "tracestate")
 _JSON = (b"content-type", b"application/json")
 
 
@@ -108,8 +109,13 @@ class Gateway:
         """Answers one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"the gateway speaks HTTP only, not {scope['type']}")
-        begin = time.perf_counter()
         headers: Headers = dict(scope["headers"])
+        given = {name: headers.get(name.encode(), b"").decode("latin-1") for name in _TRACE}
+        with telemetry.span(f"HTTP {scope['method']}", given):
+            await self._answer(scope, headers, receive, send)
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        begin = time.perf_counter()
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         scope["detflow.request_id"] = request_id
@@ -148,6 +154,9 @@ class Gateway:
     ) -> None:
         _REQUESTS.labels(route, scope["method"], answer.code).inc()
         _SECONDS.labels(route).observe(seconds)
+        telemetry.describe(
+            f"HTTP {scope['method']} {route}", **{"http.response.status_code": answer.code}
+        )
         if scope["method"] not in ("GET", "HEAD") or answer.code >= 400:
             log.info(
                 "request",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ import orjson
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from detflow import channels
+from detflow import channels, telemetry
 from detflow.errors import InvalidArgument
 from detflow.settings import Settings
 from gateway.routes import SERVICES, Binding, bindings, rpcs
@@ -28,8 +27,7 @@ _HEALTH_TIMEOUT_SECONDS = 2.0
 _MAX_MESSAGE_BYTES = 64 << 20
 
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
-_FORWARDED = (b"authorization", b"accept-language", b"tracestate")
+_FORWARDED = (b"authorization", b"accept-language")
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{1,8200}")  # a JWT is the longest
 
 
@@ -193,13 +191,9 @@ def timeout_seconds(headers: Mapping[bytes, bytes], *, check: bool = False) -> f
 
 def metadata_of(headers: Mapping[bytes, bytes], request_id: str) -> Metadata:
     """Metadata of a call: the request id, its trace, and what services may want to see."""
-    match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
-    trace_id = match[1].decode() if match else secrets.token_hex(16)
-    flags = match[2].decode() if match else "01"
-    pairs = [
-        ("x-request-id", request_id),
-        ("traceparent", f"00-{trace_id}-{secrets.token_hex(8)}-{flags}"),
-    ]
+    carrier: dict[str, str] = {}
+    telemetry.inject(carrier)
+    pairs = [("x-request-id", request_id), *carrier.items()]
     for name in _FORWARDED:
         value = headers.get(name)
         if value is not None and _PRINTABLE.fullmatch(value):

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 
+from detflow import telemetry
 from detflow.interceptors import Boundary
 from detflow.settings import Settings
 from gateway.__main__ import Server, listen
@@ -160,6 +161,7 @@ async def in_front_of(
     async with contextlib.AsyncExitStack() as stack:
         backends = Backends(addresses)
         stack.push_async_callback(backends.close)
+        telemetry.trace_to("gateway", settings)
         gateway = Gateway(backends, settings)
         stack.push_async_callback(gateway.close)
         server = Server(gateway, settings, signals=False)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Writes docs/reference/settings.md from the docstring of detflow/settings.py (`--check`: compares)."""
 
 import dataclasses

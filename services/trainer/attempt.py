@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from detflow import telemetry
+from detflow import outbox, telemetry
 from detflow.errors import Aborted, DeadlineExceeded, ResourceExhausted, Unavailable, failure
 from detflow.events import RECORDS_STREAM, Bus
 from detflow.postgres import Connection, Database
@@ -120,6 +120,12 @@ class Attempt:
 
     async def run(self) -> None:
         """Carries the attempt out; then its worker is gone and the training has moved on."""
+        async with self._db.connection() as conn:
+            carrier = await outbox.last_carrier(conn, f"training.{self.training_id}")
+        with telemetry.span("attempt", carrier):
+            await self._carry_out()
+
+    async def _carry_out(self) -> None:
         if self._spec is not None and not await self._run_worker(self._spec):
             return
         self.holds_slot = False

@@ -2,6 +2,7 @@
 
 import pytest
 
+from detflow import telemetry
 from detflow.errors import InvalidArgument
 from detflow.settings import Settings
 from gateway import backends, credentials, security
@@ -174,14 +175,20 @@ def test_durations(headers: dict[bytes, bytes], expected: float) -> None:
     assert backends.timeout_seconds(headers) == expected
 
 
-def test_metadata_starts_a_trace_when_there_is_none_or_a_broken_one() -> None:
-    for given in (b"", b"00-zz-yy-01", b"00-" + b"0" * 32 + b"-" + b"1" * 16 + b"-01"):
-        metadata = dict(backends.metadata_of({b"traceparent": given}, "r"))
-        assert metadata["traceparent"].split("-")[1].strip("0")
+def test_calls_are_of_a_new_trace_when_there_is_none_or_a_broken_one() -> None:
+    telemetry.trace_to("gateway", Settings())
+    for given in ("", "00-zz-yy-01", "00-" + "0" * 32 + "-" + "1" * 16 + "-01"):
+        with telemetry.span("request", {"traceparent": given}) as trace_id:
+            metadata = dict(backends.metadata_of({}, "r"))
+        assert trace_id.strip("0")
+        assert metadata["traceparent"].split("-")[1] == trace_id
+
+
+def test_of_the_headers_only_some_are_passed_on() -> None:
     forwarded = dict(backends.metadata_of({b"authorization": b"Bearer x", b"cookie": b"a"}, "r"))
     assert forwarded["authorization"] == "Bearer x"
     assert "cookie" not in forwarded
-    assert "tracestate" not in dict(backends.metadata_of({b"tracestate": b"a\xff"}, "r"))
+    assert "accept-language" not in dict(backends.metadata_of({b"accept-language": b"\xff"}, "r"))
 
 
 def test_addresses() -> None:

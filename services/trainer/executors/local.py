@@ -17,6 +17,7 @@ from typing import IO
 
 from google.protobuf import json_format
 
+from detflow import telemetry
 from detflow.held import hold, is_abandoned
 from detflow.names import last_segment
 from detflow.processes import dying_with_parent
@@ -108,7 +109,11 @@ class LocalExecutor:
             process = subprocess.Popen(  # noqa: ASYNC220 - returns after exec, in milliseconds
                 dying_with_parent([*self._command, str(folder / "spec.json")]),
                 cwd=folder,
-                env={**self._environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)},
+                env={
+                    **self._environ,
+                    **telemetry.to_environment(),
+                    "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -279,6 +284,7 @@ def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
         "DETFLOW_PRETRAINED_DIR": settings.pretrained_dir,
         "DETFLOW_LOG_FORMAT": settings.log_format,
         "DETFLOW_LOG_LEVEL": settings.log_level,
+        "DETFLOW_OTLP_ENDPOINT": settings.otlp_endpoint,
     }
 
 

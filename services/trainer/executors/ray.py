@@ -136,7 +136,11 @@ class RayExecutor:
                 f"the Ray cluster has no {devices.num_nodes} machines with {number} {kind} slots"
             )
         job_id = f"{self._prefix}-{last_segment(spec.training)}-{spec.attempt}"
-        variables = {**self._variables, SPEC_VARIABLE: json_format.MessageToJson(spec, indent=None)}
+        variables = {
+            **self._variables,
+            **telemetry.to_environment(),
+            SPEC_VARIABLE: json_format.MessageToJson(spec, indent=None),
+        }
         if kind is Device.CPU:
             variables["CUDA_VISIBLE_DEVICES"] = ""
         # On several machines the job itself only places and watches.

@@ -16,7 +16,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from detflow import errors, faults
+from detflow import errors, faults, telemetry
 from detflow.errors import DetflowError
 from detflow.settings import Settings
 from detflow.v1.worker_pb2 import WorkerFailed, WorkerRecord
@@ -57,6 +57,15 @@ def main(arguments: list[str]) -> int:
         return 2
     if spec.place.rank:
         return _follow(spec, settings)
+    telemetry.trace_to("worker", settings)
+    with telemetry.span(f"worker of attempt {spec.attempt}", telemetry.from_environment()):
+        return _lead(spec, settings, orders)
+
+
+def _lead(spec: Spec, settings: Settings, orders: Orders) -> int:
+    """Runs the attempt as the one whom everybody knows; returns the exit code."""
+    carrier: dict[str, str] = {}
+    telemetry.inject(carrier)
     records = Spool(spec.training, spec.attempt)
     with Link(
         url=settings.nats_url,
@@ -64,6 +73,7 @@ def main(arguments: list[str]) -> int:
         attempt=spec.attempt,
         orders=orders,
         spool=records,
+        carrier=carrier,
     ) as link:
         exit_code, flush_seconds = _attempt(spec, settings, orders, records, link)
         flushed = link.flush(flush_seconds)

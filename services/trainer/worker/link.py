@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import nats.errors
@@ -39,16 +40,25 @@ class Link:
         attempt: The attempt that speaks.
         orders: Where replies to the lease are noted.
         spool: Records to publish.
+        carrier: Trace they belong to.
     """
 
     def __init__(
-        self, *, url: str, training_id: str, attempt: int, orders: Orders, spool: Spool
+        self,
+        *,
+        url: str,
+        training_id: str,
+        attempt: int,
+        orders: Orders,
+        spool: Spool,
+        carrier: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._servers = url.split(",")
         self._training_id = training_id
         self._attempt = attempt
         self._orders = orders
         self._spool = spool
+        self._carrier = carrier
         self._progress: TrainingProgress | None = None
         self._sent_progress: TrainingProgress | None = None
         self._client = Client()
@@ -148,7 +158,8 @@ class Link:
                         self._empty.notify_all()
                     await self._written.wait()
                 continue
-            headers = {"Nats-Msg-Id": f"{self._training_id}/{self._attempt}/{record.seq}"}
+            message_id = f"{self._training_id}/{self._attempt}/{record.seq}"
+            headers = {**self._carrier, "Nats-Msg-Id": message_id}
             try:
                 faults.point("spool.before_publish")
                 await stream.publish(subject, record.SerializeToString(), headers=headers)
