@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import ssl
@@ -18,9 +19,11 @@ from detflow.errors import InvalidArgument
 from detflow.settings import Settings
 from gateway.app import Gateway
 from gateway.backends import Backends
-from gateway.protocol import BoundedProtocol
+from gateway.protocol import MAX_CONNECTIONS, BoundedProtocol
 
 log = telemetry.get_logger(__name__)
+
+_NUM_FILES = 2 * MAX_CONNECTIONS  # a connection is one, and there are others
 
 
 class Server(uvicorn.Server):
@@ -127,9 +130,20 @@ def serve_metrics(address: str) -> None:
         ) from error
 
 
+def allow_files() -> None:
+    """Lets the process have as many files open as its connections take, if the system does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _NUM_FILES if hard == resource.RLIM_INFINITY else min(_NUM_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < _NUM_FILES:
+        log.warning("few files may be open; raise ulimit -n", limit=wanted, wanted=_NUM_FILES)
+
+
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT."""
     access.check_settings(settings)
+    allow_files()
     host, port = split_address("DETFLOW_HTTP_LISTEN", settings.http_listen)
     with listen(host, port) as listening:
         backends = Backends.connect(settings)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from detflow.v1 import trainer_pb2
+from gateway.protocol import MAX_CONNECTIONS
 from tests.gateway_rig import Backend
 
 MIB = 1 << 20
@@ -112,6 +114,12 @@ async def test_sigterm_finishes_requests_ends_streams_and_exits_with_0(gateway: 
         release.set()
         assert (await request).status_code == 200
     assert await gateway.stop() == 0
+
+
+async def test_files_may_be_open_for_as_many_connections_as_are_taken(gateway: Process) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now, _ = resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE)
+    assert now == max(soft, min(hard, 2 * MAX_CONNECTIONS))
 
 
 async def test_bad_address_is_one_line_and_no_traceback() -> None:
