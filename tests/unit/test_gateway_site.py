@@ -120,6 +120,7 @@ async def test_scripts_on_the_wire_stay_small(page: str) -> None:
     needed = loaded_by(page) | {FOLDER / "i18n" / "ko_frame.js"}
     for user, used in (
         ("vision/chart.js", "vendor/uplot.js"),
+        ("pages/train.js", "ui/metrics_card.js"),
         ("i18n/pages.js", "i18n/ko_pages.js"),
         ("i18n/results.js", "i18n/ko_results.js"),
         ("i18n/settings.js", "i18n/ko_settings.js"),

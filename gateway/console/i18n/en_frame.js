@@ -94,6 +94,7 @@ export default {
   "progress.log": "Log",
   "progress.memory": "Memory",
   "progress.queue": "Place {position} in the queue",
+  "progress.quota": "Waits for the limit of the project",
   "progress.remaining": "Remaining",
   "progress.said": "{percent} percent",
   "progress.step": "step {step}/{total}",

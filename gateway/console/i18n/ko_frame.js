@@ -94,6 +94,7 @@ export default {
   "progress.log": "로그",
   "progress.memory": "메모리",
   "progress.queue": "대기열 {position}번째",
+  "progress.quota": "프로젝트 한도로 대기 중입니다",
   "progress.remaining": "남은시간",
   "progress.said": "{percent} 퍼센트",
   "progress.step": "스텝 {step}/{total}",

@@ -5,12 +5,12 @@ import { go } from "../router.js";
 import "../i18n/pages.js";
 import "../i18n/settings.js";
 import { t } from "../i18n/texts.js";
-import { idOf, when } from "../i18n/format.js";
+import { bytes, idOf, when } from "../i18n/format.js";
 import { useLoad } from "../state/load.js";
 import { may } from "../state/session.js";
 import { renames, say } from "../state/status.js";
 import { Later } from "../ui/later.js";
-import { Button, Card, Empty, Field, Loaded, Problem, Tabs } from "../ui/parts.js";
+import { Button, Card, Empty, Field, Loaded, Problem, Progress, Tabs } from "../ui/parts.js";
 
 /** What admins see, each loaded when it is opened. @type {Record<string, () => Promise<any>>} */
 const PARTS = {
@@ -85,6 +85,25 @@ function Name({ data, onChange }) {
   <//>`;
 }
 
+/** How much is stored, of how much. @param {{project: string}} props */
+function Usage({ project }) {
+  const state = useLoad((signal) => get(`/v1/${project}/storageUsage`, {}, signal), [project]);
+  return html`<${Loaded} state=${state} lines=${1}>
+    ${(/** @type {any} */ data) => {
+      const parts = [data.datasetBytes, data.bundleBytes, data.uploadBytes].map(Number);
+      const used = parts.reduce((sum, one) => sum + one, 0);
+      const limit = Number(data.maxStorageBytes);
+      return html`<div class="stack-small">
+        <div class="row spread number">
+          <span>${t("settings.used.storage")} <strong>${bytes(used)}</strong>${limit > 0 && ` / ${bytes(limit)}`}</span>
+          <span class="muted small">${t("settings.parts", { datasets: bytes(parts[0]), versions: bytes(parts[1]), uploads: bytes(parts[2]) })}</span>
+        </div>
+        ${limit > 0 && html`<${Progress} value=${Math.min(100, (100 * used) / limit)} label=${t("settings.used.storage")} />`}
+      </div>`;
+    }}
+  <//>`;
+}
+
 const GIB = 2 ** 30;
 
 /** Limits protect the installation: who may set them is admin of all projects. @param {{data: any, onChange: () => void}} props */
@@ -100,6 +119,7 @@ function Limits({ data, onChange }) {
   };
   return html`<${Card} title=${t("settings.limits")}>
     <form class="stack" onSubmit=${save}>
+      <${Usage} project=${data.name} />
       <p class="muted small">${t("settings.limits.help")}</p>
       <div class="columns">
         <${Field} label=${t("settings.storage")} for="max-storage">

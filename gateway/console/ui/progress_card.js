@@ -66,6 +66,7 @@ function shareDone(training, progress) {
 
 /** @param {any} training @param {any} progress */
 function where(training, progress) {
+  if (training.waitReason === "QUOTA") return t("progress.quota");
   if (training.state === "QUEUED") return training.queuePosition ? t("progress.queue", { position: training.queuePosition }) : "";
   const epoch = progress?.epoch || training.numEpochsDone;
   const text = t("progress.epoch", { epoch: count(epoch), total: count(training.epochs) });
