@@ -139,4 +139,15 @@ function ProjectName({ project }) {
   return html`<a class="project" href="/projects" title=${t("nav.projects")}>${state.data?.displayName ?? project}</a>`;
 }
 
+// What a question mark or the account opens is closed by Escape, and by a click elsewhere.
+for (const type of ["click", "keydown"]) {
+  document.addEventListener(type, (event) => {
+    const isEscape = /** @type {KeyboardEvent} */ (event).key === "Escape";
+    if (type === "keydown" && !isEscape) return;
+    for (const one of document.querySelectorAll(".help[open], .account[open]")) {
+      if (isEscape || !one.contains(/** @type {Node} */ (event.target))) one.removeAttribute("open");
+    }
+  });
+}
+
 render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("app")));

@@ -6,6 +6,8 @@ const FIRST_RETRY_MS = 1000;
 const MAX_RETRY_MS = 15_000;
 /** Speed is that of the last seconds. */
 const SPEED_SECONDS = 5;
+/** How often it is noted how far an upload is; what counts is asked for when it goes on. */
+const NOTE_MS = 500;
 /** Uploads that are remembered; the oldest are forgotten. */
 const MAX_REMEMBERED = 10;
 
@@ -56,13 +58,19 @@ export function forget(name) {
 export async function upload(parent, file, { onProgress, signal }) {
   let { one, offset } = await begin(parent, file, signal);
   const speed = speedometer(file.size, onProgress);
+  let noted = performance.now();
   let retryMs = FIRST_RETRY_MS;
   remember(one);
   while (offset < file.size || !file.size) {
     try {
       speed(offset, false);
       const from = offset;
-      const answer = await write(one.name, file.slice(from), from, signal, (sent) => speed(from + sent, false));
+      const answer = await write(one.name, file.slice(from), from, signal, (sent) => {
+        speed(from + sent, false);
+        if (performance.now() - noted < NOTE_MS) return;
+        noted = performance.now();
+        remember({ ...one, sent: from + sent });
+      });
       offset = Number(answer.committedBytes);
       break;
     } catch (error) {

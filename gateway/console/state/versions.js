@@ -51,7 +51,7 @@ export function useVersions(project, streaming, onLink) {
     if (before && Number(before.revision) > Number(version.revision)) return;
     set([...known.current.filter((one) => one.name !== version.name), version]);
   };
-  const reload = () => all(`/v1/${parent}/versions`, "versions").then(set, setError);
+  const reload = () => all(`/v1/${parent}/versions`, "versions").then(set, (caught) => caught.code === 401 || setError(caught));
 
   useEffect(() => {
     known.current = [];
