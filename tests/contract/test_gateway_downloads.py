@@ -347,7 +347,7 @@ async def test_head_says_what_a_get_would_without_a_body(rig: Rig) -> None:
     assert known.status_code == 304
     stream = await rig.http.head("/v1/projects/p/versions/v/trainings/t:watch")
     assert (stream.status_code, stream.headers["allow"]) == (405, "GET")
-    assert (await rig.http.put("/v1/projects/p")).headers["allow"] == "GET, HEAD"
+    assert (await rig.http.put("/v1/projects/p")).headers["allow"] == "GET, HEAD, PATCH"
 
 
 async def test_what_fails_at_once_is_an_ordinary_error(rig: Rig) -> None:

@@ -193,6 +193,7 @@ ERRORS = (
     (errors.FailedPrecondition("x", reason="VERSION_NOT_READY"), 400),
     (errors.OutOfRange("x", reason="CURSOR_EXPIRED"), 400),
     (errors.Unauthenticated("x"), 401),
+    (errors.PermissionDenied("x"), 403),
     (errors.NotFound("x"), 404),
     (errors.AlreadyExists("x", reason="TRAINING_RUNS", metadata={"training": "t"}), 409),
     (errors.Aborted("x"), 409),
@@ -219,6 +220,14 @@ async def test_backend_errors_keep_code_message_and_details(
             assert (info["reason"], info["domain"]) == (error.reason, "detflow")
             assert info.get("metadata", {}) == error.metadata
             assert ("retry-after" in answer.headers) == isinstance(error, errors.Unavailable)
+
+
+async def test_limit_that_passes_is_429_with_the_time_after_which_to_call_again(rig: Rig) -> None:
+    error = errors.ResourceExhausted("x", reason="RATE_LIMIT", retry_seconds=3)
+    rig.backend.replies["GetProject"] = failing(error)
+    answer = await rig.http.get("/v1/projects/p")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert details(answer, "RetryInfo")["retryDelay"] == "3s"
 
 
 async def test_internal_text_never_leaves_and_the_request_id_does(rig: Rig) -> None:
