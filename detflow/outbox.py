@@ -12,7 +12,7 @@ import asyncpg
 from detflow import faults, telemetry
 from detflow.errors import Unavailable
 from detflow.events import EVENTS_STREAM, Bus, Header
-from detflow.postgres import Connection, Database
+from detflow.postgres import CONNECTION_TROUBLE, Connection, Database
 from detflow.tasks import wait
 from detflow.v1 import events_pb2
 
@@ -139,7 +139,7 @@ class Relay:
                     await self._relay_on(conn)
                 finally:
                     conn.terminate()
-            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except CONNECTION_TROUBLE as error:
                 log.warning("relay waits for the database", error=str(error))
                 await asyncio.sleep(_POLL_SECONDS)
 

@@ -45,6 +45,9 @@ CONNECTION_ERRORS = (
 )
 """What asyncpg raises while Postgres is away, starting or stopping."""
 
+CONNECTION_TROUBLE = (Unavailable, asyncpg.PostgresError, OSError, *CONNECTION_ERRORS)
+"""What somebody meets who holds a connection for himself: make another one."""
+
 
 class Database:
     """A pool of connections whose search path is one service's schema."""
@@ -161,7 +164,7 @@ class Database:
                     await lost.wait()
                 finally:
                     conn.terminate()
-            except (Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except CONNECTION_TROUBLE as error:
                 log.warning("changes are not heard", channel=channel, error=str(error))
             await asyncio.sleep(pause)
 

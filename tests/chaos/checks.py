@@ -41,6 +41,7 @@ async def check_all(system: System, users: Users) -> None:
     await check_stored(system, users)  # I5
     await check_nothing_left(system)  # I6
     await check_leases(system)  # I7
+    await asyncio.to_thread(check_no_crash, system)
     for training in promised.trainings.values():
         await check_series(system, users, training)  # I8
 
@@ -109,6 +110,13 @@ def _files_left(work: Path) -> list[str]:
         for folder in work.glob(f"*/{name}"):
             found += [str(path) for path in folder.rglob("*") if path.is_file()]
     return found
+
+
+def check_no_crash(system: System) -> None:
+    """What is killed goes on afterwards, and nothing else ends: no task fails, no event does."""
+    for path in (system.data_dir / "logs").glob("*.log"):
+        for line in path.read_text(errors="replace").splitlines():
+            assert '"level": "error"' not in line, line
 
 
 async def check_leases(system: System) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -11,7 +12,9 @@ import pytest
 
 from detflow.errors import Unavailable
 from detflow.events import EVENTS_STREAM, Bus, Header
+from detflow.outbox import Relay, append
 from detflow.postgres import Database
+from detflow.v1 import events_pb2
 from tests.background import running
 from tests.chaos.proxy import Proxy
 
@@ -121,6 +124,44 @@ async def test_what_postgres_has_acknowledged_is_there_and_all_else_is_unavailab
     await direct.close()
     assert acknowledged <= {int(row["event_id"]) for row in rows}
     assert num_refused and len(acknowledged) > 1  # it was broken, and not always
+
+
+async def test_relay_survives_a_connection_that_is_lost_in_the_middle_of_a_call(
+    make_database_url: MakeUrl, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db = await Database.connect(await make_database_url("version"), "version")
+    listen, execute = db.listen, asyncpg.Connection.execute
+    opened: list[Any] = []
+
+    async def noted() -> Any:
+        opened.append(await listen())
+        return opened[-1]
+
+    async def lost(self: Any, *arguments: Any, **options: Any) -> str:
+        if opened and self is opened[0]:
+            raise asyncpg.InternalClientError("cannot switch to state 12; another is in progress")
+        return await execute(self, *arguments, **options)
+
+    monkeypatch.setattr(db, "listen", noted)
+    monkeypatch.setattr(asyncpg.Connection, "execute", lost)
+    async with db.transaction() as conn:
+        await append(
+            conn,
+            kind="version",
+            resource_id="a",
+            what="told",
+            name="projects/p/versions/a",
+            event=events_pb2.Event(),
+        )
+    relay = asyncio.create_task(Relay(db, bus, "test").run())
+    async with asyncio.timeout(30):
+        while await bus.last_seq("detflow.v1.version.a.>") < 1:
+            assert not relay.done(), relay.exception()
+            await asyncio.sleep(0.02)
+    relay.cancel()
+    await asyncio.wait([relay])
+    await db.close()
+    assert len(opened) == 2
 
 
 # nats-py leaves a stream that breaks during its handshake to the garbage collector.
