@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 
 from gateway import examples
-from gateway.openapi import Json
+from gateway.schemas import Json
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
