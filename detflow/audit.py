@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import grpc
 
-from detflow import outbox, telemetry
+from detflow import outbox, policy, telemetry
 from detflow.access import EVERYWHERE
 from detflow.errors import Unavailable
-from detflow.names import new_id, project_of
+from detflow.names import new_id
 from detflow.postgres import Connection, Database
 from detflow.v1 import access_pb2, events_pb2
 
@@ -63,13 +63,13 @@ def make_entry(
     *, subject: str, method: str, resource: str, request_id: str, peer: str
 ) -> access_pb2.AuditEntry:
     """Makes the entry of a call that comes now."""
-    project_id = project_of(resource) if "/" in resource else EVERYWHERE
+    project_id = policy.project_of(resource)
     entry = access_pb2.AuditEntry(
         id=new_id(),
         subject=subject,
         method=method,
         resource=resource[:_MAX_RESOURCE],
-        project="" if project_id == EVERYWHERE else f"projects/{project_id}",
+        project="" if project_id in ("", EVERYWHERE) else f"projects/{project_id}",
         request_id=request_id,
         peer=peer,
     )

@@ -125,6 +125,7 @@ _TABLE: Final[Mapping[str, Mapping[str, Rule]]] = {
         ),
         "StopTraining": _edits("name"),
         "ResumeTraining": _edits("name"),
+        "PurgeArtifacts": _manages("parent"),
         "WatchTraining": _sees("name"),
     },
     "ExportService": {
@@ -208,10 +209,10 @@ def authorize(principal: Principal, method: str, rule: Rule, request: Any, *, fi
         if principal.kind != Kind.SERVICE:
             raise _missing_role(principal, method, "the token of the services")
         return
+    if principal.role_in(EVERYWHERE) >= rule.role:
+        return  # whatever it names; what names nothing is for the handler to refuse
     if not rule.field:
-        if principal.role_in(EVERYWHERE) < rule.role:
-            raise _missing_role(principal, method, f"{Role.Name(rule.role)} in all projects")
-        return
+        raise _missing_role(principal, method, f"{Role.Name(rule.role)} in all projects")
     for name in values(request, rule.field):
         if not name and not first:
             continue
@@ -246,13 +247,19 @@ def values(request: Any, path: str) -> Iterator[str]:
         yield from value
 
 
-def _project_of(field: str, name: str) -> str:
+def project_of(name: str) -> str:
+    """Returns the id of the project that a name begins with, which may be "-"; "" if with none."""
     found = _NAME.fullmatch(name)
-    if found is None:
+    return "" if found is None else found[1]
+
+
+def _project_of(field: str, name: str) -> str:
+    project_id = project_of(name)
+    if not project_id:
         raise bad_field(
             field, "BAD_NAME", f"must be a name that begins with projects/, not {name[:200]!r}"
         )
-    return found[1]
+    return project_id
 
 
 def _visible(principal: Principal, project_id: str) -> Role.ValueType:
