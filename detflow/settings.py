@@ -58,6 +58,11 @@ class Settings:
             separated by commas, that the preprocess service can read; empty for nowhere.
         trash_days: How long deleted versions can be restored before they are removed for good, with
             their trainings.
+        checkpoint_days: How long the checkpoints of a training that was paused or has failed are
+            kept after its end; 0 keeps them. Without them it begins anew when it is resumed.
+        export_days: How long exports are kept after they were made; 0 keeps them.
+        events_bytes: How large the event stream may become before the oldest events go, which
+            otherwise go after 30 days; 0 sets no limit.
         webhook_hosts: Where webhooks may be sent to, separated by commas: external (addresses of
             the internet), private, loopback, a network such as 10.1.0.0/16, a host name such as
             hooks.example.com or *.example.com.
@@ -120,6 +125,9 @@ class Settings:
     upload_idle_hours: float = 24.0
     import_urls: str = ""
     trash_days: float = 30.0
+    checkpoint_days: float = 0.0
+    export_days: float = 0.0
+    events_bytes: int = 0
     webhook_hosts: str = "external"
     drain_seconds: float = 10.0
     access: str = "required"

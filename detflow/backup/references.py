@@ -7,13 +7,10 @@ import importlib.util
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from detflow.backup.objects import Copied
+from detflow.postgres import Connection
 from detflow.v1.common_pb2 import StoredObject
-
-if TYPE_CHECKING:
-    from asyncpg import Connection, Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +28,7 @@ class Reference:
     sha256: str | None
 
 
-async def read(conn: Connection[Record], schemas: Sequence[str]) -> AsyncIterator[Reference]:
+async def read(conn: Connection, schemas: Sequence[str]) -> AsyncIterator[Reference]:
     """Reads what the rows of the services point to; in the caller's transaction."""
     for schema in schemas:
         found = importlib.util.find_spec(f"services.{schema}")

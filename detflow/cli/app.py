@@ -17,6 +17,7 @@ from detflow.cli import (
     projects,
     report,
     results,
+    retention,
     stack,
     train,
     trainings,
@@ -72,5 +73,6 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(members.app, name="members")
 app.command("audit")(audit.audit)
 app.add_typer(backup.app, name="backup")
+app.command("purge")(retention.purge)
 app.command("models")(catalogue.models)
 app.command("hyperparameters")(catalogue.hyperparameters)

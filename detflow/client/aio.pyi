@@ -1,5 +1,6 @@
 """The client for asyncio. Made by tools/async_stub.py, not to be edited."""
 
+import datetime
 import os
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -155,6 +156,14 @@ class Versions:
 
 class Trainings:
     """Calls about trainings."""
+    async def purge(
+        self,
+        project: str = ...,
+        *,
+        min_age: datetime.timedelta | None = ...,
+        validate_only: bool = ...,
+    ) -> Sequence[trainer_pb2.PurgedArtifacts]:
+        """Deletes old checkpoints of trainings that were paused or have failed, and old exports."""
     async def start(
         self,
         version: str,

@@ -1,5 +1,6 @@
 """Trainings: models learning from a version."""
 
+import datetime
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -38,6 +39,30 @@ class Trainings:
         self._connection = connection
         self._stub = trainer_pb2_grpc.TrainerServiceStub(connection.channel("trainer"))
         self._versions = Versions(connection)
+
+    def purge(
+        self,
+        project: str = DEFAULT_PROJECT,
+        *,
+        min_age: datetime.timedelta | None = None,
+        validate_only: bool = False,
+    ) -> Sequence[trainer_pb2.PurgedArtifacts]:
+        """Deletes old checkpoints of trainings that were paused or have failed, and old exports.
+
+        Args:
+            project: Id of the project; "-" for all.
+            min_age: How long ago they must have ended; by default as long as the server is set.
+            validate_only: Only say what would be deleted.
+
+        Raises:
+            PermissionDenied: It takes ADMIN in the project.
+        """
+        request = trainer_pb2.PurgeArtifactsRequest(
+            parent=f"projects/{project}", validate_only=validate_only
+        )
+        if min_age is not None:
+            request.min_age.FromTimedelta(min_age)
+        return self._connection.call(self._stub.PurgeArtifacts, request).artifacts
 
     def start(
         self,

@@ -28,11 +28,12 @@ from detflow.v1 import training_pb2 as detflow_dot_v1_dot_training__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/trainer.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xa5\x01\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x15\n\rinput_size_px\x18\x04 \x01(\x05\x12\x16\n\x0enum_parameters\x18\x05 \x01(\x03\x12\x0f\n\x07licence\x18\x06 \x01(\t:\"\xea\x41\x1f\n\rdetflow/Model\x12\x0emodels/{model}\"\xdb\x04\n\x0eHyperparameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04type\x18\x02 \x01(\x0e\x32\x1f.detflow.v1.Hyperparameter.Type\x12\x14\n\x07minimum\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12:\n\x08\x64\x65\x66\x61ults\x18\x06 \x03(\x0b\x32(.detflow.v1.Hyperparameter.DefaultsEntry\x12\x0f\n\x07help_en\x18\x07 \x01(\t\x12\x0f\n\x07help_ko\x18\x08 \x01(\t\x12\x13\n\x0bmultiple_of\x18\t \x01(\x05\x12\x10\n\x08\x66\x61milies\x18\n \x03(\t\x12\x43\n\rfamily_ranges\x18\x0b \x03(\x0b\x32,.detflow.v1.Hyperparameter.FamilyRangesEntry\x1aG\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value:\x02\x38\x01\x1aT\n\x11\x46\x61milyRangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.detflow.v1.HyperparameterRange:\x02\x38\x01\"N\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07INTEGER\x10\x01\x12\n\n\x06NUMBER\x10\x02\x12\x0b\n\x07\x42OOLEAN\x10\x03\x12\n\n\x06\x43HOICE\x10\x04\x42\n\n\x08_minimumB\n\n\x08_maximum\"L\n\x13HyperparameterRange\x12\x0f\n\x07minimum\x18\x01 \x01(\x01\x12\x0f\n\x07maximum\x18\x02 \x01(\x01\x12\x13\n\x0bmultiple_of\x18\x03 \x01(\x05\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.detflow.v1.Model\" \n\x1eGetHyperparameterSchemaRequest\"V\n\x1fGetHyperparameterSchemaResponse\x12\x33\n\x0fhyperparameters\x18\x01 \x03(\x0b\x32\x1a.detflow.v1.Hyperparameter\"\xce\x01\n\x14StartTrainingRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x32\n\x08training\x18\x02 \x01(\x0b\x32\x14.detflow.v1.TrainingB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"|\n\x15UpdateTrainingRequest\x12\x32\n\x08training\x18\x01 \x01(\x0b\x32\x14.detflow.v1.TrainingB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"|\n\x12GetTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\"\xa0\x01\n\x14ListTrainingsRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Y\n\x15ListTrainingsResponse\x12\'\n\ttrainings\x18\x01 \x03(\x0b\x32\x14.detflow.v1.Training\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x13StopTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12,\n\x04mode\x18\x02 \x01(\x0e\x32\x14.detflow.v1.StopModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x7f\n\x15ResumeTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\"\x98\x01\n\x14WatchTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\x87\x02\n\x15WatchTrainingResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12(\n\x08training\x18\x02 \x01(\x0b\x32\x14.detflow.v1.TrainingH\x00\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1c.detflow.v1.TrainingProgressH\x00\x12)\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x18.detflow.v1.EpochMetricsH\x00\x12#\n\x03log\x18\x05 \x01(\x0b\x32\x14.detflow.v1.LogLinesH\x00\x12*\n\theartbeat\x18\x06 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what2\xd6\t\n\x0eTrainerService\x12_\n\nListModels\x12\x1d.detflow.v1.ListModelsRequest\x1a\x1e.detflow.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x94\x01\n\x17GetHyperparameterSchema\x12*.detflow.v1.GetHyperparameterSchemaRequest\x1a+.detflow.v1.GetHyperparameterSchemaResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/hyperparameterSchema\x12\x87\x01\n\rStartTraining\x12 .detflow.v1.StartTrainingRequest\x1a\x14.detflow.v1.Training\">\x82\xd3\xe4\x93\x02\x38\",/v1/{parent=projects/*/versions/*}/trainings:\x08training\x12y\n\x0bGetTraining\x12\x1e.detflow.v1.GetTrainingRequest\x1a\x14.detflow.v1.Training\"4\x82\xd3\xe4\x93\x02.\x12,/v1/{name=projects/*/versions/*/trainings/*}\x12\x8a\x01\n\rListTrainings\x12 .detflow.v1.ListTrainingsRequest\x1a!.detflow.v1.ListTrainingsResponse\"4\x82\xd3\xe4\x93\x02.\x12,/v1/{parent=projects/*/versions/*}/trainings\x12\x92\x01\n\x0eUpdateTraining\x12!.detflow.v1.UpdateTrainingRequest\x1a\x14.detflow.v1.Training\"G\x82\xd3\xe4\x93\x02\x41\x32\x35/v1/{training.name=projects/*/versions/*/trainings/*}:\x08training\x12\x83\x01\n\x0cStopTraining\x12\x1f.detflow.v1.StopTrainingRequest\x1a\x14.detflow.v1.Training\"<\x82\xd3\xe4\x93\x02\x36\"1/v1/{name=projects/*/versions/*/trainings/*}:stop:\x01*\x12\x89\x01\n\x0eResumeTraining\x12!.detflow.v1.ResumeTrainingRequest\x1a\x14.detflow.v1.Training\">\x82\xd3\xe4\x93\x02\x38\"3/v1/{name=projects/*/versions/*/trainings/*}:resume:\x01*\x12\x92\x01\n\rWatchTraining\x12 .detflow.v1.WatchTrainingRequest\x1a!.detflow.v1.WatchTrainingResponse\":\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/versions/*/trainings/*}:watch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x65tflow/v1/trainer.proto\x12\ndetflow.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x64\x65tflow/v1/common.proto\x1a\x19\x64\x65tflow/v1/training.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xa5\x01\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x15\n\rinput_size_px\x18\x04 \x01(\x05\x12\x16\n\x0enum_parameters\x18\x05 \x01(\x03\x12\x0f\n\x07licence\x18\x06 \x01(\t:\"\xea\x41\x1f\n\rdetflow/Model\x12\x0emodels/{model}\"\xdb\x04\n\x0eHyperparameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04type\x18\x02 \x01(\x0e\x32\x1f.detflow.v1.Hyperparameter.Type\x12\x14\n\x07minimum\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x63hoices\x18\x05 \x03(\t\x12:\n\x08\x64\x65\x66\x61ults\x18\x06 \x03(\x0b\x32(.detflow.v1.Hyperparameter.DefaultsEntry\x12\x0f\n\x07help_en\x18\x07 \x01(\t\x12\x0f\n\x07help_ko\x18\x08 \x01(\t\x12\x13\n\x0bmultiple_of\x18\t \x01(\x05\x12\x10\n\x08\x66\x61milies\x18\n \x03(\t\x12\x43\n\rfamily_ranges\x18\x0b \x03(\x0b\x32,.detflow.v1.Hyperparameter.FamilyRangesEntry\x1aG\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value:\x02\x38\x01\x1aT\n\x11\x46\x61milyRangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.detflow.v1.HyperparameterRange:\x02\x38\x01\"N\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07INTEGER\x10\x01\x12\n\n\x06NUMBER\x10\x02\x12\x0b\n\x07\x42OOLEAN\x10\x03\x12\n\n\x06\x43HOICE\x10\x04\x42\n\n\x08_minimumB\n\n\x08_maximum\"L\n\x13HyperparameterRange\x12\x0f\n\x07minimum\x18\x01 \x01(\x01\x12\x0f\n\x07maximum\x18\x02 \x01(\x01\x12\x13\n\x0bmultiple_of\x18\x03 \x01(\x05\"\x9f\x01\n\x15PurgeArtifactsRequest\x12\x39\n\x06parent\x18\x01 \x01(\tB)\xe2\x41\x01\x02\xbaH\"r 2\x1e^projects/(-|[a-z0-9-]{1,63})$\x12\x34\n\x07min_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"H\n\x16PurgeArtifactsResponse\x12.\n\tartifacts\x18\x01 \x03(\x0b\x32\x1b.detflow.v1.PurgedArtifacts\"\xad\x01\n\x0fPurgedArtifacts\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .detflow.v1.PurgedArtifacts.Kind\x12\x0f\n\x07project\x18\x02 \x01(\t\x12\x0b\n\x03num\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"8\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nCHECKPOINT\x10\x01\x12\n\n\x06\x45XPORT\x10\x02\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.detflow.v1.Model\" \n\x1eGetHyperparameterSchemaRequest\"V\n\x1fGetHyperparameterSchemaResponse\x12\x33\n\x0fhyperparameters\x18\x01 \x03(\x0b\x32\x1a.detflow.v1.Hyperparameter\"\xce\x01\n\x14StartTrainingRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x32\n\x08training\x18\x02 \x01(\x0b\x32\x14.detflow.v1.TrainingB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"|\n\x15UpdateTrainingRequest\x12\x32\n\x08training\x18\x01 \x01(\x0b\x32\x14.detflow.v1.TrainingB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"|\n\x12GetTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\"\xa0\x01\n\x14ListTrainingsRequest\x12N\n\x06parent\x18\x01 \x01(\tB>\xe2\x41\x01\x02\xbaH7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Y\n\x15ListTrainingsResponse\x12\'\n\ttrainings\x18\x01 \x03(\x0b\x32\x14.detflow.v1.Training\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x13StopTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12,\n\x04mode\x18\x02 \x01(\x0e\x32\x14.detflow.v1.StopModeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x7f\n\x15ResumeTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\"\x98\x01\n\x14WatchTrainingRequest\x12\x66\n\x04name\x18\x01 \x01(\tBX\xe2\x41\x01\x02\xbaHQrO2M^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}/trainings/[a-z0-9-]{1,63}$\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"\x87\x02\n\x15WatchTrainingResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12(\n\x08training\x18\x02 \x01(\x0b\x32\x14.detflow.v1.TrainingH\x00\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1c.detflow.v1.TrainingProgressH\x00\x12)\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x18.detflow.v1.EpochMetricsH\x00\x12#\n\x03log\x18\x05 \x01(\x0b\x32\x14.detflow.v1.LogLinesH\x00\x12*\n\theartbeat\x18\x06 \x01(\x0b\x32\x15.detflow.v1.HeartbeatH\x00\x42\x06\n\x04what2\xe4\n\n\x0eTrainerService\x12_\n\nListModels\x12\x1d.detflow.v1.ListModelsRequest\x1a\x1e.detflow.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x94\x01\n\x17GetHyperparameterSchema\x12*.detflow.v1.GetHyperparameterSchemaRequest\x1a+.detflow.v1.GetHyperparameterSchemaResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/hyperparameterSchema\x12\x87\x01\n\rStartTraining\x12 .detflow.v1.StartTrainingRequest\x1a\x14.detflow.v1.Training\">\x82\xd3\xe4\x93\x02\x38\",/v1/{parent=projects/*/versions/*}/trainings:\x08training\x12y\n\x0bGetTraining\x12\x1e.detflow.v1.GetTrainingRequest\x1a\x14.detflow.v1.Training\"4\x82\xd3\xe4\x93\x02.\x12,/v1/{name=projects/*/versions/*/trainings/*}\x12\x8a\x01\n\rListTrainings\x12 .detflow.v1.ListTrainingsRequest\x1a!.detflow.v1.ListTrainingsResponse\"4\x82\xd3\xe4\x93\x02.\x12,/v1/{parent=projects/*/versions/*}/trainings\x12\x92\x01\n\x0eUpdateTraining\x12!.detflow.v1.UpdateTrainingRequest\x1a\x14.detflow.v1.Training\"G\x82\xd3\xe4\x93\x02\x41\x32\x35/v1/{training.name=projects/*/versions/*/trainings/*}:\x08training\x12\x83\x01\n\x0cStopTraining\x12\x1f.detflow.v1.StopTrainingRequest\x1a\x14.detflow.v1.Training\"<\x82\xd3\xe4\x93\x02\x36\"1/v1/{name=projects/*/versions/*/trainings/*}:stop:\x01*\x12\x89\x01\n\x0eResumeTraining\x12!.detflow.v1.ResumeTrainingRequest\x1a\x14.detflow.v1.Training\">\x82\xd3\xe4\x93\x02\x38\"3/v1/{name=projects/*/versions/*/trainings/*}:resume:\x01*\x12\x92\x01\n\rWatchTraining\x12 .detflow.v1.WatchTrainingRequest\x1a!.detflow.v1.WatchTrainingResponse\":\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/versions/*/trainings/*}:watch0\x01\x12\x8b\x01\n\x0ePurgeArtifacts\x12!.detflow.v1.PurgeArtifactsRequest\x1a\".detflow.v1.PurgeArtifactsResponse\"2\x82\xd3\xe4\x93\x02,\"\'/v1/{parent=projects/*}/artifacts:purge:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +48,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HYPERPARAMETER_DEFAULTSENTRY']._serialized_options = b'8\001'
   _globals['_HYPERPARAMETER_FAMILYRANGESENTRY']._loaded_options = None
   _globals['_HYPERPARAMETER_FAMILYRANGESENTRY']._serialized_options = b'8\001'
+  _globals['_PURGEARTIFACTSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_PURGEARTIFACTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H\"r 2\036^projects/(-|[a-z0-9-]{1,63})$'
+  _globals['_PURGEARTIFACTSREQUEST'].fields_by_name['min_age']._loaded_options = None
+  _globals['_PURGEARTIFACTSREQUEST'].fields_by_name['min_age']._serialized_options = b'\272H\005\252\001\0022\000'
   _globals['_STARTTRAININGREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_STARTTRAININGREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\272H7r523^projects/[a-z0-9-]{1,63}/versions/[a-z0-9-]{1,63}$'
   _globals['_STARTTRAININGREQUEST'].fields_by_name['training']._loaded_options = None
@@ -91,44 +96,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSERVICE'].methods_by_name['ResumeTraining']._serialized_options = b'\202\323\344\223\0028\"3/v1/{name=projects/*/versions/*/trainings/*}:resume:\001*'
   _globals['_TRAINERSERVICE'].methods_by_name['WatchTraining']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['WatchTraining']._serialized_options = b'\202\323\344\223\0024\0222/v1/{name=projects/*/versions/*/trainings/*}:watch'
-  _globals['_MODEL']._serialized_start=276
-  _globals['_MODEL']._serialized_end=441
-  _globals['_HYPERPARAMETER']._serialized_start=444
-  _globals['_HYPERPARAMETER']._serialized_end=1047
-  _globals['_HYPERPARAMETER_DEFAULTSENTRY']._serialized_start=786
-  _globals['_HYPERPARAMETER_DEFAULTSENTRY']._serialized_end=857
-  _globals['_HYPERPARAMETER_FAMILYRANGESENTRY']._serialized_start=859
-  _globals['_HYPERPARAMETER_FAMILYRANGESENTRY']._serialized_end=943
-  _globals['_HYPERPARAMETER_TYPE']._serialized_start=945
-  _globals['_HYPERPARAMETER_TYPE']._serialized_end=1023
-  _globals['_HYPERPARAMETERRANGE']._serialized_start=1049
-  _globals['_HYPERPARAMETERRANGE']._serialized_end=1125
-  _globals['_LISTMODELSREQUEST']._serialized_start=1127
-  _globals['_LISTMODELSREQUEST']._serialized_end=1146
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1148
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1203
-  _globals['_GETHYPERPARAMETERSCHEMAREQUEST']._serialized_start=1205
-  _globals['_GETHYPERPARAMETERSCHEMAREQUEST']._serialized_end=1237
-  _globals['_GETHYPERPARAMETERSCHEMARESPONSE']._serialized_start=1239
-  _globals['_GETHYPERPARAMETERSCHEMARESPONSE']._serialized_end=1325
-  _globals['_STARTTRAININGREQUEST']._serialized_start=1328
-  _globals['_STARTTRAININGREQUEST']._serialized_end=1534
-  _globals['_UPDATETRAININGREQUEST']._serialized_start=1536
-  _globals['_UPDATETRAININGREQUEST']._serialized_end=1660
-  _globals['_GETTRAININGREQUEST']._serialized_start=1662
-  _globals['_GETTRAININGREQUEST']._serialized_end=1786
-  _globals['_LISTTRAININGSREQUEST']._serialized_start=1789
-  _globals['_LISTTRAININGSREQUEST']._serialized_end=1949
-  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1951
-  _globals['_LISTTRAININGSRESPONSE']._serialized_end=2040
-  _globals['_STOPTRAININGREQUEST']._serialized_start=2043
-  _globals['_STOPTRAININGREQUEST']._serialized_end=2214
-  _globals['_RESUMETRAININGREQUEST']._serialized_start=2216
-  _globals['_RESUMETRAININGREQUEST']._serialized_end=2343
-  _globals['_WATCHTRAININGREQUEST']._serialized_start=2346
-  _globals['_WATCHTRAININGREQUEST']._serialized_end=2498
-  _globals['_WATCHTRAININGRESPONSE']._serialized_start=2501
-  _globals['_WATCHTRAININGRESPONSE']._serialized_end=2764
-  _globals['_TRAINERSERVICE']._serialized_start=2767
-  _globals['_TRAINERSERVICE']._serialized_end=4005
+  _globals['_TRAINERSERVICE'].methods_by_name['PurgeArtifacts']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['PurgeArtifacts']._serialized_options = b'\202\323\344\223\002,\"\'/v1/{parent=projects/*}/artifacts:purge:\001*'
+  _globals['_MODEL']._serialized_start=308
+  _globals['_MODEL']._serialized_end=473
+  _globals['_HYPERPARAMETER']._serialized_start=476
+  _globals['_HYPERPARAMETER']._serialized_end=1079
+  _globals['_HYPERPARAMETER_DEFAULTSENTRY']._serialized_start=818
+  _globals['_HYPERPARAMETER_DEFAULTSENTRY']._serialized_end=889
+  _globals['_HYPERPARAMETER_FAMILYRANGESENTRY']._serialized_start=891
+  _globals['_HYPERPARAMETER_FAMILYRANGESENTRY']._serialized_end=975
+  _globals['_HYPERPARAMETER_TYPE']._serialized_start=977
+  _globals['_HYPERPARAMETER_TYPE']._serialized_end=1055
+  _globals['_HYPERPARAMETERRANGE']._serialized_start=1081
+  _globals['_HYPERPARAMETERRANGE']._serialized_end=1157
+  _globals['_PURGEARTIFACTSREQUEST']._serialized_start=1160
+  _globals['_PURGEARTIFACTSREQUEST']._serialized_end=1319
+  _globals['_PURGEARTIFACTSRESPONSE']._serialized_start=1321
+  _globals['_PURGEARTIFACTSRESPONSE']._serialized_end=1393
+  _globals['_PURGEDARTIFACTS']._serialized_start=1396
+  _globals['_PURGEDARTIFACTS']._serialized_end=1569
+  _globals['_PURGEDARTIFACTS_KIND']._serialized_start=1513
+  _globals['_PURGEDARTIFACTS_KIND']._serialized_end=1569
+  _globals['_LISTMODELSREQUEST']._serialized_start=1571
+  _globals['_LISTMODELSREQUEST']._serialized_end=1590
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1592
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1647
+  _globals['_GETHYPERPARAMETERSCHEMAREQUEST']._serialized_start=1649
+  _globals['_GETHYPERPARAMETERSCHEMAREQUEST']._serialized_end=1681
+  _globals['_GETHYPERPARAMETERSCHEMARESPONSE']._serialized_start=1683
+  _globals['_GETHYPERPARAMETERSCHEMARESPONSE']._serialized_end=1769
+  _globals['_STARTTRAININGREQUEST']._serialized_start=1772
+  _globals['_STARTTRAININGREQUEST']._serialized_end=1978
+  _globals['_UPDATETRAININGREQUEST']._serialized_start=1980
+  _globals['_UPDATETRAININGREQUEST']._serialized_end=2104
+  _globals['_GETTRAININGREQUEST']._serialized_start=2106
+  _globals['_GETTRAININGREQUEST']._serialized_end=2230
+  _globals['_LISTTRAININGSREQUEST']._serialized_start=2233
+  _globals['_LISTTRAININGSREQUEST']._serialized_end=2393
+  _globals['_LISTTRAININGSRESPONSE']._serialized_start=2395
+  _globals['_LISTTRAININGSRESPONSE']._serialized_end=2484
+  _globals['_STOPTRAININGREQUEST']._serialized_start=2487
+  _globals['_STOPTRAININGREQUEST']._serialized_end=2658
+  _globals['_RESUMETRAININGREQUEST']._serialized_start=2660
+  _globals['_RESUMETRAININGREQUEST']._serialized_end=2787
+  _globals['_WATCHTRAININGREQUEST']._serialized_start=2790
+  _globals['_WATCHTRAININGREQUEST']._serialized_end=2942
+  _globals['_WATCHTRAININGRESPONSE']._serialized_start=2945
+  _globals['_WATCHTRAININGRESPONSE']._serialized_end=3208
+  _globals['_TRAINERSERVICE']._serialized_start=3211
+  _globals['_TRAINERSERVICE']._serialized_end=4591
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from detflow.v1 import common_pb2 as _common_pb2
 from detflow.v1 import training_pb2 as _training_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
@@ -244,6 +245,119 @@ class HyperparameterRange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HyperparameterRange: _TypeAlias = HyperparameterRange  # noqa: Y015
+
+@_typing.final
+class PurgeArtifactsRequest(_message.Message):
+    """Request of PurgeArtifacts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    MIN_AGE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """projects/{project}; projects/- for all."""
+    validate_only: _builtins.bool
+    """Only says what would be deleted."""
+    @_builtins.property
+    def min_age(self) -> _duration_pb2.Duration:
+        """How long ago a training, or an export, must have ended; not set: as long as the settings of the trainer say."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        min_age: _duration_pb2.Duration | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age", b"min_age", "parent", b"parent", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeArtifactsRequest: _TypeAlias = PurgeArtifactsRequest  # noqa: Y015
+
+@_typing.final
+class PurgeArtifactsResponse(_message.Message):
+    """Response of PurgeArtifacts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PurgedArtifacts]:
+        """What was deleted, or would be, by project and kind. The objects follow within a minute."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: _abc.Iterable[Global___PurgedArtifacts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeArtifactsResponse: _TypeAlias = PurgeArtifactsResponse  # noqa: Y015
+
+@_typing.final
+class PurgedArtifacts(_message.Message):
+    """Artifacts of one kind and project that were deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PurgedArtifacts._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: PurgedArtifacts._Kind.ValueType  # 0
+        """Not stated."""
+        CHECKPOINT: PurgedArtifacts._Kind.ValueType  # 1
+        """Checkpoints of trainings that are PAUSED or FAILED."""
+        EXPORT: PurgedArtifacts._Kind.ValueType  # 2
+        """Finished exports."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What they are."""
+
+    KIND_UNSPECIFIED: PurgedArtifacts.Kind.ValueType  # 0
+    """Not stated."""
+    CHECKPOINT: PurgedArtifacts.Kind.ValueType  # 1
+    """Checkpoints of trainings that are PAUSED or FAILED."""
+    EXPORT: PurgedArtifacts.Kind.ValueType  # 2
+    """Finished exports."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    NUM_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    kind: Global___PurgedArtifacts.Kind.ValueType
+    """What they are."""
+    project: _builtins.str
+    """projects/{project}"""
+    num: _builtins.int
+    """How many."""
+    size_bytes: _builtins.int
+    """Their sizes together."""
+    def __init__(
+        self,
+        *,
+        kind: Global___PurgedArtifacts.Kind.ValueType = ...,
+        project: _builtins.str = ...,
+        num: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "num", b"num", "project", b"project", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgedArtifacts: _TypeAlias = PurgedArtifacts  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -81,6 +81,11 @@ class TrainerServiceStub:
                 request_serializer=detflow_dot_v1_dot_trainer__pb2.WatchTrainingRequest.SerializeToString,
                 response_deserializer=detflow_dot_v1_dot_trainer__pb2.WatchTrainingResponse.FromString,
                 _registered_method=True)
+        self.PurgeArtifacts = channel.unary_unary(
+                '/detflow.v1.TrainerService/PurgeArtifacts',
+                request_serializer=detflow_dot_v1_dot_trainer__pb2.PurgeArtifactsRequest.SerializeToString,
+                response_deserializer=detflow_dot_v1_dot_trainer__pb2.PurgeArtifactsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -150,6 +155,14 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeArtifacts(self, request, context):
+        """Deletes what old trainings keep and nothing needs: checkpoints of those that were paused or have failed, which
+        then begin anew when they are resumed, and exports. Weights, figures and what is under way stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -197,6 +210,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.WatchTraining,
                     request_deserializer=detflow_dot_v1_dot_trainer__pb2.WatchTrainingRequest.FromString,
                     response_serializer=detflow_dot_v1_dot_trainer__pb2.WatchTrainingResponse.SerializeToString,
+            ),
+            'PurgeArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeArtifacts,
+                    request_deserializer=detflow_dot_v1_dot_trainer__pb2.PurgeArtifactsRequest.FromString,
+                    response_serializer=detflow_dot_v1_dot_trainer__pb2.PurgeArtifactsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +461,33 @@ class TrainerService:
             '/detflow.v1.TrainerService/WatchTraining',
             detflow_dot_v1_dot_trainer__pb2.WatchTrainingRequest.SerializeToString,
             detflow_dot_v1_dot_trainer__pb2.WatchTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/detflow.v1.TrainerService/PurgeArtifacts',
+            detflow_dot_v1_dot_trainer__pb2.PurgeArtifactsRequest.SerializeToString,
+            detflow_dot_v1_dot_trainer__pb2.PurgeArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class TrainerServiceStub:
     """Queues a PAUSED or FAILED training again; it goes on from its last checkpoint."""
     WatchTraining: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchTrainingRequest, _trainer_pb2.WatchTrainingResponse]
     """Watches a training: as it is, then states, progress, epochs and log lines. Ends after a final state."""
+    PurgeArtifacts: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PurgeArtifactsRequest, _trainer_pb2.PurgeArtifactsResponse]
+    """Deletes what old trainings keep and nothing needs: checkpoints of those that were paused or have failed, which
+    then begin anew when they are resumed, and exports. Weights, figures and what is under way stay.
+    """
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -76,6 +80,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Queues a PAUSED or FAILED training again; it goes on from its last checkpoint."""
     WatchTraining: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchTrainingRequest, _trainer_pb2.WatchTrainingResponse]  # type: ignore[assignment]
     """Watches a training: as it is, then states, progress, epochs and log lines. Ends after a final state."""
+    PurgeArtifacts: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PurgeArtifactsRequest, _trainer_pb2.PurgeArtifactsResponse]  # type: ignore[assignment]
+    """Deletes what old trainings keep and nothing needs: checkpoints of those that were paused or have failed, which
+    then begin anew when they are resumed, and exports. Weights, figures and what is under way stay.
+    """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Trainings and the model catalogue. Served by the trainer service."""
@@ -151,5 +159,15 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchTrainingResponse], _abc.AsyncIterator[_trainer_pb2.WatchTrainingResponse]]:
         """Watches a training: as it is, then states, progress, epochs and log lines. Ends after a final state."""
+
+    @_abc_1.abstractmethod
+    def PurgeArtifacts(
+        self,
+        request: _trainer_pb2.PurgeArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.PurgeArtifactsResponse, _abc.Awaitable[_trainer_pb2.PurgeArtifactsResponse]]:
+        """Deletes what old trainings keep and nothing needs: checkpoints of those that were paused or have failed, which
+        then begin anew when they are resumed, and exports. Weights, figures and what is under way stay.
+        """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

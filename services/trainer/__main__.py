@@ -18,7 +18,7 @@ from detflow.v1 import (
     version_pb2_grpc,
     weights_pb2_grpc,
 )
-from services.trainer import jobs, queued_preflights, trials
+from services.trainer import gauges, jobs, queued_preflights, trials
 from services.trainer.attempt import Deadlines
 from services.trainer.consumer import consumers
 from services.trainer.executors import Executor
@@ -28,6 +28,7 @@ from services.trainer.exporter import Exporter, RunJob
 from services.trainer.lease import LeaseDesk
 from services.trainer.queued_preflights import QueuedPreflights
 from services.trainer.quota import RunningQuotas
+from services.trainer.retention import Ages, Retention
 from services.trainer.scheduler import Scheduler
 from services.trainer.service import TrainerService
 from services.trainer.trials import Trials
@@ -73,6 +74,7 @@ async def serve(
                 projects=projects,
                 executor=executor,
                 quotas=quotas,
+                ages=Ages.of(s.settings),
                 trials=Trials(s.settings, run_job),
             ),
         )
@@ -81,7 +83,9 @@ async def serve(
         for consumer in consumers(s.db, s.bus):
             s.spawn(consumer.run(), "consumer")
         s.spawn(quotas.run(), "quotas")
+        s.spawn(Retention(s.db, Ages.of(s.settings)).run(), "retention")
         s.spawn(scheduler.run(), "scheduler")
+        s.figures(gauges.QUERIES, lambda: gauges.count_slots(executor))
         s.on_drain(scheduler.drain)
         with contextlib.closing(Scratch(s.settings.data_dir / "uploads")) as scratch:
             s.add(

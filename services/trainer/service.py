@@ -21,7 +21,7 @@ from detflow.sharing import SharedRead
 from detflow.v1 import trainer_pb2, trainer_pb2_grpc, training_pb2, version_pb2, version_pb2_grpc
 from detflow.v1.common_pb2 import Heartbeat
 from detflow.watch import Beat, Change, Gauge, Snapshot, Watcher
-from services.trainer import queue, store, versions
+from services.trainer import queue, retention, store, versions
 from services.trainer.catalogue import hyperparameter_message, model_message
 from services.trainer.domain import (
     FINAL,
@@ -38,11 +38,12 @@ from services.trainer.hyperparameters import SCHEMA
 from services.trainer.messages import plan_message, to_message
 from services.trainer.models import MODELS
 from services.trainer.quota import RunningQuotas
+from services.trainer.retention import Ages
 from services.trainer.start import check_devices, check_ready, make_plan
 from services.trainer.trials import Trials
 from services.trainer.warm_start import check_still_there, find_model, find_weights
 
-_ANY_VERSION = "-"
+_ANY_VERSION = _ANY_PROJECT = "-"
 _Version = version_pb2.Version
 
 
@@ -54,6 +55,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         projects: The projects there are.
         executor: Its slots decide what can be started.
         quotas: How many trainings of a project may be under way.
+        ages: How long what old trainings keep is kept.
         trials: Tries what is not to be started.
     """
 
@@ -66,6 +68,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         projects: Projects,
         executor: Executor,
         quotas: RunningQuotas,
+        ages: Ages,
         trials: Trials,
     ) -> None:
         self._db = db
@@ -74,6 +77,7 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         self._projects = projects
         self._executor = executor
         self._quotas = quotas
+        self._ages = ages
         self._trials = trials
         # Many watch one training, and each change is news to all of them at once.
         self._found = SharedRead(self._find)
@@ -273,6 +277,41 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
                 if isinstance(item, Beat) or _is_final(response):
                     if await self._has_ended(current.name, response):
                         return
+
+    async def PurgeArtifacts(
+        self, request: trainer_pb2.PurgeArtifactsRequest, context: object
+    ) -> trainer_pb2.PurgeArtifactsResponse:
+        """Deletes old checkpoints and exports, or says which those are."""
+        project = request.parent.split("/")[1]
+        ages = self._ages
+        if request.HasField("min_age"):
+            age = request.min_age.ToTimedelta()
+            ages = Ages(checkpoints=age, exports=age)
+        if project != _ANY_PROJECT:
+            await self._projects.check(request.parent)
+        async with self._db.connection() as conn:
+            transaction = conn.transaction()
+            await transaction.start()
+            try:
+                purged = await retention.purge(
+                    conn, ages, None if project == _ANY_PROJECT else project
+                )
+            except BaseException:
+                await transaction.rollback()
+                raise
+            # What it would do is what it does, but for the end.
+            await (transaction.rollback() if request.validate_only else transaction.commit())
+        return trainer_pb2.PurgeArtifactsResponse(
+            artifacts=[
+                trainer_pb2.PurgedArtifacts(
+                    kind=trainer_pb2.PurgedArtifacts.Kind.Value(one.kind),
+                    project=f"projects/{one.project}",
+                    num=one.num,
+                    size_bytes=one.size_bytes,
+                )
+                for one in purged
+            ]
+        )
 
     async def _find(self, name: str) -> Training:
         async with self._db.connection() as conn:
