@@ -7,6 +7,7 @@ at any replica. Whether the ID token is genuine is judged by the version service
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -33,6 +34,7 @@ COOKIE_SECONDS = 600
 
 _DISCOVERY = "/.well-known/openid-configuration"
 _DISCOVERY_SECONDS = 3600.0
+_RETRY_SECONDS = 2.0
 _MAX_BYTES = 256 << 10
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _SCOPE = "openid email profile"
@@ -83,6 +85,8 @@ class Issuer:
         self._client_secret = settings.oidc_client_secret
         self._endpoints: _Endpoints | None = None
         self._endpoints_time = 0.0
+        self._failure_time = float("-inf")
+        self._discovering = asyncio.Lock()
         self._http: aiohttp.ClientSession | None = None
         self.name = urlsplit(settings.oidc_issuer).netloc
         """Shown to who signs in."""
@@ -157,23 +161,35 @@ class Issuer:
         return token
 
     async def _discover(self) -> _Endpoints:
-        now = time.monotonic()
-        if self._endpoints and now < self._endpoints_time + _DISCOVERY_SECONDS:
+        """Returns where to ask; whoever comes meanwhile, or after a failure, asks for no other."""
+        async with self._discovering:
+            now = time.monotonic()
+            if self._endpoints and now < self._endpoints_time + _DISCOVERY_SECONDS:
+                return self._endpoints
+            if now < self._failure_time + _RETRY_SECONDS:
+                raise OidcError("discovery failed a moment ago")
+            try:
+                self._endpoints = await self._fetch_endpoints()
+            except OidcError:
+                self._failure_time = time.monotonic()
+                raise
+            self._endpoints_time = now
             return self._endpoints
+
+    async def _fetch_endpoints(self) -> _Endpoints:
         status, document = await self._ask("GET", f"{self._url}{_DISCOVERY}")
         if status != 200 or document.get("issuer") != self._issuer:
             raise OidcError(
                 f"discovery answered {status}, of the issuer {document.get('issuer')!r} instead of"
                 f" {self._issuer!r}"
             )
-        methods = document.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
-        self._endpoints = _Endpoints(
+        methods = document.get("token_endpoint_auth_methods_supported")
+        methods = methods if isinstance(methods, list) else ["client_secret_basic"]
+        return _Endpoints(
             authorization=_endpoint(document.get("authorization_endpoint")),
             token=_endpoint(document.get("token_endpoint")),
             uses_post="client_secret_post" in methods and "client_secret_basic" not in methods,
         )
-        self._endpoints_time = now
-        return self._endpoints
 
     async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any]]:
         if self._http is None:

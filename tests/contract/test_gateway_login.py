@@ -55,8 +55,10 @@ class FakeIssuer:
         self.codes: dict[str, dict[str, str]] = {}
         self.forms: list[dict[str, str]] = []
         self.num_key_calls = 0
+        self.num_discoveries = 0
 
     async def discover(self, request: web.Request) -> web.Response:
+        self.num_discoveries += 1
         return web.json_response(
             {
                 "issuer": self.url,
@@ -257,11 +259,18 @@ async def test_issuer_out_of_order_is_said_on_a_page(
     http: httpx.AsyncClient, issuer: FakeIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oidc, "_DISCOVERY_SECONDS", 0.0)
+    monkeypatch.setattr(oidc, "_RETRY_SECONDS", 600.0)
+    issuer.discovery = {"issuer": "https://other.example"}
+    for _ in range(3):  # it is not asked again at once
+        assert (await http.get("/login/oidc")).status_code == 503
+    assert issuer.num_discoveries == 1
+    monkeypatch.setattr(oidc, "_RETRY_SECONDS", 0.0)
     for discovery in (
         {"issuer": "https://other.example"},
         {"token_endpoint": "http://other.example/token"},
         {"authorization_endpoint": None},
         {"padding": "x" * 300_000},
+        {"token_endpoint_auth_methods_supported": None, "token_endpoint": 7},
     ):
         issuer.discovery = discovery
         answer = await http.get("/login/oidc")
@@ -328,7 +337,7 @@ async def test_metrics_take_a_token_where_others_can_reach_the_gateway(
             refused = await http.get("/metrics")
             assert details(refused, "ErrorInfo")["reason"] == "NO_TOKEN"
             shown = {"authorization": f"Bearer {OWNER}"}
-            assert "detflow_gateway_requests" in (await http.get("/metrics", headers=shown)).text
+            assert "http_requests" in (await http.get("/metrics", headers=shown)).text
             assert (await http.get("/readyz")).status_code == 200
     elsewhere = Settings(metrics_listen="127.0.0.1:0")
     async with gateway_rig.in_front_of(addresses, elsewhere) as (_, _, http, _):
