@@ -8,15 +8,15 @@ import type { Heartbeat } from "./common_pb.js";
 import { file_detflow_v1_common } from "./common_pb.js";
 import type { EpochMetrics, LogLines, StopMode, Training, TrainingProgress, TrainingSchema } from "./training_pb.js";
 import { file_detflow_v1_training } from "./training_pb.js";
-import type { FieldMask, Value } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_field_mask, file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
+import type { Duration, FieldMask, Value } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file detflow/v1/trainer.proto.
  */
 export const file_detflow_v1_trainer: GenFile = /*@__PURE__*/
-  fileDesc("ChhkZXRmbG93L3YxL3RyYWluZXIucHJvdG8SCmRldGZsb3cudjEiewoFTW9kZWwSDAoEbmFtZRgBIAEoCRIUCgxkaXNwbGF5X25hbWUYAiABKAkSDgoGZmFtaWx5GAMgASgJEhUKDWlucHV0X3NpemVfcHgYBCABKAUSFgoObnVtX3BhcmFtZXRlcnMYBSABKAMSDwoHbGljZW5jZRgGIAEoCSLbBAoOSHlwZXJwYXJhbWV0ZXISDAoEbmFtZRgBIAEoCRItCgR0eXBlGAIgASgOMh8uZGV0Zmxvdy52MS5IeXBlcnBhcmFtZXRlci5UeXBlEhQKB21pbmltdW0YAyABKAFIAIgBARIUCgdtYXhpbXVtGAQgASgBSAGIAQESDwoHY2hvaWNlcxgFIAMoCRI6CghkZWZhdWx0cxgGIAMoCzIoLmRldGZsb3cudjEuSHlwZXJwYXJhbWV0ZXIuRGVmYXVsdHNFbnRyeRIPCgdoZWxwX2VuGAcgASgJEg8KB2hlbHBfa28YCCABKAkSEwoLbXVsdGlwbGVfb2YYCSABKAUSEAoIZmFtaWxpZXMYCiADKAkSQwoNZmFtaWx5X3JhbmdlcxgLIAMoCzIsLmRldGZsb3cudjEuSHlwZXJwYXJhbWV0ZXIuRmFtaWx5UmFuZ2VzRW50cnkaRwoNRGVmYXVsdHNFbnRyeRILCgNrZXkYASABKAkSJQoFdmFsdWUYAiABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWU6AjgBGlQKEUZhbWlseVJhbmdlc0VudHJ5EgsKA2tleRgBIAEoCRIuCgV2YWx1ZRgCIAEoCzIfLmRldGZsb3cudjEuSHlwZXJwYXJhbWV0ZXJSYW5nZToCOAEiTgoEVHlwZRIUChBUWVBFX1VOU1BFQ0lGSUVEEAASCwoHSU5URUdFUhABEgoKBk5VTUJFUhACEgsKB0JPT0xFQU4QAxIKCgZDSE9JQ0UQBEIKCghfbWluaW11bUIKCghfbWF4aW11bSJMChNIeXBlcnBhcmFtZXRlclJhbmdlEg8KB21pbmltdW0YASABKAESDwoHbWF4aW11bRgCIAEoARITCgttdWx0aXBsZV9vZhgDIAEoBSITChFMaXN0TW9kZWxzUmVxdWVzdCI3ChJMaXN0TW9kZWxzUmVzcG9uc2USIQoGbW9kZWxzGAEgAygLMhEuZGV0Zmxvdy52MS5Nb2RlbCIgCh5HZXRIeXBlcnBhcmFtZXRlclNjaGVtYVJlcXVlc3QiVgofR2V0SHlwZXJwYXJhbWV0ZXJTY2hlbWFSZXNwb25zZRIzCg9oeXBlcnBhcmFtZXRlcnMYASADKAsyGi5kZXRmbG93LnYxLkh5cGVycGFyYW1ldGVyInkKFFN0YXJ0VHJhaW5pbmdSZXF1ZXN0Eg4KBnBhcmVudBgBIAEoCRImCgh0cmFpbmluZxgCIAEoCzIULmRldGZsb3cudjEuVHJhaW5pbmcSEgoKcmVxdWVzdF9pZBgDIAEoCRIVCg12YWxpZGF0ZV9vbmx5GAQgASgIInAKFVVwZGF0ZVRyYWluaW5nUmVxdWVzdBImCgh0cmFpbmluZxgBIAEoCzIULmRldGZsb3cudjEuVHJhaW5pbmcSLwoLdXBkYXRlX21hc2sYAiABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrIiIKEkdldFRyYWluaW5nUmVxdWVzdBIMCgRuYW1lGAEgASgJIk0KFExpc3RUcmFpbmluZ3NSZXF1ZXN0Eg4KBnBhcmVudBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJZChVMaXN0VHJhaW5pbmdzUmVzcG9uc2USJwoJdHJhaW5pbmdzGAEgAygLMhQuZGV0Zmxvdy52MS5UcmFpbmluZxIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiRwoTU3RvcFRyYWluaW5nUmVxdWVzdBIMCgRuYW1lGAEgASgJEiIKBG1vZGUYAiABKA4yFC5kZXRmbG93LnYxLlN0b3BNb2RlIiUKFVJlc3VtZVRyYWluaW5nUmVxdWVzdBIMCgRuYW1lGAEgASgJIjQKFFdhdGNoVHJhaW5pbmdSZXF1ZXN0EgwKBG5hbWUYASABKAkSDgoGY3Vyc29yGAIgASgJIocCChVXYXRjaFRyYWluaW5nUmVzcG9uc2USDgoGY3Vyc29yGAEgASgJEigKCHRyYWluaW5nGAIgASgLMhQuZGV0Zmxvdy52MS5UcmFpbmluZ0gAEjAKCHByb2dyZXNzGAMgASgLMhwuZGV0Zmxvdy52MS5UcmFpbmluZ1Byb2dyZXNzSAASKQoFZXBvY2gYBCABKAsyGC5kZXRmbG93LnYxLkVwb2NoTWV0cmljc0gAEiMKA2xvZxgFIAEoCzIULmRldGZsb3cudjEuTG9nTGluZXNIABIqCgloZWFydGJlYXQYBiABKAsyFS5kZXRmbG93LnYxLkhlYXJ0YmVhdEgAQgYKBHdoYXQy6gUKDlRyYWluZXJTZXJ2aWNlEksKCkxpc3RNb2RlbHMSHS5kZXRmbG93LnYxLkxpc3RNb2RlbHNSZXF1ZXN0Gh4uZGV0Zmxvdy52MS5MaXN0TW9kZWxzUmVzcG9uc2UScgoXR2V0SHlwZXJwYXJhbWV0ZXJTY2hlbWESKi5kZXRmbG93LnYxLkdldEh5cGVycGFyYW1ldGVyU2NoZW1hUmVxdWVzdBorLmRldGZsb3cudjEuR2V0SHlwZXJwYXJhbWV0ZXJTY2hlbWFSZXNwb25zZRJHCg1TdGFydFRyYWluaW5nEiAuZGV0Zmxvdy52MS5TdGFydFRyYWluaW5nUmVxdWVzdBoULmRldGZsb3cudjEuVHJhaW5pbmcSQwoLR2V0VHJhaW5pbmcSHi5kZXRmbG93LnYxLkdldFRyYWluaW5nUmVxdWVzdBoULmRldGZsb3cudjEuVHJhaW5pbmcSVAoNTGlzdFRyYWluaW5ncxIgLmRldGZsb3cudjEuTGlzdFRyYWluaW5nc1JlcXVlc3QaIS5kZXRmbG93LnYxLkxpc3RUcmFpbmluZ3NSZXNwb25zZRJJCg5VcGRhdGVUcmFpbmluZxIhLmRldGZsb3cudjEuVXBkYXRlVHJhaW5pbmdSZXF1ZXN0GhQuZGV0Zmxvdy52MS5UcmFpbmluZxJFCgxTdG9wVHJhaW5pbmcSHy5kZXRmbG93LnYxLlN0b3BUcmFpbmluZ1JlcXVlc3QaFC5kZXRmbG93LnYxLlRyYWluaW5nEkkKDlJlc3VtZVRyYWluaW5nEiEuZGV0Zmxvdy52MS5SZXN1bWVUcmFpbmluZ1JlcXVlc3QaFC5kZXRmbG93LnYxLlRyYWluaW5nElYKDVdhdGNoVHJhaW5pbmcSIC5kZXRmbG93LnYxLldhdGNoVHJhaW5pbmdSZXF1ZXN0GiEuZGV0Zmxvdy52MS5XYXRjaFRyYWluaW5nUmVzcG9uc2UwAWIGcHJvdG8z", [file_detflow_v1_common, file_detflow_v1_training, file_google_protobuf_field_mask, file_google_protobuf_struct]);
+  fileDesc("ChhkZXRmbG93L3YxL3RyYWluZXIucHJvdG8SCmRldGZsb3cudjEiewoFTW9kZWwSDAoEbmFtZRgBIAEoCRIUCgxkaXNwbGF5X25hbWUYAiABKAkSDgoGZmFtaWx5GAMgASgJEhUKDWlucHV0X3NpemVfcHgYBCABKAUSFgoObnVtX3BhcmFtZXRlcnMYBSABKAMSDwoHbGljZW5jZRgGIAEoCSLbBAoOSHlwZXJwYXJhbWV0ZXISDAoEbmFtZRgBIAEoCRItCgR0eXBlGAIgASgOMh8uZGV0Zmxvdy52MS5IeXBlcnBhcmFtZXRlci5UeXBlEhQKB21pbmltdW0YAyABKAFIAIgBARIUCgdtYXhpbXVtGAQgASgBSAGIAQESDwoHY2hvaWNlcxgFIAMoCRI6CghkZWZhdWx0cxgGIAMoCzIoLmRldGZsb3cudjEuSHlwZXJwYXJhbWV0ZXIuRGVmYXVsdHNFbnRyeRIPCgdoZWxwX2VuGAcgASgJEg8KB2hlbHBfa28YCCABKAkSEwoLbXVsdGlwbGVfb2YYCSABKAUSEAoIZmFtaWxpZXMYCiADKAkSQwoNZmFtaWx5X3JhbmdlcxgLIAMoCzIsLmRldGZsb3cudjEuSHlwZXJwYXJhbWV0ZXIuRmFtaWx5UmFuZ2VzRW50cnkaRwoNRGVmYXVsdHNFbnRyeRILCgNrZXkYASABKAkSJQoFdmFsdWUYAiABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWU6AjgBGlQKEUZhbWlseVJhbmdlc0VudHJ5EgsKA2tleRgBIAEoCRIuCgV2YWx1ZRgCIAEoCzIfLmRldGZsb3cudjEuSHlwZXJwYXJhbWV0ZXJSYW5nZToCOAEiTgoEVHlwZRIUChBUWVBFX1VOU1BFQ0lGSUVEEAASCwoHSU5URUdFUhABEgoKBk5VTUJFUhACEgsKB0JPT0xFQU4QAxIKCgZDSE9JQ0UQBEIKCghfbWluaW11bUIKCghfbWF4aW11bSJMChNIeXBlcnBhcmFtZXRlclJhbmdlEg8KB21pbmltdW0YASABKAESDwoHbWF4aW11bRgCIAEoARITCgttdWx0aXBsZV9vZhgDIAEoBSJqChVQdXJnZUFydGlmYWN0c1JlcXVlc3QSDgoGcGFyZW50GAEgASgJEioKB21pbl9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFQoNdmFsaWRhdGVfb25seRgDIAEoCCJIChZQdXJnZUFydGlmYWN0c1Jlc3BvbnNlEi4KCWFydGlmYWN0cxgBIAMoCzIbLmRldGZsb3cudjEuUHVyZ2VkQXJ0aWZhY3RzIq0BCg9QdXJnZWRBcnRpZmFjdHMSLgoEa2luZBgBIAEoDjIgLmRldGZsb3cudjEuUHVyZ2VkQXJ0aWZhY3RzLktpbmQSDwoHcHJvamVjdBgCIAEoCRILCgNudW0YAyABKAMSEgoKc2l6ZV9ieXRlcxgEIAEoAyI4CgRLaW5kEhQKEEtJTkRfVU5TUEVDSUZJRUQQABIOCgpDSEVDS1BPSU5UEAESCgoGRVhQT1JUEAIiEwoRTGlzdE1vZGVsc1JlcXVlc3QiNwoSTGlzdE1vZGVsc1Jlc3BvbnNlEiEKBm1vZGVscxgBIAMoCzIRLmRldGZsb3cudjEuTW9kZWwiIAoeR2V0SHlwZXJwYXJhbWV0ZXJTY2hlbWFSZXF1ZXN0IlYKH0dldEh5cGVycGFyYW1ldGVyU2NoZW1hUmVzcG9uc2USMwoPaHlwZXJwYXJhbWV0ZXJzGAEgAygLMhouZGV0Zmxvdy52MS5IeXBlcnBhcmFtZXRlciJ5ChRTdGFydFRyYWluaW5nUmVxdWVzdBIOCgZwYXJlbnQYASABKAkSJgoIdHJhaW5pbmcYAiABKAsyFC5kZXRmbG93LnYxLlRyYWluaW5nEhIKCnJlcXVlc3RfaWQYAyABKAkSFQoNdmFsaWRhdGVfb25seRgEIAEoCCJwChVVcGRhdGVUcmFpbmluZ1JlcXVlc3QSJgoIdHJhaW5pbmcYASABKAsyFC5kZXRmbG93LnYxLlRyYWluaW5nEi8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayIiChJHZXRUcmFpbmluZ1JlcXVlc3QSDAoEbmFtZRgBIAEoCSJNChRMaXN0VHJhaW5pbmdzUmVxdWVzdBIOCgZwYXJlbnQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkiWQoVTGlzdFRyYWluaW5nc1Jlc3BvbnNlEicKCXRyYWluaW5ncxgBIAMoCzIULmRldGZsb3cudjEuVHJhaW5pbmcSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIkcKE1N0b3BUcmFpbmluZ1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIiCgRtb2RlGAIgASgOMhQuZGV0Zmxvdy52MS5TdG9wTW9kZSIlChVSZXN1bWVUcmFpbmluZ1JlcXVlc3QSDAoEbmFtZRgBIAEoCSI0ChRXYXRjaFRyYWluaW5nUmVxdWVzdBIMCgRuYW1lGAEgASgJEg4KBmN1cnNvchgCIAEoCSKHAgoVV2F0Y2hUcmFpbmluZ1Jlc3BvbnNlEg4KBmN1cnNvchgBIAEoCRIoCgh0cmFpbmluZxgCIAEoCzIULmRldGZsb3cudjEuVHJhaW5pbmdIABIwCghwcm9ncmVzcxgDIAEoCzIcLmRldGZsb3cudjEuVHJhaW5pbmdQcm9ncmVzc0gAEikKBWVwb2NoGAQgASgLMhguZGV0Zmxvdy52MS5FcG9jaE1ldHJpY3NIABIjCgNsb2cYBSABKAsyFC5kZXRmbG93LnYxLkxvZ0xpbmVzSAASKgoJaGVhcnRiZWF0GAYgASgLMhUuZGV0Zmxvdy52MS5IZWFydGJlYXRIAEIGCgR3aGF0MsMGCg5UcmFpbmVyU2VydmljZRJLCgpMaXN0TW9kZWxzEh0uZGV0Zmxvdy52MS5MaXN0TW9kZWxzUmVxdWVzdBoeLmRldGZsb3cudjEuTGlzdE1vZGVsc1Jlc3BvbnNlEnIKF0dldEh5cGVycGFyYW1ldGVyU2NoZW1hEiouZGV0Zmxvdy52MS5HZXRIeXBlcnBhcmFtZXRlclNjaGVtYVJlcXVlc3QaKy5kZXRmbG93LnYxLkdldEh5cGVycGFyYW1ldGVyU2NoZW1hUmVzcG9uc2USRwoNU3RhcnRUcmFpbmluZxIgLmRldGZsb3cudjEuU3RhcnRUcmFpbmluZ1JlcXVlc3QaFC5kZXRmbG93LnYxLlRyYWluaW5nEkMKC0dldFRyYWluaW5nEh4uZGV0Zmxvdy52MS5HZXRUcmFpbmluZ1JlcXVlc3QaFC5kZXRmbG93LnYxLlRyYWluaW5nElQKDUxpc3RUcmFpbmluZ3MSIC5kZXRmbG93LnYxLkxpc3RUcmFpbmluZ3NSZXF1ZXN0GiEuZGV0Zmxvdy52MS5MaXN0VHJhaW5pbmdzUmVzcG9uc2USSQoOVXBkYXRlVHJhaW5pbmcSIS5kZXRmbG93LnYxLlVwZGF0ZVRyYWluaW5nUmVxdWVzdBoULmRldGZsb3cudjEuVHJhaW5pbmcSRQoMU3RvcFRyYWluaW5nEh8uZGV0Zmxvdy52MS5TdG9wVHJhaW5pbmdSZXF1ZXN0GhQuZGV0Zmxvdy52MS5UcmFpbmluZxJJCg5SZXN1bWVUcmFpbmluZxIhLmRldGZsb3cudjEuUmVzdW1lVHJhaW5pbmdSZXF1ZXN0GhQuZGV0Zmxvdy52MS5UcmFpbmluZxJWCg1XYXRjaFRyYWluaW5nEiAuZGV0Zmxvdy52MS5XYXRjaFRyYWluaW5nUmVxdWVzdBohLmRldGZsb3cudjEuV2F0Y2hUcmFpbmluZ1Jlc3BvbnNlMAESVwoOUHVyZ2VBcnRpZmFjdHMSIS5kZXRmbG93LnYxLlB1cmdlQXJ0aWZhY3RzUmVxdWVzdBoiLmRldGZsb3cudjEuUHVyZ2VBcnRpZmFjdHNSZXNwb25zZWIGcHJvdG8z", [file_detflow_v1_common, file_detflow_v1_training, file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_struct]);
 
 /**
  * A model that can be trained.
@@ -249,6 +249,138 @@ export const HyperparameterRangeSchema: GenMessage<HyperparameterRange> = /*@__P
   messageDesc(file_detflow_v1_trainer, 2);
 
 /**
+ * Request of PurgeArtifacts.
+ *
+ * @generated from message detflow.v1.PurgeArtifactsRequest
+ */
+export type PurgeArtifactsRequest = Message<"detflow.v1.PurgeArtifactsRequest"> & {
+  /**
+   * projects/{project}; projects/- for all.
+   *
+   * @generated from field: string parent = 1;
+   */
+  parent: string;
+
+  /**
+   * How long ago a training, or an export, must have ended; not set: as long as the settings of the trainer say.
+   *
+   * @generated from field: google.protobuf.Duration min_age = 2;
+   */
+  minAge?: Duration | undefined;
+
+  /**
+   * Only says what would be deleted.
+   *
+   * @generated from field: bool validate_only = 3;
+   */
+  validateOnly: boolean;
+};
+
+/**
+ * Describes the message detflow.v1.PurgeArtifactsRequest.
+ * Use `create(PurgeArtifactsRequestSchema)` to create a new message.
+ */
+export const PurgeArtifactsRequestSchema: GenMessage<PurgeArtifactsRequest> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_trainer, 3);
+
+/**
+ * Response of PurgeArtifacts.
+ *
+ * @generated from message detflow.v1.PurgeArtifactsResponse
+ */
+export type PurgeArtifactsResponse = Message<"detflow.v1.PurgeArtifactsResponse"> & {
+  /**
+   * What was deleted, or would be, by project and kind. The objects follow within a minute.
+   *
+   * @generated from field: repeated detflow.v1.PurgedArtifacts artifacts = 1;
+   */
+  artifacts: PurgedArtifacts[];
+};
+
+/**
+ * Describes the message detflow.v1.PurgeArtifactsResponse.
+ * Use `create(PurgeArtifactsResponseSchema)` to create a new message.
+ */
+export const PurgeArtifactsResponseSchema: GenMessage<PurgeArtifactsResponse> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_trainer, 4);
+
+/**
+ * Artifacts of one kind and project that were deleted.
+ *
+ * @generated from message detflow.v1.PurgedArtifacts
+ */
+export type PurgedArtifacts = Message<"detflow.v1.PurgedArtifacts"> & {
+  /**
+   * What they are.
+   *
+   * @generated from field: detflow.v1.PurgedArtifacts.Kind kind = 1;
+   */
+  kind: PurgedArtifacts_Kind;
+
+  /**
+   * projects/{project}
+   *
+   * @generated from field: string project = 2;
+   */
+  project: string;
+
+  /**
+   * How many.
+   *
+   * @generated from field: int64 num = 3;
+   */
+  num: bigint;
+
+  /**
+   * Their sizes together.
+   *
+   * @generated from field: int64 size_bytes = 4;
+   */
+  sizeBytes: bigint;
+};
+
+/**
+ * Describes the message detflow.v1.PurgedArtifacts.
+ * Use `create(PurgedArtifactsSchema)` to create a new message.
+ */
+export const PurgedArtifactsSchema: GenMessage<PurgedArtifacts> = /*@__PURE__*/
+  messageDesc(file_detflow_v1_trainer, 5);
+
+/**
+ * What they are.
+ *
+ * @generated from enum detflow.v1.PurgedArtifacts.Kind
+ */
+export enum PurgedArtifacts_Kind {
+  /**
+   * Not stated.
+   *
+   * @generated from enum value: KIND_UNSPECIFIED = 0;
+   */
+  KIND_UNSPECIFIED = 0,
+
+  /**
+   * Checkpoints of trainings that are PAUSED or FAILED.
+   *
+   * @generated from enum value: CHECKPOINT = 1;
+   */
+  CHECKPOINT = 1,
+
+  /**
+   * Finished exports.
+   *
+   * @generated from enum value: EXPORT = 2;
+   */
+  EXPORT = 2,
+}
+
+/**
+ * Describes the enum detflow.v1.PurgedArtifacts.Kind.
+ */
+export const PurgedArtifacts_KindSchema: GenEnum<PurgedArtifacts_Kind> = /*@__PURE__*/
+  enumDesc(file_detflow_v1_trainer, 5, 0);
+
+/**
  * Request of ListModels.
  *
  * @generated from message detflow.v1.ListModelsRequest
@@ -261,7 +393,7 @@ export type ListModelsRequest = Message<"detflow.v1.ListModelsRequest"> & {
  * Use `create(ListModelsRequestSchema)` to create a new message.
  */
 export const ListModelsRequestSchema: GenMessage<ListModelsRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 3);
+  messageDesc(file_detflow_v1_trainer, 6);
 
 /**
  * Response of ListModels.
@@ -282,7 +414,7 @@ export type ListModelsResponse = Message<"detflow.v1.ListModelsResponse"> & {
  * Use `create(ListModelsResponseSchema)` to create a new message.
  */
 export const ListModelsResponseSchema: GenMessage<ListModelsResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 4);
+  messageDesc(file_detflow_v1_trainer, 7);
 
 /**
  * Request of GetHyperparameterSchema.
@@ -297,7 +429,7 @@ export type GetHyperparameterSchemaRequest = Message<"detflow.v1.GetHyperparamet
  * Use `create(GetHyperparameterSchemaRequestSchema)` to create a new message.
  */
 export const GetHyperparameterSchemaRequestSchema: GenMessage<GetHyperparameterSchemaRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 5);
+  messageDesc(file_detflow_v1_trainer, 8);
 
 /**
  * Response of GetHyperparameterSchema.
@@ -318,7 +450,7 @@ export type GetHyperparameterSchemaResponse = Message<"detflow.v1.GetHyperparame
  * Use `create(GetHyperparameterSchemaResponseSchema)` to create a new message.
  */
 export const GetHyperparameterSchemaResponseSchema: GenMessage<GetHyperparameterSchemaResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 6);
+  messageDesc(file_detflow_v1_trainer, 9);
 
 /**
  * Request of StartTraining.
@@ -361,7 +493,7 @@ export type StartTrainingRequest = Message<"detflow.v1.StartTrainingRequest"> & 
  * Use `create(StartTrainingRequestSchema)` to create a new message.
  */
 export const StartTrainingRequestSchema: GenMessage<StartTrainingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 7);
+  messageDesc(file_detflow_v1_trainer, 10);
 
 /**
  * Request of UpdateTraining.
@@ -389,7 +521,7 @@ export type UpdateTrainingRequest = Message<"detflow.v1.UpdateTrainingRequest"> 
  * Use `create(UpdateTrainingRequestSchema)` to create a new message.
  */
 export const UpdateTrainingRequestSchema: GenMessage<UpdateTrainingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 8);
+  messageDesc(file_detflow_v1_trainer, 11);
 
 /**
  * Request of GetTraining.
@@ -410,7 +542,7 @@ export type GetTrainingRequest = Message<"detflow.v1.GetTrainingRequest"> & {
  * Use `create(GetTrainingRequestSchema)` to create a new message.
  */
 export const GetTrainingRequestSchema: GenMessage<GetTrainingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 9);
+  messageDesc(file_detflow_v1_trainer, 12);
 
 /**
  * Request of ListTrainings.
@@ -445,7 +577,7 @@ export type ListTrainingsRequest = Message<"detflow.v1.ListTrainingsRequest"> & 
  * Use `create(ListTrainingsRequestSchema)` to create a new message.
  */
 export const ListTrainingsRequestSchema: GenMessage<ListTrainingsRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 10);
+  messageDesc(file_detflow_v1_trainer, 13);
 
 /**
  * Response of ListTrainings.
@@ -473,7 +605,7 @@ export type ListTrainingsResponse = Message<"detflow.v1.ListTrainingsResponse"> 
  * Use `create(ListTrainingsResponseSchema)` to create a new message.
  */
 export const ListTrainingsResponseSchema: GenMessage<ListTrainingsResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 11);
+  messageDesc(file_detflow_v1_trainer, 14);
 
 /**
  * Request of StopTraining.
@@ -501,7 +633,7 @@ export type StopTrainingRequest = Message<"detflow.v1.StopTrainingRequest"> & {
  * Use `create(StopTrainingRequestSchema)` to create a new message.
  */
 export const StopTrainingRequestSchema: GenMessage<StopTrainingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 12);
+  messageDesc(file_detflow_v1_trainer, 15);
 
 /**
  * Request of ResumeTraining.
@@ -522,7 +654,7 @@ export type ResumeTrainingRequest = Message<"detflow.v1.ResumeTrainingRequest"> 
  * Use `create(ResumeTrainingRequestSchema)` to create a new message.
  */
 export const ResumeTrainingRequestSchema: GenMessage<ResumeTrainingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 13);
+  messageDesc(file_detflow_v1_trainer, 16);
 
 /**
  * Request of WatchTraining.
@@ -550,7 +682,7 @@ export type WatchTrainingRequest = Message<"detflow.v1.WatchTrainingRequest"> & 
  * Use `create(WatchTrainingRequestSchema)` to create a new message.
  */
 export const WatchTrainingRequestSchema: GenMessage<WatchTrainingRequest> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 14);
+  messageDesc(file_detflow_v1_trainer, 17);
 
 /**
  * One message of WatchTraining.
@@ -618,7 +750,7 @@ export type WatchTrainingResponse = Message<"detflow.v1.WatchTrainingResponse"> 
  * Use `create(WatchTrainingResponseSchema)` to create a new message.
  */
 export const WatchTrainingResponseSchema: GenMessage<WatchTrainingResponse> = /*@__PURE__*/
-  messageDesc(file_detflow_v1_trainer, 15);
+  messageDesc(file_detflow_v1_trainer, 18);
 
 /**
  * Trainings and the model catalogue. Served by the trainer service.
@@ -715,6 +847,17 @@ export const TrainerService: GenService<{
     methodKind: "server_streaming";
     input: typeof WatchTrainingRequestSchema;
     output: typeof WatchTrainingResponseSchema;
+  },
+  /**
+   * Deletes what old trainings keep and nothing needs: checkpoints of those that were paused or have failed, which
+   * then begin anew when they are resumed, and exports. Weights, figures and what is under way stay.
+   *
+   * @generated from rpc detflow.v1.TrainerService.PurgeArtifacts
+   */
+  purgeArtifacts: {
+    methodKind: "unary";
+    input: typeof PurgeArtifactsRequestSchema;
+    output: typeof PurgeArtifactsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_detflow_v1_trainer, 0);
