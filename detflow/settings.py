@@ -28,7 +28,8 @@ class Settings:
         store_url: Object store: file:///path, s3://bucket/prefix, gs://..., az://...
         listen: host:port of the gRPC server; port 0 takes a free one.
         http_listen: host:port of the gateway.
-        metrics_listen: host:port of the Prometheus endpoint of a gRPC service; empty for none.
+        metrics_listen: host:port of the Prometheus endpoint; empty for none, and for /metrics among
+            the paths of the gateway.
         version_address: gRPC address of the version service.
         preprocess_address: gRPC address of the preprocess service.
         trainer_address: gRPC address of the trainer service.
