@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
+from prometheus_client import Counter, Gauge
 
 from detflow import faults, telemetry
 from detflow.errors import DetflowError, Unavailable
@@ -31,6 +32,11 @@ from detflow.postgres import Connection, Database
 
 log = telemetry.get_logger(__name__)
 
+_PENDING = Gauge("detflow_consumer_pending", "Events a consumer has not had yet", ["consumer"])
+_EVENTS = Counter(
+    "detflow_events", "Events a consumer was given, by what came of it", ["consumer", "outcome"]
+)
+_DEAD_LETTERS = Counter("detflow_dead_letters", "Events that were put aside", ["consumer"])
 _ACK_WAIT_SECONDS = 5.0  # how late a message comes again after its consumer was killed
 _MAX_ATTEMPTS = 5
 
@@ -76,6 +82,7 @@ class Consumer(Generic[T]):
         self._subjects = list(subjects)
         self._decode = decode
         self._handle = handle
+        _DEAD_LETTERS.labels(name)  # from the start, so that the first one is an increase
 
     async def run(self) -> None:
         """Consumes forever; reconnects by itself."""
@@ -87,8 +94,12 @@ class Consumer(Generic[T]):
                 async with self._subscribe() as subscription:
                     generation = self._bus.generation
                     while self._bus.connected and generation == self._bus.generation:
-                        for msg in await fetch(subscription):
+                        messages = await fetch(subscription)
+                        for msg in messages:
+                            _PENDING.labels(self._name).set(msg.metadata.num_pending)
                             await self._process(msg)
+                        if not messages:
+                            _PENDING.labels(self._name).set(0)
             except Unavailable as error:
                 log.warning("consumer waits", consumer=self._name, error=str(error))
                 await asyncio.sleep(FETCH_SECONDS)
@@ -117,16 +128,23 @@ class Consumer(Generic[T]):
             with telemetry.span(f"consume {self._name}", event.carrier):
                 await self._apply(event)
         except TooEarly:
+            self._count("early")
             await self._settle(msg.nak(delay=0.1))
         except Unavailable as error:
+            self._count("unavailable")
             log.warning("event waits", consumer=self._name, event_id=event_id, error=str(error))
             await self._settle(msg.nak(delay=1.0))
         except Exception as error:
+            self._count("failed")
             await self._on_failure(msg, event_id, error)
         else:
+            self._count("applied")
             faults.point("consumer.before_ack")
             await self._settle(msg.ack_sync(timeout=REQUEST_SECONDS))
             faults.point("consumer.after_ack")
+
+    def _count(self, outcome: str) -> None:
+        _EVENTS.labels(self._name, outcome).inc()
 
     async def _apply(self, event: Delivered[T]) -> None:
         after: AfterCommit | None = None
@@ -180,6 +198,7 @@ class Consumer(Generic[T]):
                 "detflow-error": type(error).__name__,
             },
         )
+        _DEAD_LETTERS.labels(self._name).inc()
         await self._settle(msg.ack_sync(timeout=REQUEST_SECONDS))
 
     async def _settle(self, acknowledgement: Awaitable[Any]) -> None:

@@ -20,7 +20,7 @@ import structlog
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from detflow import access, telemetry
 from detflow.errors import (
@@ -47,6 +47,11 @@ _TRIAL_SECONDS = 600.0
 _SECONDS = Histogram(
     "grpc_server_handling_seconds",
     "Time a call took on the server.",
+    ["grpc_service", "grpc_method", "grpc_code"],
+)
+_HANDLED = Counter(
+    "grpc_server_handled",
+    "Calls that were answered.",
     ["grpc_service", "grpc_method", "grpc_code"],
 )
 _validator = protovalidate.Validator()
@@ -288,6 +293,7 @@ class _Call:
                 await self._abort(translated)
         finally:
             service, method = self._method.removeprefix("/").split("/")
+            _HANDLED.labels(service, method, code).inc()
             _SECONDS.labels(service, method, code).observe(time.perf_counter() - self._start)
             self._span.__exit__(None, None, None)
 

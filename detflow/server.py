@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,7 +17,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from detflow import access, channels, faults, telemetry, tls
+from detflow import access, channels, faults, gauges, telemetry, tls
 from detflow.audit import Audit
 from detflow.errors import DetflowError, InvalidArgument, Unavailable
 from detflow.events import Bus
@@ -44,6 +44,7 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second process on the same port must fail, not share it
 )
+_READY = prometheus_client.Gauge("detflow_ready", "1 while the process serves, else 0")
 _HEALTH_SECONDS = 1.0
 _START_SECONDS = 30.0
 
@@ -94,6 +95,8 @@ class Service:
         self._service_names: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._drains: list[Callable[[], Awaitable[None]]] = []
+        self._figures = gauges.OUTBOX
+        self._more_figures: Callable[[], Awaitable[None]] | None = None
         self._stop = asyncio.Event()
         self._crash: BaseException | None = None
         self.serving = asyncio.Event()
@@ -146,8 +149,12 @@ class Service:
 
     async def _connect(self) -> None:
         self.db = await _patiently(lambda: Database.connect(self.settings.database_url, self.name))
-        self.bus = await _patiently(lambda: Bus.connect(self.settings.nats_url, self.name))
+        self.bus = await _patiently(self._bus)
         await _patiently(self.bus.ensure_streams)
+
+    async def _bus(self) -> Bus:
+        s = self.settings
+        return await Bus.connect(s.nats_url, self.name, events_bytes=s.events_bytes)
 
     def add(self, register: Callable[[Any, aio.Server], None], servicer: Any) -> None:
         """Adds a servicer: `add(add_VersionServiceServicer_to_server, VersionService(...))`."""
@@ -165,6 +172,15 @@ class Service:
     def on_drain(self, finish: Callable[[], Awaitable[None]]) -> None:
         """Registers what is awaited between the last call and the closing of connections."""
         self._drains.append(finish)
+
+    def figures(
+        self,
+        queries: Sequence[gauges.Query],
+        more: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Says what Prometheus is told beside what all services tell, see detflow/gauges.py."""
+        self._figures = (*self._figures, *queries)
+        self._more_figures = more
 
     def stop(self) -> None:
         """Begins the drain, as SIGTERM does."""
@@ -199,6 +215,7 @@ class Service:
         if self.settings.metrics_listen:
             metrics_host, metrics_port = self.settings.metrics_listen.rsplit(":", 1)
             prometheus_client.start_http_server(int(metrics_port), metrics_host)
+            self.spawn(gauges.report(self.db, self._figures, self._more_figures), "figures")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -236,6 +253,7 @@ class Service:
                 if healthy
                 else health_pb2.HealthCheckResponse.NOT_SERVING
             )
+            _READY.set(healthy)
             for name in ("", *self._service_names):
                 await self._health.set(name, status)
             await wait(self._stop, _HEALTH_SECONDS)

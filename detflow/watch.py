@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
+import prometheus_client
 from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
 
@@ -35,6 +36,8 @@ from detflow.tasks import wait
 from detflow.v1 import events_pb2
 
 log = telemetry.get_logger(__name__)
+
+_WATCHERS = prometheus_client.Gauge("detflow_watchers", "Open watches of this process")
 
 T = TypeVar("T")
 
@@ -184,6 +187,7 @@ class Watcher:
             raise Unavailable("the event stream is away for the moment; retry")
         mailbox = _Mailbox(subjects, progress_subject)
         self._mailboxes.add(mailbox)
+        _WATCHERS.inc()
         try:
             position = self._position  # everything after it reaches the mailbox
             seqs: Mapping[str, int] = {}
@@ -211,6 +215,7 @@ class Watcher:
                 yield item
         finally:
             self._mailboxes.discard(mailbox)
+            _WATCHERS.dec()
 
     async def _settle(
         self,

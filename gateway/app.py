@@ -54,11 +54,9 @@ Each holds a request in memory, and a place in the queue of a service that does 
 
 log = telemetry.get_logger(__name__)
 
-_REQUESTS = Counter(
-    "detflow_gateway_requests", "Answered HTTP requests", ["route", "method", "code"]
-)
+_REQUESTS = Counter("http_requests", "Answered HTTP requests", ["route", "method", "code"])
 _SECONDS = Histogram(
-    "detflow_gateway_request_seconds",
+    "http_request_duration_seconds",
     "Time from a request to the last byte of its answer",
     ["route"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),

@@ -19,6 +19,7 @@ from services.metrics.comparison_service import ComparisonService
 from services.metrics.consumer import CONSUMER, SUBJECTS, TrainingEvents
 from services.metrics.evaluator import Evaluator
 from services.metrics.garbage import GarbageCollector
+from services.metrics.gauges import QUERIES
 from services.metrics.inference_service import InferenceService
 from services.metrics.measured import MeasuredSplits
 from services.metrics.pictures import Pictures
@@ -65,6 +66,7 @@ def wire(service: server.Service) -> None:
         add_ReportServiceServicer_to_server,
         ReportService(service.db, sources, comparisons, renderer),
     )
+    service.figures(QUERIES)
     webhooks.wire(service)
     prediction.wire(service)
 

@@ -14,6 +14,7 @@ from detflow.v1.preprocess_pb2_grpc import add_PreprocessServiceServicer_to_serv
 from services.preprocess.archive import Limits
 from services.preprocess.consumer import VersionEvents
 from services.preprocess.garbage import GarbageCollector
+from services.preprocess.gauges import QUERIES
 from services.preprocess.importer import Importer
 from services.preprocess.pipeline import Pipeline, ShardPool
 from services.preprocess.pool import WorkerPool
@@ -90,6 +91,7 @@ async def serve(s: Service, limits: Limits, projects: Projects) -> None:
         ),
     )
     s.spawn(VersionEvents(pipeline.loop.bell.ring).consumer(s.bus, s.db).run(), "consumer")
+    s.figures(QUERIES)
     garbage = GarbageCollector(db=s.db, store=s.store)
     work = {
         s.spawn(importer.loop.run(), "importer"),

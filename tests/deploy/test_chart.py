@@ -108,8 +108,7 @@ def test_processes_find_each_other_at_ports_that_they_listen_on(objects: list[Ob
         listens = environment["DETFLOW_HTTP_LISTEN" if is_gateway else "DETFLOW_LISTEN"]
         main = "http" if is_gateway else "grpc"
         assert listens == f"0.0.0.0:{ports[main]}"
-        if not is_gateway:
-            assert environment["DETFLOW_METRICS_LISTEN"] == f"0.0.0.0:{ports['metrics']}"
+        assert environment["DETFLOW_METRICS_LISTEN"] == f"0.0.0.0:{ports['metrics']}"
         service = services[f"detflow-{part}"]["spec"]
         assert [(one["port"], one["targetPort"]) for one in service["ports"]] == [
             (ports[main], main)

@@ -47,7 +47,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 def collector() -> Iterator[tuple[Collector, str]]:
     taken = Collector()
     server = grpc.server(ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(taken, server)
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(taken, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield taken, f"http://127.0.0.1:{port}"
