@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import nats
@@ -60,24 +60,27 @@ class TooEarly(Exception):
 class Bus:
     """One NATS connection; it reconnects forever, calls meanwhile raise Unavailable."""
 
-    def __init__(self) -> None:
+    def __init__(self, events_bytes: int | None = None) -> None:
+        self._events_bytes = -1 if events_bytes == 0 else events_bytes  # NATS' word for no limit
         self._nc = Client()
         self._epochs: dict[str, str] = {}
         self._up = asyncio.Event()
         self.generation = 0  # increases with every reconnect
 
     @classmethod
-    async def connect(cls, url: str, name: str) -> Bus:
+    async def connect(cls, url: str, name: str, *, events_bytes: int | None = None) -> Bus:
         """Connects.
 
         Args:
             url: nats:// URL, or several separated by commas.
             name: Name of this client, shown by the server's monitoring.
+            events_bytes: How large the event stream may become; 0 sets no limit, None leaves what
+                is set.
 
         Raises:
             Unavailable: NATS does not answer.
         """
-        bus = cls()
+        bus = cls(events_bytes)
         try:
             # A client that reconnects forever also begins forever: the beginning is limited here.
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -120,14 +123,21 @@ class Bus:
         await self._nc.close()
 
     async def ensure_streams(self) -> None:
-        """Creates the streams that are not there."""
+        """Creates the streams that are not there, and bounds that of the events as it is set."""
         with translate():
             for name, config in _STREAMS.items():
+                bound = self._events_bytes if name == EVENTS_STREAM else None
+                if bound is not None:
+                    config = replace(config, max_bytes=bound)
                 try:
-                    await self.js.stream_info(name)
+                    found = (await self.js.stream_info(name)).config
                 except nats.js.errors.NotFoundError:
                     await self.js.add_stream(config)
                     log.info("stream created", stream=name)
+                    continue
+                if bound is not None and (found.max_bytes or -1) != bound:
+                    await self.js.update_stream(replace(found, max_bytes=bound))
+                    log.info("stream bounded", stream=name, max_bytes=bound)
 
     async def publish(self, subject: str, payload: bytes) -> None:
         """Publishes on core NATS: whoever listens now gets it."""
