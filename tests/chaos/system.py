@@ -6,6 +6,7 @@ two starts, so that each life of a process has faults of its own.
 
 import contextlib
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -169,7 +170,9 @@ async def hurt(
         lease_seconds: After which a training whose trainer is silent goes to another.
     """
     # Below what the kernel gives to clients: one that calls a dead service would get its port.
-    port = next(p for p in range(20_000, 32_000, 5) if all(is_free(p + k) for k in range(5)))
+    # Each test process begins elsewhere, so that two at once do not meet.
+    first = 24_000 + os.getpid() % 1500 * 5
+    port = next(p for p in range(first, 32_000, 5) if all(is_free(p + k) for k in range(5)))
     data_dir = folder / "data"
     known: dict[str, Program] = {}
     nursery = await open_nursery(folder)

@@ -26,6 +26,7 @@ def test_every_place_is_in_a_scenario() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_kill_at_every_place_costs_one_user_nothing(tmp_path: Path) -> None:
     archive = await asyncio.to_thread(write_archive, tmp_path, 12)
     plans = Plans()
@@ -41,7 +42,7 @@ async def test_kill_at_every_place_costs_one_user_nothing(tmp_path: Path) -> Non
         for name in SERVICES:
             assert system.kill(name)
         number = 0
-        async with asyncio.timeout(150):
+        async with asyncio.timeout(300):
             while any(left(name) for name in SERVICES):
                 number += 1
                 # Two at a time wait for one of the slots: what waits is tried in the queue.
