@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from detflow import errors
-from detflow.v1 import dataset_pb2, prediction_pb2, weights_pb2
 from detflow.settings import Settings
+from detflow.v1 import dataset_pb2, prediction_pb2, weights_pb2
 from gateway import upload
 from tests.gateway_rig import Rig, details, running
 
