@@ -185,14 +185,14 @@ def test_a_lost_connection_is_said_and_what_happened_meanwhile_is_shown(
     open_page: Callable[..., Page], archive: Path, stack: Stack
 ) -> None:
     stack.detflow("datasets", "import", str(archive), "--name", "lost")
-    assert stack.detflow("versions", "create", "--dataset", "lost").code == 0
+    version = stack.detflow("versions", "create", "--dataset", "lost", "--json").json
     page = open_page("/p/default/train", may_log=("net::ERR_", "503"))
-    expect(page.get_by_role("heading", name="V_0")).to_be_visible()
+    expect(page.get_by_role("heading", name=version["displayName"])).to_be_visible()
     expect(page.get_by_role("button", name="인공지능 학습 시작")).to_be_enabled()
     gateway = next(one for one in stack.processes() if "gateway" in one.cmdline())
     gateway.kill()
     expect(page.get_by_text("연결 끊김 · 재시도 중")).to_be_visible()
-    assert stack.detflow("versions", "rename", "V_0", "밤").code == 0
+    assert stack.detflow("versions", "rename", version["name"], "밤").code == 0
     expect(page.get_by_text("연결 끊김 · 재시도 중")).to_have_count(0)
     expect(page.get_by_role("heading", name="밤")).to_be_visible()
 

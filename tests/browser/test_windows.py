@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from detflow.local.demo_data import write_dataset
-from tests.browser.conftest import sign_in
+from tests.browser.conftest import audit, sign_in
 from tests.stack_rig import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -67,6 +67,7 @@ def test_a_session_that_ends_loses_nothing(
     page = open_page("/", cookies=None, may_log=["401"])
     expect(page.get_by_role("heading", name="로그인")).to_be_visible()
     expect(page.get_by_text("detflow open")).to_be_visible()
+    audit(page)
     sign_in(page, stack)
     page.goto(training)
     expect(page.get_by_text("경과시간")).to_be_visible(timeout=LIVE_MS)
@@ -76,6 +77,7 @@ def test_a_session_that_ends_loses_nothing(
     page.get_by_role("button", name="저장").click()
     expect(page.get_by_text("세션이 끝났습니다")).to_be_visible()
     assert held_streams(page) == 0
+    audit(page)
     expect(page.get_by_label("버전명")).to_have_value("끝난 세션")
     other = page.context.new_page()
     sign_in(other, stack)
