@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -14,8 +13,8 @@ import typer
 
 from detflow.cli import output
 from detflow.cli.session import DataDir, Json, Session
-from detflow.errors import InvalidArgument
 from detflow.local.running import StackError, default_data_dir, locked, running
+from detflow.settings import Settings
 
 if TYPE_CHECKING:
     from detflow.backup import Manifest, Progress, System
@@ -135,22 +134,17 @@ def _system(data_dir: Path | None, *, new: bool = False) -> Iterator[System]:
     """
     from detflow.backup import System
 
-    environ = os.environ
-    if data_dir is None and environ.get("DETFLOW_DATABASE_URL"):
-        if not environ.get("DETFLOW_STORE_URL") or (new and not environ.get("DETFLOW_NATS_URL")):
-            raise InvalidArgument(
-                "set DETFLOW_STORE_URL and, to restore, DETFLOW_NATS_URL beside"
-                " DETFLOW_DATABASE_URL",
-                reason="MISSING_SETTING",
-            )
+    settings = Settings.load()
+    if data_dir is None and settings.database_url:
+        settings.require("store_url", *(["nats_url"] if new else []))
         yield System(
-            database_url=environ["DETFLOW_DATABASE_URL"],
-            store_url=environ["DETFLOW_STORE_URL"],
-            nats_url=environ.get("DETFLOW_NATS_URL", ""),
+            database_url=settings.database_url,
+            store_url=settings.store_url,
+            nats_url=settings.nats_url,
         )
         return
     folder = data_dir or default_data_dir()
-    store_url = environ.get("DETFLOW_STORE_URL") or (folder.resolve() / "store").as_uri()
+    store_url = settings.store_url or (folder.resolve() / "store").as_uri()
     if not new and running(folder) is not None:
         yield System(database_url=_embedded_url(folder), store_url=store_url)
         return
