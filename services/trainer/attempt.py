@@ -120,9 +120,11 @@ class Attempt:
 
     async def run(self) -> None:
         """Carries the attempt out; then its worker is gone and the training has moved on."""
-        async with self._db.connection() as conn:
-            carrier = await outbox.last_carrier(conn, f"training.{self.training_id}")
-        with telemetry.span("attempt", carrier):
+
+        async def last_carrier(conn: Connection) -> dict[str, str]:
+            return await outbox.last_carrier(conn, f"training.{self.training_id}")
+
+        with telemetry.span("attempt", await self._in_transaction(last_carrier)):
             await self._carry_out()
 
     async def _carry_out(self) -> None:
