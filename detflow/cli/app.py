@@ -9,6 +9,7 @@ from detflow.cli import (
     catalogue,
     compare,
     datasets,
+    doctor,
     exports,
     keys,
     members,
@@ -51,6 +52,7 @@ def options(
 
 app.command("up")(stack.up)
 app.command("demo")(stack.demo)
+app.command("doctor")(doctor.doctor)
 app.command("open")(access.open_)
 app.command("whoami")(access.whoami)
 app.add_typer(projects.app, name="projects")
