@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(wildcard protos/detflow/v1/*.proto)
 
-.PHONY: help setup demo up test cluster models fuzz check protos lock bench scale clean
+.PHONY: help setup demo up test cluster models fuzz chaos check protos lock bench scale clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -40,6 +40,12 @@ models: $(READY)  ## export all 18 models untrained, and print how far ONNX and 
 fuzz: $(READY)  ## send 50,000 random calls to a stack of its own, import 10,000 damaged data sets: some minutes
 	$(BIN)/python -m tests.fuzz $(ARGS)
 	DETFLOW_FUZZ_CASES=10000 $(BIN)/python -m pytest tests/unit/test_preprocess_fuzz.py
+
+chaos: $(READY)  ## kill everything 2,000 times while users work, and check all invariants: half an hour to an hour
+	DETFLOW_CHAOS_KILLS=2000 DETFLOW_CHAOS_RACES=1000 DETFLOW_CHAOS_HISTORIES=1000 \
+	  DETFLOW_CHAOS_REPORT=chaos-report.md $(BIN)/python -m pytest --timeout 0 tests/chaos/test_campaign.py \
+	  tests/chaos/test_races.py tests/chaos/test_histories.py $(ARGS)
+	@cat chaos-report.md
 
 check: $(READY)  ## formatting, lint, types, import rules, proto rules, generated code
 	$(BIN)/ruff format --check .
