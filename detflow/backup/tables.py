@@ -182,7 +182,13 @@ async def _fill(conn: Connection[Record], schema: str, table: Table, source: Obj
             done = await conn.copy_to_table(
                 table.name, schema_name=schema, columns=list(table.columns), source=chunks()
             )
-        except asyncpg.DataError as error:
+        except asyncpg.InsufficientPrivilegeError:
+            raise
+        except (
+            asyncpg.DataError,
+            asyncpg.SyntaxOrAccessError,
+            asyncpg.IntegrityConstraintViolationError,
+        ) as error:
             raise DataLoss(
                 f"{table.file.key} does not fit its table: {error}", reason="DAMAGED_BACKUP"
             ) from error

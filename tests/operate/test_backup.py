@@ -318,3 +318,14 @@ async def test_a_backup_reads_all_services_at_one_moment(
 async def _read(installation: Installation, key: str) -> bytes:
     content = await obstore.get_async(installation.store._store, key)
     return bytes(await content.bytes_async())
+
+
+async def test_rows_that_do_not_fit_their_table_are_told_in_a_sentence(
+    filled: Installation, make_installation: MakeInstallation, folder: str
+) -> None:
+    await filled.execute("version", "alter table project add column of_nobody text")
+    await backup.create(filled.system, folder, silent)
+    other = await make_installation()
+    with pytest.raises(DataLoss, match=r"version\.project\.gz does not fit.*of_nobody"):
+        await backup.restore(other.system, folder, silent)
+    assert await other.rows() == {}
