@@ -139,6 +139,9 @@ function ProjectName({ project }) {
   return html`<a class="project" href="/projects" title=${t("nav.projects")}>${state.data?.displayName ?? project}</a>`;
 }
 
+// What the page needs is fetched while it is asked who is signed in; if that fails, the page says so.
+find(path.peek())?.load().catch(() => {});
+
 // What a question mark or the account opens is closed by Escape, and by a click elsewhere.
 for (const type of ["click", "keydown"]) {
   document.addEventListener(type, (event) => {

@@ -1,5 +1,6 @@
 // Uploads that go on where they broke off: after a lost connection by themselves, after a reload when the file is
 // chosen again.
+import { expel } from "../state/session.js";
 import { ApiError, call, get, newRequestId } from "./http.js";
 
 const FIRST_RETRY_MS = 1000;
@@ -140,6 +141,7 @@ function write(name, rest, offset, signal, onSent) {
     request.upload.onprogress = (event) => onSent(event.loaded);
     request.onload = () => {
       const answer = request.response ?? {};
+      if (request.status === 401) expel();
       if (request.status < 300) resolve(answer);
       else reject(new ApiError(request.status, answer.error ?? {}, request.getResponseHeader("x-request-id") ?? ""));
     };

@@ -16,6 +16,9 @@ import { Button, Card, Chip, Field, Problem, Progress } from "./parts.js";
  */
 const job = signal(null);
 
+/** What the last one failed of. @type {{value: {parent: string, error: any} | null}} */
+const trouble = signal(null);
+
 /**
  * Uploads a file and begins its import.
  *
@@ -49,7 +52,6 @@ export function ImportCard({ project, onDone }) {
   const [chosen, setChosen] = useState(/** @type {File | null} */ (null));
   const [name, setName] = useState("");
   const [skip, setSkip] = useState(false);
-  const [error, setError] = useState(/** @type {any} */ (null));
   const here = useRef(true);
   useEffect(() => () => void (here.current = false), []);
   const file = current?.file ?? chosen;
@@ -58,13 +60,13 @@ export function ImportCard({ project, onDone }) {
   const take = (/** @type {File | undefined} */ given) => {
     if (!given) return;
     setChosen(given);
-    setError(null);
+    trouble.value = null;
     setName(given.name.replace(/\.(zip|tar|tgz|tar\.gz)$/i, "").slice(0, 63));
   };
   const begin = async (/** @type {Event} */ event) => {
     event.preventDefault();
     if (!file) return;
-    setError(null);
+    trouble.value = null;
     try {
       const dataset = await bring(parent, file, name.trim(), skip);
       if (!dataset) return;
@@ -73,8 +75,8 @@ export function ImportCard({ project, onDone }) {
       setChosen(null);
       onDone();
       go(`/p/${project}/datasets/${idOf(dataset.name)}`);
-    } catch (caught) {
-      setError(caught);
+    } catch (error) {
+      trouble.value = { parent, error };
     }
   };
   return html`<${Card} title=${t("datasets.import")}>
@@ -102,7 +104,7 @@ export function ImportCard({ project, onDone }) {
         <div class="row"><${Button} kind="primary" icon="upload" type="submit" busy=${busy}>${t("datasets.start")}<//></div>`}
       ${current?.progress && html`<${Sending} progress=${current.progress} />`}
       ${current && html`<div class="row"><${Button} icon="pause" onClick=${() => current.stop.abort()}>${t("datasets.interrupt")}<//></div>`}
-      ${error && html`<${Problem} error=${error} />`}
+      ${trouble.value?.parent === parent && html`<${Problem} error=${trouble.value.error} />`}
     </form>
   <//>`;
 }
