@@ -3,7 +3,6 @@
 import datetime
 import os
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack
@@ -468,7 +467,7 @@ class Keys:
         *,
         role: str = ...,
         project: str = ...,
-        expires: datetime | timedelta | None = ...,
+        expires: datetime.datetime | datetime.timedelta | None = ...,
     ) -> access_pb2.ApiKey:
         """Creates an API key; `token` of the answer is not shown again."""
     async def list(self, project: str = ...) -> Sequence[access_pb2.ApiKey]:
@@ -481,7 +480,7 @@ class Keys:
         *,
         display_name: str | None = ...,
         role: str | None = ...,
-        expires: datetime | timedelta | None = ...,
+        expires: datetime.datetime | datetime.timedelta | None = ...,
         never_expires: bool = ...,
     ) -> access_pb2.ApiKey:
         """Changes what is given."""

@@ -1,7 +1,7 @@
 """API keys: tokens for programs."""
 
+import datetime
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,7 +26,7 @@ class Keys:
         *,
         role: str = "viewer",
         project: str = DEFAULT_PROJECT,
-        expires: datetime | timedelta | None = None,
+        expires: datetime.datetime | datetime.timedelta | None = None,
     ) -> access_pb2.ApiKey:
         """Creates an API key; `token` of the answer is not shown again.
 
@@ -102,7 +102,7 @@ class Keys:
         *,
         display_name: str | None = None,
         role: str | None = None,
-        expires: datetime | timedelta | None = None,
+        expires: datetime.datetime | datetime.timedelta | None = None,
         never_expires: bool = False,
     ) -> access_pb2.ApiKey:
         """Changes what is given.
@@ -148,9 +148,9 @@ class Keys:
         self._connection.call(self._stub.DeleteApiKey, access_pb2.DeleteApiKeyRequest(name=name))
 
 
-def _time_of(expires: datetime | timedelta) -> Timestamp:
-    if isinstance(expires, timedelta):
-        expires = datetime.now(UTC) + expires
+def _time_of(expires: datetime.datetime | datetime.timedelta) -> Timestamp:
+    if isinstance(expires, datetime.timedelta):
+        expires = datetime.datetime.now(datetime.UTC) + expires
     if expires.tzinfo is None:
         raise InvalidArgument(
             f"{expires} has no time zone: say datetime(..., tzinfo=UTC)", reason="BAD_TIME"
