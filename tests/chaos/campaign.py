@@ -220,12 +220,9 @@ class Campaign:
         """Lets processes that froze themselves go on after a while."""
         while True:
             await asyncio.sleep(_FROZEN_SECONDS)
-            for name in (*SERVICES, "worker"):
-                with contextlib.suppress(KeyError, psutil.NoSuchProcess):
-                    process = (
-                        self._system.worker() if name == "worker" else self._system.process(name)
-                    )
-                    if process is not None and process.status() == psutil.STATUS_STOPPED:
+            for process in self._system.running():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.status() == psutil.STATUS_STOPPED:
                         process.resume()
 
     async def _calm(self) -> Recovery:

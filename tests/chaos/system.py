@@ -135,6 +135,14 @@ class System(Deployment):
             raise KeyError(name)
         return psutil.Process(pid)
 
+    def running(self) -> list[psutil.Process]:
+        """Returns the services and workers that run."""
+        found = self.workers()
+        for name in SERVICES:
+            with contextlib.suppress(KeyError, psutil.NoSuchProcess):
+                found.append(self.process(name))
+        return found
+
     def worker(self) -> psutil.Process | None:
         return next(iter(self.workers()), None)
 

@@ -112,18 +112,20 @@ async def test_what_postgres_has_acknowledged_is_there_and_all_else_is_unavailab
             acknowledged.add(number)
 
     async with running(break_now_and_then(proxy, chance)):
-        for first in range(0, NUM_WRITES, 5):
+        first = 0
+        while first < NUM_WRITES or not num_refused:
             await asyncio.gather(*(write(number) for number in range(first, first + 5)))
+            first += 5
     async with asyncio.timeout(30):  # the pool heals by itself
-        while NUM_WRITES not in acknowledged:
-            await write(NUM_WRITES)
+        while first not in acknowledged:
+            await write(first)
     await db.close()
     direct = await Database.connect(url, "version")
     async with direct.connection() as conn:
         rows = await conn.fetch("select event_id from inbox where consumer = 'test'")
     await direct.close()
     assert acknowledged <= {int(row["event_id"]) for row in rows}
-    assert num_refused and len(acknowledged) > 1  # it was broken, and not always
+    assert len(acknowledged) > 1  # not everything was refused
 
 
 async def test_relay_survives_a_connection_that_is_lost_in_the_middle_of_a_call(
@@ -174,7 +176,8 @@ async def test_what_nats_has_acknowledged_is_there_once_and_all_else_is_unavaila
     mine = await Bus.connect(await behind(proxy, nats_url), "broken")
     num_refused = 0
     async with asyncio.timeout(90), running(break_now_and_then(proxy, chance)):
-        for number in range(NUM_WRITES // 3):
+        number = 0
+        while number < NUM_WRITES // 3 or not num_refused:
             while True:  # as the relay does: again, with the same id, until it is acknowledged
                 try:
                     headers = {Header.EVENT_ID: str(number), Header.SEQ: str(number + 1)}
@@ -183,8 +186,8 @@ async def test_what_nats_has_acknowledged_is_there_once_and_all_else_is_unavaila
                 except Unavailable:
                     num_refused += 1
                     await mine.wait_until_connected()
+            number += 1
     await mine.close()
     first, last = await bus.stream_bounds(EVENTS_STREAM)
-    assert last - first + 1 == NUM_WRITES // 3
-    assert await bus.last_seq("detflow.v1.test.a.>") == NUM_WRITES // 3
-    assert num_refused
+    assert last - first + 1 == number
+    assert await bus.last_seq("detflow.v1.test.a.>") == number
