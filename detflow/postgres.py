@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -30,6 +31,9 @@ log = telemetry.get_logger(__name__)
 _SHARED_MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x646574666C6F77
 """Advisory lock ("detflow") of whoever makes or changes tables."""
+
+_MIGRATION_SECONDS = 3600.0  # large tables take their time
+_LOCK_SECONDS = 1
 
 CONNECTION_ERRORS = (
     asyncpg.PostgresConnectionError,
@@ -171,7 +175,9 @@ class Database:
     async def migrate(self, folder: Path | None) -> None:
         """Brings the schema up to date: shared tables (outbox, inbox), then the service's own."""
         async with self.connection() as conn:
-            await conn.execute("select pg_advisory_lock($1)", MIGRATION_LOCK)
+            await conn.execute(
+                "select pg_advisory_lock($1)", MIGRATION_LOCK, timeout=_MIGRATION_SECONDS
+            )
             try:
                 # `create schema if not exists` asks for the right to create it in any case.
                 if not await conn.fetchval("select to_regnamespace($1)", self.schema):
@@ -185,13 +191,31 @@ class Database:
             finally:
                 await conn.execute("select pg_advisory_unlock($1)", MIGRATION_LOCK)
 
-    @staticmethod
-    async def _apply(conn: Connection, name: str, path: Path) -> None:
-        async with conn.transaction():
-            if await conn.fetchval("select 1 from migration where name = $1", name):
-                return
-            await conn.execute(path.read_text())  # noqa: ASYNC240  # once, at start
-            await conn.execute("insert into migration (name) values ($1)", name)
+    @classmethod
+    async def _apply(cls, conn: Connection, name: str, path: Path) -> None:
+        """Applies a migration unless it was.
+
+        While it waits for the lock of a table, everybody else who wants to read that waits behind
+        it: so it gives up soon, lets them go first, and tries again.
+        """
+        deadline = time.monotonic() + _MIGRATION_SECONDS
+        while True:
+            try:
+                async with conn.transaction():
+                    await conn.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
+                    if await conn.fetchval("select 1 from migration where name = $1", name):
+                        return
+                    await conn.execute(
+                        path.read_text(),  # noqa: ASYNC240  # once, at start
+                        timeout=_MIGRATION_SECONDS,
+                    )
+                    await conn.execute("insert into migration (name) values ($1)", name)
+                    return
+            except asyncpg.LockNotAvailableError:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("migration waits for a table in use", migration=name)
+                await asyncio.sleep(_LOCK_SECONDS)
 
 
 def migration_files(folder: Path | None) -> list[tuple[str, Path]]:

@@ -1,10 +1,14 @@
 """Migrations leave what the release before needs, so that both run side by side."""
 
+import asyncio
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from detflow.postgres import Database
 
 _ROOT = Path(__file__).parents[2]
 _FOLDERS = (_ROOT / "detflow", *sorted((_ROOT / "services").iterdir()))
@@ -122,3 +126,34 @@ def test_migrations_are_numbered_once() -> None:
     numbers = [(path.parent, path.name[:4]) for path in MIGRATIONS]
     assert len(numbers) == len(set(numbers))
     assert all(re.fullmatch(r"\d{4}_[a-z_]+\.sql", path.name) for path in MIGRATIONS)
+
+
+async def test_a_migration_that_waits_for_a_table_lets_readers_go_first(
+    make_database_url: Callable[[str], Awaitable[str]], tmp_path: Path
+) -> None:
+    database = await Database.connect(await make_database_url("metrics"), "metrics", max_size=4)
+    folder = tmp_path / "metrics" / "migrations"
+    folder.mkdir(parents=True)
+    shutil.copytree(_ROOT / "services" / "metrics" / "migrations", folder, dirs_exist_ok=True)
+    (folder / "9999_more.sql").write_text("alter table training add column more text")
+    async with database.connection() as reader, database.connection() as late:
+        long = reader.transaction()
+        await long.start()
+        await reader.execute("select from training")
+        migrating = asyncio.create_task(database.migrate(folder))
+        waits = (
+            "select exists (select from pg_locks where not granted and relation ="
+            " 'training'::regclass)"
+        )
+        async with asyncio.timeout(20):
+            while not await reader.fetchval(waits):  # noqa: ASYNC110  # Postgres tells nobody
+                await asyncio.sleep(0.01)
+        # Behind it, and yet the read is answered while the long one still goes on.
+        async with asyncio.timeout(20):
+            assert await late.fetchval("select count(*) from training") == 0
+        assert not migrating.done()
+        await long.rollback()
+        async with asyncio.timeout(20):
+            await migrating
+        assert await late.fetchval("select count(more) from training") == 0
+    await database.close()
