@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(wildcard protos/detflow/v1/*.proto)
 
-.PHONY: help setup demo up test cluster models fuzz chaos check protos lock bench scale clean
+.PHONY: help setup demo up test cluster models fuzz chaos audit check protos lock bench scale clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -46,6 +46,12 @@ chaos: $(READY)  ## kill everything 2,000 times while users work, and check all 
 	  DETFLOW_CHAOS_REPORT=chaos-report.md $(BIN)/python -m pytest --timeout 0 tests/chaos/test_campaign.py \
 	  tests/chaos/test_races.py tests/chaos/test_histories.py $(ARGS)
 	@cat chaos-report.md
+
+audit: $(READY)  ## look for known weaknesses in the code and in what is installed; write var/sbom.json
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive detflow services gateway
+	@mkdir -p var
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-format JSON --output-file var/sbom.json
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement requirements.lock
 
 check: $(READY)  ## formatting, lint, types, import rules, proto rules, generated code
 	$(BIN)/ruff format --check .

@@ -36,6 +36,7 @@ _ERRORS = {
     "409": "It exists already, or somebody else changed it first.",
     "421": "The Host header names no host that this gateway answers to.",
     "429": "A limit is reached; Retry-After says when to come back, where that helps.",
+    "431": "Path, query and headers are too long together.",
     "500": "The server failed, or stored data is damaged; details name the request id for the log.",
     "501": "The running service does not have this method; upgrade it.",
     "503": "A service is away, or too much is under way; Retry-After says when to come back.",

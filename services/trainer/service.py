@@ -43,6 +43,7 @@ from services.trainer.start import check_devices, check_ready, make_plan
 from services.trainer.trials import Trials
 from services.trainer.warm_start import check_still_there, find_model, find_weights
 
+_MAX_AGE_SECONDS = 100 * 365 * 86400
 _ANY_VERSION = _ANY_PROJECT = "-"
 _Version = version_pb2.Version
 
@@ -285,6 +286,8 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         project = request.parent.split("/")[1]
         ages = self._ages
         if request.HasField("min_age"):
+            if request.min_age.seconds > _MAX_AGE_SECONDS:
+                raise bad_field("min_age", "OUT_OF_RANGE", "must be at most 100 years")
             age = request.min_age.ToTimedelta()
             ages = Ages(checkpoints=age, exports=age)
         if project != _ANY_PROJECT:

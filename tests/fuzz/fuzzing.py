@@ -1,11 +1,14 @@
 """Sends many cases to a running stack and says what came of them."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
+
+import psutil
 
 from tests.fuzz.cases import NUM_CASES_AT_ONCE, Outcome, rng_of
 from tests.fuzz.over_grpc import GrpcSurface
@@ -77,12 +80,18 @@ async def run(world: World, seed: int, numbers: Iterable[int]) -> Report:
     return report
 
 
-def memory_mib(world: World) -> dict[str, int]:
-    """Returns the memory of each service process and the gateway."""
+def processes(world: World) -> dict[str, psutil.Process]:
+    """Returns the processes of the services and the gateway by module."""
     found = {}
     for process in world.stack.processes():
-        command = process.cmdline()
-        module = command[2] if command[1:2] == ["-m"] else ""
-        if module in (*_MODULES, "gateway"):
-            found[module] = process.memory_info().rss >> 20
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child of theirs that has ended
+            command = process.cmdline()
+            module = command[2] if command[1:2] == ["-m"] else ""
+            if module in (*_MODULES, "gateway"):
+                found[module] = process
     return found
+
+
+def memory_mib(world: World) -> dict[str, int]:
+    """Returns the memory of each service process and the gateway."""
+    return {name: one.memory_info().rss >> 20 for name, one in processes(world).items()}

@@ -207,6 +207,8 @@ class HttpSurface:
         expected = documented(method, path) | {403}  # to who is no page of this host
         if path.startswith("/detflow."):
             expected = set(range(200, 500)) | {501, 504}  # no such stream or method; no time
+        if len(data) == _LARGE_BODY:
+            expected |= {413}
         wrong = code not in expected or code in (401, 500, 503)
         return Outcome(f"{what} {code}", f"{code} {body[:1000]!r}" * wrong, sent)
 
