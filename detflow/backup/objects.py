@@ -61,11 +61,11 @@ class Listed:
     mark: str
 
 
-async def list_objects(url: str, prefix: str = "") -> dict[str, Listed]:
+async def list_objects(url: str) -> dict[str, Listed]:
     """Lists the objects of a store."""
     found = {}
     with answering(url):
-        async for batch in obstore.list(open_url(url), prefix or None):
+        async for batch in obstore.list(open_url(url)):
             for meta in batch:
                 mark = f"{meta['e_tag']} {meta['last_modified'].isoformat()}"
                 found[str(meta["path"])] = Listed(size_bytes=meta["size"], mark=mark)

@@ -1,5 +1,6 @@
 """The object store on a real S3 server, by itself and under the whole stack."""
 
+import dataclasses
 import pickle
 import shutil
 import signal
@@ -12,6 +13,7 @@ import obstore
 import pytest
 from obstore.store import from_url
 
+from detflow import backup
 from detflow.errors import DataLoss, Unavailable, from_status
 from detflow.events import Bus
 from detflow.local.demo_data import write_dataset
@@ -19,7 +21,10 @@ from detflow.store import ObjectStore
 from detflow.v1 import dataset_pb2
 from services.preprocess import assembly, sources
 from tests import preprocess_rig, s3_rig, stack_rig
+from tests.installation_rig import MakeInstallation, make_installation
 from tests.preprocess_samples import pack, yolo_files
+
+__all__ = ["make_installation"]
 
 URL = "s3://detflow/some prefix"
 
@@ -204,3 +209,28 @@ def test_the_whole_job_with_all_objects_in_a_bucket(s3: s3_rig.S3, tmp_path: Pat
         assert not any((stack.data_dir / "store").iterdir())
     finally:
         stack_rig.end(stack, signal.SIGTERM)
+
+
+async def test_a_backup_of_a_bucket_is_kept_in_a_bucket(
+    s3: s3_rig.S3, make_installation: MakeInstallation
+) -> None:
+    made = await make_installation(migrated=True)
+    of_bucket = dataclasses.replace(
+        made,
+        system=dataclasses.replace(made.system, store_url="s3://detflow/source"),
+        store=ObjectStore("s3://detflow/source"),
+    )
+    await of_bucket.add_upload("u1", b"x" * 6_000_000)  # more than one part
+    folder = "s3://detflow/backups of mine"
+    first = await backup.create(of_bucket.system, folder, lambda progress: None)
+    again = await backup.create(of_bucket.system, folder, lambda progress: None)
+    assert (first.num_objects, again.num_objects, again.num_lost) == (1, 1, 0)
+    copies = [key for key in ObjectStore(folder).list("") if "/objects/" in key]
+    assert copies == [f"{first.id}/objects/uploads/u1/0"]
+
+    other = await make_installation()
+    target = dataclasses.replace(other.system, store_url="s3://detflow/target")
+    await backup.restore(target, folder, lambda progress: None)
+    assert [*ObjectStore("s3://detflow/target").list("")] == ["uploads/u1/0"]
+    assert await other.rows() == await of_bucket.rows()
+    assert (await backup.verify(folder, lambda progress: None))[1] == []

@@ -124,11 +124,11 @@ async def test_nothing_that_the_snapshot_points_to_is_deleted_before_it_is_copie
     collected: list[bool] = []
     list_objects = objects.list_objects
 
-    async def while_it_runs(url: str, prefix: str = "") -> dict[str, objects.Listed]:
+    async def while_it_runs(url: str) -> dict[str, objects.Listed]:
         async with database.transaction() as conn:
             await mark(conn, "uploads/u2/0")
         collected.append(await collector.collect_one())
-        return await list_objects(url, prefix)
+        return await list_objects(url)
 
     monkeypatch.setattr(objects, "list_objects", while_it_runs)
     made = await backup.create(filled.system, folder, silent)
