@@ -108,10 +108,12 @@ export function Chart({ title, name = title, lines, xLabel, xRange, yRange, smoo
   return html`<figure class="chart">
     <figcaption class="row spread">
       <h3>${title}</h3>
-      ${zoom && !table && html`<button type="button" class="link small" onClick=${whole}>${t("chart.whole")}</button>`}
-      <button type="button" class="link small" aria-pressed=${table} onClick=${() => setTable(!table)}>
-        ${t(table ? "chart.asChart" : "chart.asTable")}
-      </button>
+      <span>
+        ${zoom && !table && html`<button type="button" class="link small" onClick=${whole}>${t("chart.whole")}</button>`}
+        <button type="button" class="link small" aria-pressed=${table} onClick=${() => setTable(!table)}>
+          ${t(table ? "chart.asChart" : "chart.asTable")}
+        </button>
+      </span>
     </figcaption>
     ${table
       ? html`<${Later} load=${() => import("./chart_table.js")} name="Values" lines=${lines} data=${data} xLabel=${xLabel} />`
