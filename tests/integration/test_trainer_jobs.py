@@ -33,7 +33,8 @@ def job(folder: Path, code: str) -> tuple[str, ...]:
         from detflow.v1.common_pb2 import Progress
         from detflow.v1.weights_pb2 import Weights
         from detflow.v1.worker_pb2 import JobMessage
-        from services.trainer.worker import jobs, sandbox
+        from detflow import sandbox
+        from services.trainer.worker import jobs
         say = jobs._take_stdout()
     """
     path.write_text(textwrap.dedent(head) + textwrap.dedent(code))

@@ -2,7 +2,8 @@
 
 It reads tasks and images from its standard input and answers on its standard output. Images come
 from strangers: should one of them crash a decoder, or take all memory, it is this process that ends
-and not the service with everybody's watches; and there are no credentials in it.
+and not the service with everybody's watches; there are no credentials in it, and where the system
+has a sandbox no network, other programs or writing to disk.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
-from detflow import errors, images
-from detflow.errors import DetflowError, ResourceExhausted
+from detflow import errors, images, sandbox
+from detflow.errors import DetflowError, FailedPrecondition, ResourceExhausted
 from services.metrics.prediction import task as protocol
 from services.metrics.prediction.onnx_model import OnnxModel
 from services.metrics.prediction.predict import predict
 from services.metrics.prediction.task import Task
 
 _ENDED_FIRST = 1000
+_WORKING_BYTES = 8 << 30
+"""Memory beside the models, for the largest image and what a network makes of it."""
 
 
 class Models:
@@ -117,6 +120,10 @@ def main() -> None:
     if sys.platform == "linux":  # when memory runs out this process can be spared first
         Path("/proc/self/oom_score_adj").write_text(str(_ENDED_FIRST))
     images.use_one_thread()
+    try:
+        sandbox.enter(max_bytes + _WORKING_BYTES, cpu_seconds=0)
+    except FailedPrecondition as error:  # a machine for development
+        print(error.message, file=sys.stderr)
     serve(Models(max_bytes, num_threads), sys.stdin.buffer, sink)
 
 

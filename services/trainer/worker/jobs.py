@@ -16,12 +16,12 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from detflow import errors
+from detflow import errors, sandbox
 from detflow.errors import DetflowError
 from detflow.settings import Settings
 from detflow.store import ObjectStore
 from detflow.v1.worker_pb2 import JobMessage, JobSpec
-from services.trainer.worker import library, sandbox
+from services.trainer.worker import library
 from services.trainer.worker.failures import explain
 
 _PACKAGE = "services.trainer.worker"

@@ -24,8 +24,8 @@ CPU_SECONDS = 120
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _CLONE_THREAD = 0x00010000
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
-_SECCOMP_MODE_FILTER = 2
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_SECCOMP_SET_MODE_FILTER, _FOR_ALL_THREADS = 1, 1
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000  # the last plus an errno
 _EPERM, _ENOSYS = 1, 38
 # Instructions of the filter: load a word of the call's description, compare, return.
@@ -40,23 +40,24 @@ class _Calls(NamedTuple):
     architecture: int
     clone: int
     clone3: int
+    seccomp: int
     refused: tuple[int, ...]
 
 
 # What a process reaches others by is refused: socket, socketpair, fork, vfork, execve, execveat,
 # ptrace, io_uring_setup, process_vm_writev, kill, tkill.
 _CALLS = {
-    "x86_64": _Calls(0xC000003E, 56, 435, (41, 53, 57, 58, 59, 322, 101, 425, 311, 62, 200)),
-    "aarch64": _Calls(0xC00000B7, 220, 435, (198, 199, 221, 281, 117, 425, 271, 129, 130)),
+    "x86_64": _Calls(0xC000003E, 56, 435, 317, (41, 53, 57, 58, 59, 322, 101, 425, 311, 62, 200)),
+    "aarch64": _Calls(0xC00000B7, 220, 435, 277, (198, 199, 221, 281, 117, 425, 271, 129, 130)),
 }
 
 
 def enter(memory_bytes: int = MEMORY_BYTES, cpu_seconds: int = CPU_SECONDS) -> str:
-    """Shuts this process in, for good. It must have no second thread yet.
+    """Shuts this process in, for good, with all threads it has; a namespace only if it has one.
 
     Args:
         memory_bytes: Limit on the memory it can fill; mapped files don't count.
-        cpu_seconds: Limit on its processor time.
+        cpu_seconds: Limit on its processor time; 0 sets none.
 
     Returns:
         What keeps it off the network: "network namespace and seccomp" or "seccomp".
@@ -74,7 +75,8 @@ def enter(memory_bytes: int = MEMORY_BYTES, cpu_seconds: int = CPU_SECONDS) -> s
     # Libraries ask for it as they are imported, and it would be chosen by writing to it.
     tempfile.tempdir = os.getcwd()
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+    if cpu_seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # pipes are no files
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     program = _filter(_CALLS[platform.machine()])
@@ -83,7 +85,9 @@ def enter(memory_bytes: int = MEMORY_BYTES, cpu_seconds: int = CPU_SECONDS) -> s
         struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     )
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header), 0, 0) != 0:
+    libc.syscall.argtypes = [*[ctypes.c_ulong] * 4]
+    call, address = _CALLS[platform.machine()].seccomp, ctypes.addressof(header)
+    if libc.syscall(call, _SECCOMP_SET_MODE_FILTER, _FOR_ALL_THREADS, address) != 0:
         raise _unsupported(os.strerror(ctypes.get_errno()))
     return "network namespace and seccomp" if has_namespace else "seccomp"
 
@@ -116,6 +120,6 @@ def _filter(calls: _Calls) -> bytes:
 def _unsupported(what: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"files of strangers are looked into in a sandbox, which {what} does not have; run the "
-        "trainer on Linux with seccomp (x86_64 or aarch64)",
+        "services on Linux with seccomp (x86_64 or aarch64)",
         reason="SANDBOX_UNSUPPORTED",
     )
