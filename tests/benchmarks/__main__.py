@@ -32,6 +32,7 @@ NAMES = (
     "reports",
     "series",
     "streaming",
+    "watchers",
     "rpc",
     "console",
 )
