@@ -9,6 +9,7 @@ nothing will follow, so don't reconnect.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ FIRST_MESSAGE_SECONDS = 2.0
 
 EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 """What a call's `read()` returns behind its last message."""
+_MAX_KEPT_BYTES = 16 << 10  # larger messages are rendered anew for each watcher
 HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
@@ -48,9 +50,21 @@ def resume(request: Any, headers: Mapping[bytes, bytes]) -> None:
 
 def event(message: Message) -> bytes:
     """Renders one message of a stream."""
+    kind: Any = type(message)  # which mypy does not take for hashable
+    data = message.SerializeToString()
+    return _render_once(kind, data) if len(data) <= _MAX_KEPT_BYTES else _render(message)
+
+
+def _render(message: Message) -> bytes:
     oneofs = message.DESCRIPTOR.oneofs
     case = message.WhichOneof(oneofs[0].name) if oneofs else None
     return _frame(case or "message", transcode.encode(message), getattr(message, "cursor", ""))
+
+
+@functools.lru_cache(maxsize=64)
+def _render_once(kind: type[Message], data: bytes) -> bytes:
+    """Renders what reaches all watchers of a thing at once, in the same bytes."""
+    return _render(kind.FromString(data))
 
 
 def _frame(name: str, data: bytes, cursor: str = "") -> bytes:
@@ -73,55 +87,71 @@ async def send_events(
     Raises:
         grpc.aio.AioRpcError: The call failed before anything was sent.
     """
+    answer = _Events(send)
+    passing_on = asyncio.create_task(_pass_on(call, answer, request_id))
     gone = asyncio.create_task(disconnected(receive))
     drain = asyncio.create_task(draining.wait())
-    reading: asyncio.Task[Any] | None = None
-    started = False
+    tasks = (passing_on, gone, drain)
     try:
-        while True:
-            reading = reading or asyncio.create_task(call.read())
-            wait_seconds = None if started else FIRST_MESSAGE_SECONDS
-            await asyncio.wait(
-                {reading, gone, drain}, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if gone.done():
-                return
-            frame, last = b"", False
-            if reading.done():
-                frame, last = _outcome(reading, started, request_id)
-                reading = None
-            elif drain.done():
-                frame, last = b"retry: 1000\n: restarting, reconnect with Last-Event-ID\n\n", True
-            if not started:
-                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-                started = True
-                frame = frame or b": open\n\n"
-            await send({"type": "http.response.body", "body": frame, "more_body": not last})
-            if last:
-                return
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            return
+        if not passing_on.done():
+            passing_on.cancel()
+            await asyncio.wait([passing_on])
+        if not passing_on.cancelled():
+            passing_on.result()
+            return
+        await answer.put(b"retry: 1000\n: restarting, reconnect with Last-Event-ID\n\n", last=True)
     finally:
         call.cancel()
-        for task in (gone, drain, reading):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(
-            *(task for task in (gone, drain, reading) if task is not None), return_exceptions=True
-        )
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _outcome(reading: asyncio.Task[Any], started: bool, request_id: str) -> tuple[bytes, bool]:
-    """What a finished read sends, and whether it is the last thing."""
+class _Events:
+    """The answer to one watcher."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def put(self, frame: bytes, *, last: bool = False) -> None:
+        """Sends a frame, the headers before the first one."""
+        if not self.started:
+            await self._send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            self.started = True
+        await self._send({"type": "http.response.body", "body": frame, "more_body": not last})
+
+
+async def _pass_on(call: Any, answer: _Events, request_id: str) -> None:
+    """Sends a call's messages until it ends.
+
+    Raises:
+        grpc.aio.AioRpcError: The call failed before anything was sent.
+    """
+    first = asyncio.create_task(call.read())
     try:
-        message = reading.result()
+        await asyncio.wait([first], timeout=FIRST_MESSAGE_SECONDS)
+        if not first.done():
+            await answer.put(b": open\n\n")
+        # No task for each message from here on: a thousand watchers have ten thousand a second.
+        message = await first
+        while message is not EOF:
+            await answer.put(event(message))
+            message = await call.read()
     except grpc.aio.AioRpcError as error:
-        if not started:
+        if not answer.started:
             raise
         status = errors.status_of(error, request_id)
         value = errors.body_of(status, errors.http_of(status))
-        return _frame("error", orjson.dumps(value)), True
-    if message is EOF:
-        return _frame("end", b"{}"), True
-    return event(message), False
+        await answer.put(_frame("error", orjson.dumps(value)), last=True)
+    else:
+        await answer.put(_frame("end", b"{}"), last=True)
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
 
 async def disconnected(receive: Receive) -> None:

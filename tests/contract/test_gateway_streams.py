@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from detflow import errors
-from detflow.v1 import common_pb2, trainer_pb2, training_pb2
+from detflow.v1 import common_pb2, metrics_pb2, trainer_pb2, training_pb2
 from gateway import stream
 from tests.gateway_rig import Rig, details, running
 
@@ -59,6 +59,15 @@ async def test_messages_become_events_with_cursor_case_and_json(rig: Rig) -> Non
     assert [one["event"] for one in seen] == ["training", "heartbeat", "training", "end"]
     assert [one.get("id") for one in seen] == ["c1", "c2", "c3", None]
     assert json.loads(seen[0]["data"])["training"]["state"] == "RUNNING"
+
+
+def test_same_bytes_of_two_kinds_are_rendered_as_what_they_are() -> None:
+    beat = trainer_pb2.WatchTrainingResponse(cursor="c1", heartbeat=common_pb2.Heartbeat())
+    steps = metrics_pb2.WatchMetricsResponse(cursor="c1", steps=training_pb2.StepMetrics())
+    assert beat.SerializeToString() == steps.SerializeToString()
+    for _ in range(2):  # the second time from memory
+        assert stream.event(beat).startswith(b"id: c1\nevent: heartbeat\n")
+        assert stream.event(steps).startswith(b"id: c1\nevent: steps\n")
 
 
 async def test_last_event_id_resumes_and_wins_over_the_query(rig: Rig) -> None:
@@ -173,6 +182,25 @@ async def test_drain_ends_streams_and_lets_requests_finish(rig: Rig) -> None:
     assert not request.done()
     release.set()
     assert (await request).status_code == 200
+    await rig.stopped
+
+
+async def test_drain_ends_a_stream_that_has_said_nothing_yet(rig: Rig) -> None:
+    began = asyncio.Event()
+
+    async def silent(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        began.set()
+        await asyncio.Event().wait()
+        yield
+
+    rig.backend.replies["WatchTraining"] = silent
+    watching = asyncio.create_task(rig.http.get(WATCH))
+    await began.wait()
+    rig.server.should_exit = True
+    answer = await watching
+    assert answer.status_code == 200
+    assert answer.text.startswith("retry: 1000\n")
+    await rig.backend.cancelled.wait()
     await rig.stopped
 
 
