@@ -132,6 +132,8 @@ class World:
             "failed": failed,
             "stranger": other.token,
         }
+        page = self.http.get(f"/v1/projects/{PROJECT}/versions?pageSize=1").json()["nextPageToken"]
+        self.names |= {"next": page, "token": ("B" if page[0] == "A" else "A") + page[1:]}
         self.kept = self.state()
 
     def close(self) -> None:

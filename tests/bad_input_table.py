@@ -227,8 +227,7 @@ def _names() -> Iterator[Call]:
             "upload": "$project/uploads/u",
         },
         field="dataset.display_name",
-        command=("versions", "rename", "one", ""),
-        says="name",
+        without="the name of the file stands in for an empty one",
     )
 
 
@@ -263,11 +262,16 @@ def _numbers() -> Iterator[Call]:
 
 def _order() -> Iterator[Call]:
     pages = "it turns the pages itself"
-    for rpc in ("ListVersions", "ListDatasets", "ListWeights"):
+    for rpc, token in (
+        ("ListDatasets", "tampered"),
+        ("ListVersions", "$token"),
+        ("ListVersions", "AAAA$next"),
+        ("ListWeights", "$next"),
+    ):
         yield Call(
             row=CALLS,
             rpc=rpc,
-            request={"parent": "$project", "pageToken": "tampered"},
+            request={"parent": "$project", "pageToken": token},
             reason="BAD_PAGE_TOKEN",
             field="page_token",
             without=pages,

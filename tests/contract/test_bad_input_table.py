@@ -6,6 +6,7 @@ Each row of tests/bad_input_table.py has cases here for every surface that can e
 import html
 import http.client
 import io
+import json
 import math
 import os
 import pickle
@@ -70,6 +71,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_every_row_is_sent_by_every_surface() -> None:
     assert {row for row, _ in _COVERED} == set(ROWS)
     assert [(row, one) for row in ROWS for one in SURFACES if (row, one) not in _COVERED] == []
+    assert [case.name for case in CALLS if bool(case.command) == bool(case.without)] == []
 
 
 class Payload:
@@ -171,6 +173,30 @@ def test_what_is_invalid_can_be_left_out_and_is_listed(filled: World) -> None:
             ("labels/001.txt:1", "BOX_CLIPPED"),
             ("labels/002.txt:1", "UNKNOWN_CLASS"),
         }
+
+
+@covers(table.COCO)
+def test_crowds_are_kept_and_masks_are_not_read(filled: World) -> None:
+    annotation = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 10, 20]}
+    masks: list[Any] = [{"counts": "no run lengths", "size": [1, 1]}, {"counts": [-1]}, "text"]
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [
+            {**annotation, "id": number, "iscrowd": int(number == 0), "segmentation": mask}
+            for number, mask in enumerate(masks)
+        ],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    files = {"images/a.jpg": jpeg(), "all.json": json.dumps(document).encode()}
+    for dataset in filled.imported(pack(files), "crowds"):
+        assert (int(dataset["numBoxes"]), int(dataset["numCrowdBoxes"])) == (3, 1), dataset
+
+
+@covers(table.YAML)
+def test_what_a_data_yaml_names_beside_classes_is_not_followed(filled: World) -> None:
+    text = b"names: [disc, square]\npath: ../../etc\ntrain: /etc\nval: ..\ndownload: touch /ran\n"
+    for dataset in filled.imported(pack({**yolo_files(3), "data.yaml": text}), "yaml"):
+        assert (dataset["state"], int(dataset["numImages"])) == ("READY", 3), dataset
 
 
 @covers(table.NAMES)
