@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests import bad_archives
-from tests.bad_input_rig import CLI, MAX_UPLOAD_BYTES, SURFACES
+from tests.bad_input_rig import CLI, SURFACES
 from tests.preprocess_samples import pack, yolo_files
 
 INVALID, EXHAUSTED = "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"
@@ -54,7 +54,6 @@ class Archive:
         row: What it is a case of.
         problem: Place and reason of one of its problems.
         code: What the import ends with.
-        status: Over HTTP, where the body itself is refused.
     """
 
     row: str
@@ -62,7 +61,6 @@ class Archive:
     data: bytes = field(repr=False)
     problem: tuple[str, str]
     code: str = INVALID
-    status: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +75,7 @@ class Call:
         reason: Of the ErrorInfo, or of the violation.
         field: Place of the violation; "" where there is none.
         command: The same on the command line; none where `without` says why.
-        says: Words on stderr, with the remedy.
-        exit_code: Of the command.
+        says: What its complaint names.
         without: Why the command line cannot express it.
     """
 
@@ -90,7 +87,6 @@ class Call:
     field: str = ""
     command: tuple[str, ...] = ()
     says: str = ""
-    exit_code: int = 1
     without: str = ""
 
     @property
@@ -141,14 +137,6 @@ def archives() -> Iterator[Archive]:
         NAMES_INSIDE, "alike after NFC", pack(alike), ("images/e\u0301.JPG", "DUPLICATE_NAME")
     )
     yield from _labels()
-    yield Archive(
-        SIZES,
-        "more bytes than may come",
-        bytes(MAX_UPLOAD_BYTES + 1),
-        ("", "ARCHIVE_LIMIT"),
-        EXHAUSTED,
-        413,
-    )
     evil = "images/<script>alert(1)<／script>.jpg"
     scripts = {"images/ok.jpg": bad_archives.GOOD, "labels/ok.txt": bad_archives.ROW, evil: b""}
     yield Archive(SCRIPTS, "file name", pack(scripts), (evil, "CORRUPT_IMAGE"))
