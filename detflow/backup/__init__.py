@@ -81,7 +81,7 @@ async def create(system: System, folder: str, report: Report) -> Manifest:
     """
     target = await asyncio.to_thread(ObjectStore, folder)
     earlier = await _newest(folder)
-    backup_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{new_id()[-6:]}"
+    backup_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{new_id()[-6:]}"
     async with _connected(system.database_url) as holder:
         await hold(holder)
         async with _connected(system.database_url) as conn:

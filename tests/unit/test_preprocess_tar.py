@@ -174,19 +174,20 @@ def test_endless_headers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        gzip.compress(pack(FILES))[:-20],
-        gzip.compress(pack(FILES))[:100],
-        gzip.compress(pack(FILES))[:-1] + b"\xff",
-        gzip.compress(pack(FILES)) + b"more",
-        gzip.compress(b"no tar"),
-        gzip.compress(b""),
-        b"\x1f\x8b",
-        pack(FILES)[:3000],
-        pack(FILES)[: 512 * 2],
-        pack(FILES).rstrip(b"\0"),
-        pack(FILES) + pack(FILES),
-        with_entry("a", pax_headers={"size": "x"}),
-        with_entry("a", pax_headers={"size": "-1"}),
+        # Named: a gzip holds the time it was made, and processes that share the tests must agree.
+        pytest.param(gzip.compress(pack(FILES))[:-20], id="gzip without its end"),
+        pytest.param(gzip.compress(pack(FILES))[:100], id="gzip cut off early"),
+        pytest.param(gzip.compress(pack(FILES))[:-1] + b"\xff", id="gzip of a wrong size"),
+        pytest.param(gzip.compress(pack(FILES)) + b"more", id="more behind a gzip"),
+        pytest.param(gzip.compress(b"no tar"), id="gzip of no tar"),
+        pytest.param(gzip.compress(b""), id="gzip of nothing"),
+        pytest.param(b"\x1f\x8b", id="only the mark of a gzip"),
+        pytest.param(pack(FILES)[:3000], id="cut off in a file"),
+        pytest.param(pack(FILES)[: 512 * 2], id="cut off behind a file"),
+        pytest.param(pack(FILES).rstrip(b"\0"), id="without its end"),
+        pytest.param(pack(FILES) + pack(FILES), id="two in one"),
+        pytest.param(with_entry("a", pax_headers={"size": "x"}), id="size that is no number"),
+        pytest.param(with_entry("a", pax_headers={"size": "-1"}), id="negative size"),
     ],
 )
 def test_damaged_and_cut_off_tars_are_refused(tmp_path: Path, data: bytes) -> None:
