@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,17 +15,21 @@ from typing import Any
 import psutil
 
 from detflow.client import Client
-from detflow.local.process import free_port, is_free
+from detflow.local.process import is_free
 from detflow.local.running import owner_token
 
 _PORTS = 5
 
 
 def free_base_port() -> int:
-    """Returns a port that is free, like the four after it."""
+    """Returns a port that is free, like the four after it.
+
+    Of those that Linux gives to no connection by itself (32768 and above): another test's cannot
+    take one before the stack listens.
+    """
     while True:
-        base = free_port()
-        if base + _PORTS < 65536 and all(is_free(base + number) for number in range(_PORTS)):
+        base = secrets.randbelow(20_000) + 12_000
+        if all(is_free(base + number) for number in range(_PORTS)):
             return base
 
 
@@ -113,6 +118,9 @@ def start(data_dir: Path, port: int, settings: Mapping[str, str] | None = None) 
     )
     assert process.stdout is not None
     ready = process.stdout.readline()
+    if not ready:
+        process.stdout.close()
+        process.wait()
     assert ready, "detflow up ended before it was ready"
     assert json.loads(ready)["address"] == f"127.0.0.1:{port}"
     return Stack(process, data_dir, port)

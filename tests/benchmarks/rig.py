@@ -21,10 +21,10 @@ from detflow.client import Client
 from detflow.local import stack
 from detflow.local.demo_data import write_dataset
 from detflow.local.nats import NatsServer
-from detflow.local.process import free_port, is_free
 from detflow.local.running import owner_token
 from detflow.local.supervisor import Program
 from detflow.settings import Settings
+from tests.stack_rig import free_base_port
 
 _IDLE_TRAINER = Path(__file__).parent / "idle_trainer.py"
 
@@ -94,14 +94,6 @@ def _make_version(client: Client, folder: Path) -> str:
     dataset = client.datasets.import_(folder)
     created = client.versions.create(dataset.name)
     return str(client.versions.wait(created.name).name)
-
-
-def free_base_port() -> int:
-    """Returns a free port with four free ones after it."""
-    while True:
-        base = free_port()
-        if base < 65000 and all(is_free(base + number) for number in range(5)):
-            return base
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

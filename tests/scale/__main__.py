@@ -16,7 +16,6 @@ import asyncpg
 from detflow.client import Client
 from detflow.local import postgres, stack
 from detflow.local.demo_data import write_dataset
-from tests.benchmarks.rig import free_base_port
 from tests.scale.capacity import kilobytes_per_watch, relayed_per_second
 from tests.scale.fill import (
     NUM_EPOCHS,
@@ -27,6 +26,7 @@ from tests.scale.fill import (
     make_projects,
 )
 from tests.scale.measure import Times, measure
+from tests.stack_rig import free_base_port
 
 
 def main() -> None:
