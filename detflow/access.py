@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from detflow.errors import InvalidArgument, Unauthenticated
 from detflow.settings import Settings
@@ -147,7 +148,7 @@ def check_settings(settings: Settings) -> None:
             ("DETFLOW_LISTEN", settings.listen),
             ("DETFLOW_HTTP_LISTEN", settings.http_listen),
         ):
-            if not is_loopback(address):
+            if not is_local(address):
                 raise InvalidArgument(
                     f"{variable} is {address}, where others can reach it, and DETFLOW_ACCESS=open"
                     " would let them do everything: listen on 127.0.0.1, or set"
@@ -175,10 +176,37 @@ def check_settings(settings: Settings) -> None:
         )
 
 
-def is_loopback(address: str) -> bool:
+def check_issuer(settings: Settings) -> None:
+    """Checks what the settings say of the OIDC issuer.
+
+    Raises:
+        InvalidArgument: MISSING_SETTING or BAD_SETTING.
+    """
+    settings.require("oidc_client_id")
+    if not is_trusted(settings.oidc_issuer):
+        raise InvalidArgument(
+            f"DETFLOW_OIDC_ISSUER must be an https:// URL, not {settings.oidc_issuer!r}",
+            reason="BAD_SETTING",
+        )
+
+
+def is_trusted(url: str) -> bool:
+    """Whether nobody in between can change what a URL answers: HTTPS, or this machine."""
+    parts = urlsplit(url)
+    plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
+    return bool(parts.hostname) and (parts.scheme == "https" or plain)
+
+
+def is_local(address: str) -> bool:
     """Whether host:port is reached from this machine only."""
-    host = address.rsplit(":", 1)[0].strip("[]")
+    return is_loopback(address.rsplit(":", 1)[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is reached from this machine only."""
+    if host == "localhost":
+        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return False

@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from detflow import tls
+from detflow import access, tls
 from detflow.errors import DetflowError
 from detflow.probe import ask_gateway, ask_service
 from detflow.settings import Settings
@@ -146,10 +146,7 @@ def check_certificates(settings: Settings) -> Iterator[Finding]:
         yield Finding("TLS", State.FAIL, error.message, "see DETFLOW_TLS_*_FILE")
         return
     if not path:
-        local = all(
-            address.startswith(("127.", "localhost", "[::1]"))
-            for address in (settings.listen, settings.http_listen)
-        )
+        local = all(access.is_local(address) for address in (settings.listen, settings.http_listen))
         if local:
             yield Finding("TLS", State.OK, "not needed: it listens on loopback only")
         else:

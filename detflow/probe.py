@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from detflow import tls
+from detflow import channels, tls
 from detflow.errors import DetflowError, InvalidArgument, Unavailable
 from detflow.settings import Settings
 
@@ -31,18 +31,12 @@ def ask_service(address: str, settings: Settings, name: str = "") -> None:
         Unavailable: It does not answer, or answers that it does not serve.
         InvalidArgument: A file of TLS cannot be used.
     """
-    if settings.tls_ca_file:
-        channel = grpc.secure_channel(
-            address,
-            tls.client_credentials(
-                ca_file=settings.tls_ca_file,
-                cert_file=settings.tls_cert_file,
-                key_file=settings.tls_key_file,
-            ),
-            options=(("grpc.ssl_target_name_override", name),) if name else (),
-        )
-    else:
+    trusted = channels.credentials(settings)
+    if trusted is None:
         channel = grpc.insecure_channel(address)
+    else:
+        options = (("grpc.ssl_target_name_override", name),) if name else ()
+        channel = grpc.secure_channel(address, trusted, options=options)
     with channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(

@@ -208,7 +208,7 @@ class Service:
                 reason="PORT_IN_USE",
             ) from error
         self.address = f"{host}:{port}"
-        if self._shown is None and not access.is_loopback(self.settings.listen):
+        if self._shown is None and not access.is_local(self.settings.listen):
             log.warning(
                 "tokens travel unencrypted: set DETFLOW_TLS_CERT_FILE", address=self.address
             )

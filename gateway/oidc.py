@@ -22,10 +22,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import orjson
 
-from detflow import telemetry
-from detflow.errors import InvalidArgument
+from detflow import access, telemetry
 from detflow.settings import Settings
-from gateway.security import is_loopback
 
 log = telemetry.get_logger(__name__)
 
@@ -73,12 +71,7 @@ class Issuer:
     """
 
     def __init__(self, settings: Settings) -> None:
-        settings.require("oidc_client_id")
-        if not _is_trusted(settings.oidc_issuer):
-            raise InvalidArgument(
-                f"DETFLOW_OIDC_ISSUER must be an https:// URL, not {settings.oidc_issuer!r}",
-                reason="BAD_SETTING",
-            )
+        access.check_issuer(settings)
         self._url = settings.oidc_issuer.rstrip("/")
         self._issuer = settings.oidc_issuer
         self._client_id = settings.oidc_client_id
@@ -211,15 +204,8 @@ class Issuer:
         return response.status, value if isinstance(value, dict) else {}
 
 
-def _is_trusted(url: str) -> bool:
-    """Whether an address has HTTPS, or is one of this machine."""
-    parts = urlsplit(url)
-    plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
-    return bool(parts.hostname) and (parts.scheme == "https" or plain)
-
-
 def _endpoint(url: Any) -> str:
-    if not isinstance(url, str) or not _is_trusted(url):
+    if not isinstance(url, str) or not access.is_trusted(url):
         raise OidcError(f"discovery names {url!r}, which is no https:// address")
     return url
 

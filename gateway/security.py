@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from detflow.access import is_loopback
 from detflow.errors import InvalidArgument
 from detflow.settings import Settings
 from gateway.errors import HttpError
@@ -109,16 +109,6 @@ def page_policy(style: str, *, forms: bool = False) -> str:
         f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action {target}; "
         "frame-ancestors 'none'"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reachable from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def check_host(headers: Mapping[bytes, bytes], address: Address, path: str = "") -> None:

@@ -11,6 +11,18 @@ from tests.stack_rig import Done
 from tests.surface_rig import Surface, serving
 
 
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> Done:
+    """Runs a command in this process, where it starts sooner."""
+    monkeypatch.setattr(sys, "argv", ["detflow", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    printed = capsys.readouterr()
+    assert isinstance(exited.value.code, int)
+    return Done(exited.value.code, printed.out, printed.err)
+
+
 class Rig:
     """Runs commands in this process against fakes."""
 
@@ -25,13 +37,8 @@ class Rig:
         self._capsys = capsys
 
     def run(self, *arguments: str) -> Done:
-        command = ["detflow", *arguments, "--address", "127.0.0.1:1"]
-        self._monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as exited:
-            main()
-        printed = self._capsys.readouterr()
-        assert isinstance(exited.value.code, int)
-        return Done(exited.value.code, printed.out, printed.err)
+        command = (*arguments, "--address", "127.0.0.1:1")
+        return run_here(self._monkeypatch, self._capsys, *command)
 
 
 @pytest.fixture

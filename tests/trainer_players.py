@@ -13,11 +13,25 @@ from google.protobuf import json_format
 from detflow.errors import ResourceExhausted, failure, not_found
 from detflow.events import Bus
 from detflow.v1 import common_pb2, project_pb2, version_pb2
+from services.trainer.domain import Plan
 from tests import trainer_puppet
 
 PROJECT = "projects/p"
 VERSION = f"{PROJECT}/versions/v1"
 MANIFEST = common_pb2.StoredObject(key="bundles/manifests/a.json", size_bytes=2, sha256="ab" * 32)
+
+
+def plan(version: str, *, epochs: int = 1) -> Plan:
+    """Returns what a small training is to do."""
+    return Plan(
+        project="p",
+        version=version,
+        model="yolov8n",
+        batch_size=1,
+        epochs=epochs,
+        hyperparameters={},
+        manifest=MANIFEST,
+    )
 
 
 class Versions:

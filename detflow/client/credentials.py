@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from detflow import tls
-from detflow.access import is_loopback
+from detflow.access import is_local
 from detflow.channels import OPTIONS
 from detflow.errors import InvalidArgument
 from detflow.local.running import default_data_dir, owner_token, running
@@ -125,7 +125,7 @@ class Credentials:
         if self._own is not None:
             if target not in self._own:
                 return channel
-        elif self._tls is None and not self._may_be_insecure and not is_loopback(target):
+        elif self._tls is None and not self._may_be_insecure and not is_local(target):
             raise InvalidArgument(
                 f"a token is not sent to {target} without TLS, where others could read it: say"
                 " https://, or set DETFLOW_INSECURE=1 if nobody else is on this network",

@@ -17,7 +17,7 @@ import orjson
 from jwt.exceptions import PyJWKError
 
 from detflow import access, telemetry
-from detflow.errors import InvalidArgument, Unavailable
+from detflow.errors import Unavailable
 from detflow.settings import Settings
 from services.version.access_store import user_key
 
@@ -191,15 +191,7 @@ def make_issuer(settings: Settings) -> Issuer | None:
     """
     if not settings.oidc_issuer:
         return None
-    settings.require("oidc_client_id")
-    parts = urlsplit(settings.oidc_issuer)
-    if parts.scheme != "https" and not (
-        parts.scheme == "http" and access.is_loopback(f"{parts.hostname}:0")
-    ):
-        raise InvalidArgument(
-            f"DETFLOW_OIDC_ISSUER must be an https:// URL, not {settings.oidc_issuer!r}",
-            reason="BAD_SETTING",
-        )
+    access.check_issuer(settings)
     return Issuer(settings.oidc_issuer, settings.oidc_client_id)
 
 

@@ -27,6 +27,7 @@ from services.metrics.consumer import TrainingEvents
 from services.trainer import consumer, domain, ownership, store
 from services.trainer.queue import Room
 from services.version import domain as version_domain
+from tests import trainer_players
 from tests.trainer_players import MANIFEST
 from tests.unit.test_version_domain import BUNDLE, NEW, Projection
 from tests.unit.test_version_domain import training as version_event
@@ -235,15 +236,7 @@ async def claimed(db: Database, version: str) -> domain.Training:
             conn,
             training_id=new_id(),
             request_id="",
-            plan=domain.Plan(
-                project="p",
-                version=version,
-                model="yolov8n",
-                batch_size=1,
-                epochs=9,
-                hyperparameters={},
-                manifest=MANIFEST,
-            ),
+            plan=trainer_players.plan(version, epochs=9),
         )
         claim = await ownership.claim_training(conn, "test", timedelta(hours=1), ROOM)
     assert claim is not None and claim.training.version == version

@@ -15,8 +15,8 @@ from detflow.v1 import common_pb2, events_pb2, metrics_pb2, training_pb2
 from detflow.v1.common_pb2 import StoredObject
 from services.trainer import attempts, consumer, domain, ownership, store, versions
 from services.trainer.domain import State, StopMode
+from tests import trainer_players
 from tests.chaos.test_histories import ROOM, claimed, event_of
-from tests.trainer_players import MANIFEST
 
 Work = Callable[[], Awaitable[object]]
 MakeDatabase = Callable[[str], Awaitable[Database]]
@@ -104,15 +104,7 @@ async def test_deletion_and_start_leave_nothing_that_goes_on(db: Database) -> No
                 await consumer.on_version(conn, event)
 
         async def start(version: str = version) -> domain.Training:
-            plan = domain.Plan(
-                project="p",
-                version=version,
-                model="yolov8n",
-                batch_size=1,
-                epochs=1,
-                hyperparameters={},
-                manifest=MANIFEST,
-            )
+            plan = trainer_players.plan(version)
             async with db.transaction() as conn:
                 await versions.lock_version(conn, version)
                 return await store.insert_training(
@@ -136,15 +128,7 @@ async def test_of_four_claims_one_gets_the_training(db: Database) -> None:
                 conn,
                 training_id=new_id(),
                 request_id="",
-                plan=domain.Plan(
-                    project="p",
-                    version=f"v{number}",
-                    model="yolov8n",
-                    batch_size=1,
-                    epochs=1,
-                    hyperparameters={},
-                    manifest=MANIFEST,
-                ),
+                plan=trainer_players.plan(f"v{number}"),
             )
 
         async def claim(owner: str) -> ownership.Claim | None:

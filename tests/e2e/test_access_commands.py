@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import psutil
 import pytest
 
 import detflow
-from detflow.cli import main
 from detflow.errors import NotFound, PermissionDenied, Unauthenticated
+from tests.cli_rig import run_here
 from tests.stack_rig import Done, Stack
 from tests.stack_rig import detflow as run
 
@@ -21,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 class Commands:
-    """Runs commands in this process, where they start sooner."""
+    """Runs commands in this process."""
 
     def __init__(
         self,
@@ -46,12 +45,7 @@ class Commands:
 
     def _run(self, data_dir: Path, arguments: Sequence[str]) -> Done:
         self._monkeypatch.setenv("DETFLOW_DATA_DIR", str(data_dir))
-        self._monkeypatch.setattr(sys, "argv", ["detflow", *arguments])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        printed = self._capsys.readouterr()
-        assert isinstance(exited.value.code, int)
-        return Done(exited.value.code, printed.out, printed.err)
+        return run_here(self._monkeypatch, self._capsys, *arguments)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from services.trainer import attempts, consumer, domain, ownership, store
 from services.trainer.attempt import Attempt
 from services.trainer.executors import Devices
 from services.trainer.queue import Room
-from tests.trainer_players import MANIFEST, PROJECT
+from tests import trainer_players
+from tests.trainer_players import PROJECT
 from tests.trainer_rig import FAST, Rig, State, executor, rig
 
 __all__ = ["rig"]
@@ -63,15 +64,7 @@ async def insert(conn: Connection, version: str) -> domain.Training:
         conn,
         training_id=new_id(),
         request_id="",
-        plan=domain.Plan(
-            project="p",
-            version=version,
-            model="yolov8n",
-            batch_size=1,
-            epochs=1,
-            hyperparameters={},
-            manifest=MANIFEST,
-        ),
+        plan=trainer_players.plan(version),
     )
 
 

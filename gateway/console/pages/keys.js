@@ -5,6 +5,7 @@ import "../i18n/pages.js";
 import "../i18n/settings.js";
 import { t } from "../i18n/texts.js";
 import { when } from "../i18n/format.js";
+import { useAct } from "../state/act.js";
 import { useLoad } from "../state/load.js";
 import { Confirm, RoleSelect, Secret } from "../ui/access_parts.js";
 import { Button, Card, Empty, Field, Loaded, Problem } from "../ui/parts.js";
@@ -59,21 +60,15 @@ function Create({ parent, onChange }) {
   const [role, setRole] = useState("VIEWER");
   const [days, setDays] = useState("90");
   const [made, setMade] = useState(/** @type {any} */ (null));
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const [busy, setBusy] = useState(false);
-  const create = async (/** @type {Event} */ event) => {
+  const { busy, error, act } = useAct();
+  const create = (/** @type {Event} */ event) => {
     event.preventDefault();
-    setBusy(true);
-    setError(null);
-    try {
+    act(async () => {
       const expireTime = days ? new Date(Date.now() + Number(days) * DAY_MS).toISOString() : undefined;
       setMade(await call("POST", `/v1/${parent}/apiKeys`, { body: { displayName: name.trim(), role, expireTime } }));
       setName("");
       onChange();
-    } catch (caught) {
-      setError(caught);
-    }
-    setBusy(false);
+    });
   };
   return html`<${Card} title=${t("keys.new")}>
     <form class="stack" onSubmit=${create}>

@@ -4,6 +4,7 @@ import { all, call } from "../api/http.js";
 import "../i18n/settings.js";
 import { t } from "../i18n/texts.js";
 import { when } from "../i18n/format.js";
+import { useAct } from "../state/act.js";
 import { useLoad } from "../state/load.js";
 import { say } from "../state/status.js";
 import { Confirm, RoleSelect } from "../ui/access_parts.js";
@@ -62,21 +63,15 @@ export function Part({ parent }) {
 function Add({ parent, onChange }) {
   const [user, setUser] = useState("");
   const [role, setRole] = useState("VIEWER");
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const [busy, setBusy] = useState(false);
-  const add = async (/** @type {Event} */ event) => {
+  const { busy, error, act } = useAct();
+  const add = (/** @type {Event} */ event) => {
     event.preventDefault();
-    setBusy(true);
-    setError(null);
-    try {
+    act(async () => {
       await call("POST", `/v1/${parent}/members`, { body: { user: user.trim(), role } });
       say(t("members.added", { user: user.trim() }));
       setUser("");
       onChange();
-    } catch (caught) {
-      setError(caught);
-    }
-    setBusy(false);
+    });
   };
   return html`<${Card} title=${t("members.new")}>
     <form class="stack" onSubmit=${add}>

@@ -6,6 +6,7 @@ import "../i18n/pages.js";
 import "../i18n/settings.js";
 import { t } from "../i18n/texts.js";
 import { bytes, idOf, when } from "../i18n/format.js";
+import { useAct } from "../state/act.js";
 import { useLoad } from "../state/load.js";
 import { may } from "../state/session.js";
 import { renames, say } from "../state/status.js";
@@ -46,20 +47,13 @@ function General({ project }) {
 
 /** Sends changes of a project, and what became of that. @param {any} data @param {() => void} onChange */
 function useUpdate(data, onChange) {
-  const [busy, setBusy] = useState(false);
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const update = async (/** @type {string} */ updateMask, /** @type {any} */ body) => {
-    setBusy(true);
-    setError(null);
-    try {
+  const { busy, error, act } = useAct();
+  const update = (/** @type {string} */ updateMask, /** @type {any} */ body) =>
+    act(async () => {
       await call("PATCH", `/v1/${data.name}`, { query: { updateMask }, body });
       say(t("settings.saved"));
       onChange();
-    } catch (caught) {
-      setError(caught);
-    }
-    setBusy(false);
-  };
+    });
   return { busy, error, update };
 }
 

@@ -5,6 +5,7 @@ import "../i18n/pages.js";
 import "../i18n/settings.js";
 import { t } from "../i18n/texts.js";
 import { when } from "../i18n/format.js";
+import { useAct } from "../state/act.js";
 import { useLoad } from "../state/load.js";
 import { Confirm, Secret } from "../ui/access_parts.js";
 import { Button, Card, Chip, Empty, Field, Loaded, Problem } from "../ui/parts.js";
@@ -48,22 +49,16 @@ function Create({ parent, onMade, onChange }) {
   const [url, setUrl] = useState("");
   const [name, setName] = useState("");
   const [events, setEvents] = useState(EVENTS);
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const [busy, setBusy] = useState(false);
-  const create = async (/** @type {Event} */ event) => {
+  const { busy, error, act } = useAct();
+  const create = (/** @type {Event} */ event) => {
     event.preventDefault();
-    setBusy(true);
-    setError(null);
-    try {
+    act(async () => {
       const body = { url: url.trim(), displayName: name.trim(), eventTypes: events };
       onMade(await call("POST", `/v1/${parent}/webhooks`, { query: { requestId: newRequestId() }, body }));
       setUrl("");
       setName("");
       onChange();
-    } catch (caught) {
-      setError(caught);
-    }
-    setBusy(false);
+    });
   };
   return html`<${Card} title=${t("webhooks.new")}>
     <form class="stack" onSubmit=${create}>
@@ -86,26 +81,15 @@ function Create({ parent, onMade, onChange }) {
 /** @param {{one: any, onSecret: (webhook: any) => void, onChange: () => void}} props */
 function Webhook({ one, onSecret, onChange }) {
   const [asking, setAsking] = useState("");
-  const [busy, setBusy] = useState("");
-  const [error, setError] = useState(/** @type {any} */ (null));
+  const { busy, error, act } = useAct();
   const [tried, setTried] = useState(/** @type {any} */ (null));
   const [opened, open] = useState(false);
-  const act = async (/** @type {string} */ what, /** @type {() => Promise<void>} */ work) => {
-    setBusy(what);
-    setError(null);
-    try {
-      await work();
-    } catch (caught) {
-      setError(caught);
-    }
-    setBusy("");
-  };
-  const test = () => act("test", async () => setTried(await call("POST", `/v1/${one.name}:test`, { body: {} })));
+  const test = () => act(async () => setTried(await call("POST", `/v1/${one.name}:test`, { body: {} })), "test");
   const turn = () =>
-    act("turn", async () => {
+    act(async () => {
       await call("PATCH", `/v1/${one.name}`, { query: { updateMask: "disabled" }, body: { disabled: !one.disabled } });
       onChange();
-    });
+    }, "turn");
   const types = one.eventTypes?.length ? one.eventTypes : EVENTS;
   return html`<${Card}
     title=${html`<span class="row path">${nameOf(one)} <${Chip} tone=${one.disabled ? "" : "ok"}>${t(one.disabled ? "webhooks.disabled" : "webhooks.enabled")}<//></span>`}
